@@ -1,0 +1,1 @@
+"""What the training scripts share: configuration, engine, averaged weights, checkpoints, log, data."""
