@@ -1,0 +1,98 @@
+"""Figures with their uncertainty: a value and the interval around it.
+
+A fraction gets Wilson's score interval, which stays inside [0, 1] and is sound near 0 and 1; a ratio of two
+means gets the percentile interval of the bootstrap.
+
+References:
+    | Probable Inference, the Law of Succession, and Statistical Inference (Wilson, 1927)
+    | An Introduction to the Bootstrap (Efron & Tibshirani, 1993), chapter 13
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from statistics import NormalDist
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """A figure, the two ends of its confidence interval, and the number of observations behind it."""
+
+    value: float
+    low: float
+    high: float
+    count: int
+
+    def to_dict(self) -> dict[str, float | int]:
+        """The four fields under their names, ready for JSON."""
+        return asdict(self)
+
+
+def wilson_estimate(successes: int, trials: int, confidence: float = 0.95) -> Estimate:
+    """A fraction with Wilson's score interval.
+
+    Args:
+        successes: How many trials succeeded, 0 to `trials`.
+        trials: How many there were, at least 1.
+        confidence: The interval's coverage, strictly between 0 and 1.
+
+    Raises:
+        ValueError: If a number is outside its range.
+    """
+    if trials < 1 or not 0 <= successes <= trials:
+        raise ValueError(
+            f"`successes` must be from 0 to `trials`, and `trials` at least 1; got {successes} of {trials}."
+        )
+    z = NormalDist().inv_cdf(0.5 + _checked(confidence) / 2)
+    fraction = successes / trials
+    shrink = 1 + z * z / trials
+    centre = (fraction + z * z / (2 * trials)) / shrink
+    half = z / shrink * math.sqrt(fraction * (1 - fraction) / trials + z * z / (4 * trials * trials))
+    low = 0.0 if successes == 0 else centre - half
+    high = 1.0 if successes == trials else centre + half
+    return Estimate(value=fraction, low=low, high=high, count=trials)
+
+
+def ratio_of_means(
+    numerator: Tensor, denominator: Tensor, *, confidence: float = 0.95, resamples: int = 2000, seed: int = 0
+) -> Estimate:
+    """mean(numerator) / mean(denominator) with a bootstrap interval, both samples resampled independently.
+
+    Args:
+        numerator: (n,) observations, such as the energy of each generated image.
+        denominator: (m,) observations, such as the energy of each real image; their mean must not be 0.
+        confidence: The interval's coverage, strictly between 0 and 1.
+        resamples: Number of bootstrap resamples.
+        seed: Seed of the resampling; the same seed gives the same interval.
+
+    Raises:
+        ValueError: If a sample is empty or not one-dimensional, or the denominator's mean is 0.
+    """
+    confidence = _checked(confidence)
+    for name, values in (("numerator", numerator), ("denominator", denominator)):
+        if values.ndim != 1 or values.numel() == 0:
+            raise ValueError(f"`{name}` must be a non-empty vector, got shape {tuple(values.shape)}.")
+    top, bottom = numerator.double().cpu(), denominator.double().cpu()
+    if bottom.mean() == 0:
+        raise ValueError("`denominator` has mean 0, pass observations with another mean.")
+    generator = torch.Generator().manual_seed(seed)
+
+    def resampled_means(values: Tensor) -> Tensor:
+        count = values.numel()
+        draws = (torch.randint(count, (count,), generator=generator) for _ in range(resamples))
+        return torch.stack([values[index].mean() for index in draws])
+
+    ratios = resampled_means(top) / resampled_means(bottom)
+    tail = (1 - confidence) / 2
+    low, high = torch.quantile(ratios, torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()
+    return Estimate(value=(top.mean() / bottom.mean()).item(), low=low, high=high, count=top.numel())
+
+
+def _checked(confidence: float) -> float:
+    if not 0 < confidence < 1:
+        raise ValueError(f"`confidence` must lie strictly between 0 and 1, got {confidence}; 0.95 is usual.")
+    return confidence
