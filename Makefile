@@ -1,0 +1,52 @@
+# make generate                      images from the checkpoint that ships inside the package, in outputs/
+# make generate PROMPT="a red bag"   the same for one's own prompt
+# make test                          the tests, without the slow ones; make test-all runs every one
+# make lint                          style and annotations
+# Each command makes .venv first; it is remade only when pyproject.toml or constraints.txt change.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+# More threads than cores make torch slower.
+OMP_NUM_THREADS ?= $(shell nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
+export OMP_NUM_THREADS
+
+PROMPT ?=
+NUM_IMAGES ?= 8
+OUTPUT ?= outputs
+export PROMPT NUM_IMAGES OUTPUT
+
+.PHONY: install generate test test-all lint clean help
+
+help:
+	@sed -n 's/^# //p' $(firstword $(MAKEFILE_LIST)) | head -5
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and \
+	  "error: Python 3.11 or newer is needed (diffusers 0.42 needs it); this is %d.%d. Say which with PYTHON=python3.12" % v[:2])'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[test]"
+	@touch $@
+
+generate: $(STAMP)
+	@if [ -n "$$PROMPT" ]; then \
+	  $(BIN)/guided-diffusers generate "$$PROMPT" --num-images "$$NUM_IMAGES" --output "$$OUTPUT"; \
+	else \
+	  $(BIN)/guided-diffusers generate --example-prompts --num-images "$$NUM_IMAGES" --output "$$OUTPUT"; \
+	fi
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -q -m "not slow"
+
+test-all: $(STAMP)
+	$(BIN)/python -m pytest -q
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+
+clean:
+	rm -rf $(VENV) outputs build dist .pytest_cache .ruff_cache

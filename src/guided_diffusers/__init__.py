@@ -1,0 +1,86 @@
+"""Guidance of every kind for any diffusers scheduler, and the training and evaluation that it needs.
+
+Public names are imported when they are first used, so importing the package costs little more than diffusers itself.
+Importing it also teaches diffusers' loader the classes of this library: see `guided_diffusers._registration`.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from guided_diffusers import _registration
+from guided_diffusers.noise_level import NoiseLevel
+
+# Importing that module bound its name here. The public `noise_level` is the function: `__getattr__` finds it.
+del globals()["noise_level"]
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline, ModelMixin, SchedulerMixin
+    from diffusers.guiders import BaseGuidance
+
+    from guided_diffusers.checkpoints import pretrained
+    from guided_diffusers.conditioning import Condition
+    from guided_diffusers.denoiser import Denoised, ModelDenoiser
+    from guided_diffusers.models.autoencoder import VariationalAutoencoder
+    from guided_diffusers.pipelines.text_to_image import TextToImagePipeline
+    from guided_diffusers.prediction import from_denoised, to_denoised
+    from guided_diffusers.sampling import sampling_loop
+    from guided_diffusers.schedulers import GuidedDDIMScheduler, GuidedDDPMScheduler, noise_level
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Condition",
+    "Denoised",
+    "GuidedDDIMScheduler",
+    "GuidedDDPMScheduler",
+    "ModelDenoiser",
+    "NoiseLevel",
+    "TextToImagePipeline",
+    "VariationalAutoencoder",
+    "from_denoised",
+    "noise_level",
+    "pretrained",
+    "sampling_loop",
+    "to_denoised",
+]
+
+_HOME = {
+    "Condition": "guided_diffusers.conditioning",
+    "Denoised": "guided_diffusers.denoiser",
+    "GuidedDDIMScheduler": "guided_diffusers.schedulers",
+    "GuidedDDPMScheduler": "guided_diffusers.schedulers",
+    "ModelDenoiser": "guided_diffusers.denoiser",
+    "TextToImagePipeline": "guided_diffusers.pipelines.text_to_image",
+    "VariationalAutoencoder": "guided_diffusers.models.autoencoder",
+    "from_denoised": "guided_diffusers.prediction",
+    "noise_level": "guided_diffusers.schedulers",
+    "pretrained": "guided_diffusers.checkpoints",
+    "sampling_loop": "guided_diffusers.sampling",
+    "to_denoised": "guided_diffusers.prediction",
+    # diffusers' loader looks for these base classes in the library that a component names.
+    "BaseGuidance": "diffusers.guiders",
+    "DiffusionPipeline": "diffusers",
+    "ModelMixin": "diffusers",
+    "SchedulerMixin": "diffusers",
+}
+_SUBMODULES = ("evaluation", "guidance", "models", "pipelines", "schedulers", "training")
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        value = getattr(import_module(_HOME[name]), name)
+    elif name in _SUBMODULES:
+        value = import_module(f"guided_diffusers.{name}")
+    else:
+        raise AttributeError(f"module 'guided_diffusers' has no attribute {name!r}; it has: {', '.join(__all__)}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*(name for name in globals() if name.startswith("__")), *__all__, *_SUBMODULES})
+
+
+_registration.register(pipelines=("TextToImagePipeline",))
