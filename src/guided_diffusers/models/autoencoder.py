@@ -1,8 +1,8 @@
 """A KL autoencoder whose `encode` and `decode` speak standardised latents.
 
-Latent diffusion wants latents of mean 0 and deviation 1. Stable Diffusion multiplies by one number that every
-pipeline has to know (`scaling_factor`); here the mean m and deviation s of each channel live in the model, and a
-pipeline has nothing to know:
+Latent diffusion wants latents of mean 0 and deviation 1. Stable Diffusion multiplies by one number that
+every pipeline has to know (`scaling_factor`); here the mean m and deviation s of each channel live in the
+model, and a pipeline has nothing to know:
 
     encode(x) = N((mean(x) - m) / s, (std(x) / s)^2)        decode(z) = decoder(s z + m)
 
@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 from diffusers import AutoencoderKL
@@ -23,7 +23,6 @@ from diffusers.models.autoencoders.vae import DecoderOutput, DiagonalGaussianDis
 from diffusers.models.modeling_outputs import AutoencoderKLOutput
 from diffusers.utils import BaseOutput
 from torch import Tensor
-from typing_extensions import Self
 
 from .safe import PICKLE_SUFFIXES, SafeWeightsMixin
 
@@ -47,9 +46,9 @@ class VariationalAutoencoderOutput(BaseOutput):
 class VariationalAutoencoder(SafeWeightsMixin, AutoencoderKL):
     """AutoencoderKL with standardised latents; takes its whole configuration and its weights.
 
-    `latents_mean` and `latents_std` hold one number a latent channel (None: 0 and 1). AutoencoderKL's checkpoints
-    carry neither, so they load unchanged and keep their `scaling_factor`; a new model's is 1. The statistics are
-    honoured wherever they are set: SDXL's pipelines, which use them on their own, would standardise twice.
+    `latents_mean` and `latents_std` hold one number a latent channel (None: 0 and 1). Checkpoints of
+    AutoencoderKL carry neither, so they load unchanged and keep their `scaling_factor`; a new model's is 1.
+    The statistics are honoured wherever they are set: SDXL's pipelines, which use them too, would do so twice.
 
     Every other argument is AutoencoderKL's.
 
@@ -127,7 +126,7 @@ class VariationalAutoencoder(SafeWeightsMixin, AutoencoderKL):
         return super().from_single_file(given, *args, **kwargs)
 
     def set_latent_statistics(self, mean: Sequence[float] | Tensor, std: Sequence[float] | Tensor) -> None:
-        """Sets the raw latents' mean and deviation, a number a channel; they are saved in the configuration."""
+        """Sets the raw latents' mean and deviation, one number a channel; the configuration keeps them."""
         statistics = {"latents_mean": mean, "latents_std": std}
         values = {k: torch.as_tensor(v, dtype=torch.float64).tolist() for k, v in statistics.items()}
         _check_statistics("latents_mean", values["latents_mean"], self.config.latent_channels)

@@ -5,9 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from pathlib import Path
-from typing import Any
-
-from typing_extensions import Self
+from typing import Any, Self
 
 PICKLE_SUFFIXES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 
@@ -21,8 +19,9 @@ def pickles_in(folder: str | os.PathLike[str]) -> list[str]:
 class SafeWeightsMixin:
     """Goes before ModelMixin in the bases of a model: saves and loads safetensors only.
 
-    A pickle runs code when it is loaded. So `save_pretrained(safe_serialization=False)` warns and saves safetensors
-    all the same, and `from_pretrained` raises OSError where it finds none, whatever `use_safetensors` says.
+    A pickle runs code when it is loaded. So `save_pretrained(safe_serialization=False)` warns and saves
+    safetensors all the same, and `from_pretrained` raises OSError where it finds none, whatever
+    `use_safetensors` says.
     """
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
