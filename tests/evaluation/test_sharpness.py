@@ -34,7 +34,7 @@ def test_all_frequencies_add_up_to_the_mean_square(noise):
 
 @pytest.mark.parametrize(("cycles", "counts"), [(4, False), (8, False), (9, True), (15, True)])
 def test_a_wave_counts_when_it_is_beyond_half_of_nyquist(cycles, counts):
-    """cos(2 pi k x / 32) has mean square 1/2, all of it at k/32 cycles per pixel; k = 8 is half of Nyquist."""
+    """cos(2 pi k x / 32) has mean square 1/2, all at k/32 cycles per pixel; k = 8 is half of Nyquist."""
     wave = torch.cos(2 * torch.pi * cycles * torch.arange(32, dtype=torch.float64) / 32)
     energy = high_frequency_energy(wave.expand(1, 1, 32, 32))
     assert energy.item() == pytest.approx(0.5 if counts else 0, abs=1e-12)

@@ -25,8 +25,8 @@ def high_frequency_energy(images: Tensor, cutoff: float = 0.25) -> Tensor:
 
     Args:
         images: (batch, channels, height, width), any linear range; energies scale with its square.
-        cutoff: Radial frequency in cycles per pixel, in [0, 0.5) (Nyquist's is 0.5); frequencies strictly beyond
-            it count.
+        cutoff: Radial frequency in cycles per pixel, in [0, 0.5) (Nyquist has 0.5); frequencies beyond
+            it count, it does not.
 
     Returns:
         (batch,) float64. Each image's figure depends on that image alone.
