@@ -1,8 +1,8 @@
 """Checkpoints to resume from: safetensors and JSON, complete or absent.
 
-A checkpoint is a folder `<images seen, 12 digits>` with `<part>.safetensors` files and `state.json`. It is written
-under a temporary name in the same folder, flushed to the disk and renamed, so a crash cannot leave half of one under
-a final name; leftovers of a crash are removed when the next one is written.
+A checkpoint is a folder `<images seen, 12 digits>` with `<part>.safetensors` files and `state.json`. It is
+written under a temporary name beside its place, flushed to the disk and renamed, so a crash cannot leave half
+of one under a final name; leftovers of a crash are removed when the next one is written.
 """
 
 from __future__ import annotations
@@ -15,10 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from torch.optim import Optimizer
 
 TEMPORARY = ".writing-"
 REPLACED = ".replaced-"
@@ -26,7 +24,7 @@ REPLACED = ".replaced-"
 
 @contextmanager
 def atomic_folder(path: str | Path) -> Iterator[Path]:
-    """A new folder to write into that takes the name `path` (replacing what was there) once all is on the disk."""
+    """A new folder to write into; it replaces `path` once all is on the disk."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary, replaced = path.parent / (TEMPORARY + path.name), path.parent / (REPLACED + path.name)
@@ -65,9 +63,11 @@ def save_checkpoint(
             file = temporary / f"{part}.safetensors"
             file.parent.mkdir(parents=True, exist_ok=True)
             save_file({name: value.detach().cpu().contiguous() for name, value in values.items()}, file)
-        (temporary / "state.json").write_text(json.dumps({**state, "images_seen": images_seen, "parts": list(tensors)}))
-    for leftover in [*folder.glob(TEMPORARY + "*"), *folder.glob(REPLACED + "*"), *_checkpoints(folder)[:-keep]]:
-        shutil.rmtree(leftover)
+        whole = {**state, "images_seen": images_seen, "parts": list(tensors)}
+        (temporary / "state.json").write_text(json.dumps(whole))
+    leftovers = [path for pattern in (TEMPORARY, REPLACED) for path in folder.glob(pattern + "*")]
+    for path in leftovers + _checkpoints(folder)[:-keep]:
+        shutil.rmtree(path)
     return folder / f"{images_seen:012d}"
 
 
@@ -88,32 +88,11 @@ def load_checkpoint(path: str | Path) -> tuple[dict[str, dict[str, Tensor]], dic
         state = json.loads((path / "state.json").read_text())
         missing = [file for part in state["parts"] if not (file := path / f"{part}.safetensors").exists()]
     if missing:
-        raise FileNotFoundError(f"checkpoint {path} lacks {missing[0].name}: remove the folder to resume from an older one")
+        raise FileNotFoundError(
+            f"checkpoint {path} lacks {missing[0].relative_to(path)}: remove the folder to resume from an "
+            "older one"
+        )
     return {part: load_file(path / f"{part}.safetensors") for part in state["parts"]}, state
-
-
-def optimizer_tensors(optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """An optimizer's state as flat tensors, `<parameter index>.<name>`, and plain data (the rest)."""
-    whole = optimizer.state_dict()
-    tensors, plain = {}, {}
-    for index, values in whole["state"].items():
-        for name, value in values.items():
-            (tensors if isinstance(value, Tensor) else plain)[f"{index}.{name}"] = value
-    return tensors, {"plain": plain, "param_groups": whole["param_groups"]}
-
-
-def load_optimizer(optimizer: Optimizer, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
-    """Restore what `optimizer_tensors` gave, each tensor in its parameter's memory format."""
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    whole: dict[int, dict[str, Any]] = {}
-    for key, value in {**tensors, **state["plain"]}.items():
-        index, name = key.split(".", 1)
-        parameter = parameters[int(index)]
-        if isinstance(value, Tensor) and value.shape == parameter.shape and value.dim():
-            value = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
-        whole.setdefault(int(index), {})[name] = value
-    groups = [{k: tuple(v) if k == "betas" else v for k, v in group.items()} for group in state["param_groups"]]
-    optimizer.load_state_dict({"state": whole, "param_groups": groups})
 
 
 def _checkpoints(folder: Path) -> list[Path]:

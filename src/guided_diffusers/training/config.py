@@ -9,8 +9,9 @@ A script declares its own dataclass and composes it with the shared one::
 
     config = parse_config(MyConfig, sys.argv[1:])
 
-`--config file.yaml` is read first; then `--training.learning_rate 1e-3` (or `--learning_rate 1e-3`, since that name
-is unique) overrides it. A field of type `dict` is open: `--unet.layers_per_block 2` sets one key of it.
+`--config file.yaml` is read first; then `--training.learning_rate 1e-3` (or `--learning_rate 1e-3`, since
+that name is unique) overrides it. A field of type `dict` is open: `--unet.layers_per_block 2` sets one key of
+it.
 """
 
 from __future__ import annotations
@@ -28,6 +29,13 @@ from typing import Any, Literal, TypeVar
 import yaml
 
 Config = TypeVar("Config")
+_POSITIVE = (
+    "num_images batch_size gradient_accumulation learning_rate keep_checkpoints log_every_images".split()
+)
+_NOT_NEGATIVE = (
+    "prefetch_batches warmup_images weight_decay max_grad_norm ema_half_life_images ema_ramp_up "
+    "checkpoint_every_images export_every_images validate_every_images"
+).split()
 
 
 def option(default: Any, description: str) -> Any:
@@ -37,15 +45,15 @@ def option(default: Any, description: str) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
-    """What every training script shares. Durations are in images, so they survive a change of batch size."""
+    """What every training script shares. Durations are in images, so a change of batch size leaves them."""
 
-    output_dir: str = field(metadata={"help": "folder of the run: config.json, log.jsonl, checkpoints, exports"})
+    output_dir: str = field(metadata={"help": "the run's folder: config.json, log.jsonl, checkpoints, final"})
     seed: int = option(0, "all randomness is a function of the seed and the position in training")
     num_images: int = option(1_000_000, "images to see in all")
     stop_at_images: int | None = option(None, "stop here with a checkpoint, as if interrupted; resume later")
-    batch_size: int = option(64, "images a step, over all processes and accumulation steps")
-    gradient_accumulation: int = option(1, "forward-backward passes a step; each process sees an equal part")
-    prefetch_batches: int = option(2, "batches prepared ahead by a background thread; 0 prepares them in line")
+    batch_size: int = option(64, "images a step, over all processes and accumulation parts")
+    gradient_accumulation: int = option(1, "parts of a process's batch, one in memory at a time")
+    prefetch_batches: int = option(2, "batches a background thread prepares ahead; 0 prepares them in line")
     learning_rate: float = option(1e-3, "peak learning rate")
     warmup_images: int = option(10_000, "images over which the learning rate rises linearly from 0")
     learning_rate_schedule: Literal["constant", "cosine", "linear", "inverse_sqrt"] = option(
@@ -55,19 +63,19 @@ class TrainingConfig:
     betas: tuple[float, float] = option((0.9, 0.99), "AdamW's decay rates")
     max_grad_norm: float = option(1.0, "clip each optimizer's gradient to this norm; 0 only measures it")
     mixed_precision: Literal["no", "fp16", "bf16"] = option("no", "autocast dtype; weights stay float32")
-    gradient_checkpointing: bool = option(False, "recompute activations in the backward pass: less memory, more time")
+    gradient_checkpointing: bool = option(False, "recompute activations in the backward pass: less memory")
     channels_last: bool = option(False, "channels-last convolutions")
-    ema_half_life_images: float = option(50_000.0, "half-life of the averaged weights; 0 keeps the last weights")
+    ema_half_life_images: float = option(50_000.0, "half-life of the averaged weights; 0: the last weights")
     ema_ramp_up: float = option(0.05, "half-life at most this fraction of the images seen so far")
     snapshot_fractions: tuple[float, ...] = option(
-        (1 / 16, 1 / 8, 1 / 4, 1 / 2), "keep the averaged weights of these fractions of training (weak networks)"
+        (1 / 16, 1 / 8, 1 / 4, 1 / 2), "keep the averaged weights of these points of training (weak networks)"
     )
-    checkpoint_every_images: int = option(50_000, "write a checkpoint to resume from this often; 0 only at the end")
+    checkpoint_every_images: int = option(50_000, "write a checkpoint to resume from; 0: only at the end")
     keep_checkpoints: int = option(2, "keep the newest of them")
-    export_every_images: int = option(0, "write the averaged model in from_pretrained format this often; 0 at the end")
-    validate_every_images: int = option(50_000, "call the task's validation this often; 0 never")
-    log_every_images: int = option(5_000, "write a record to log.jsonl this often")
-    report_to: tuple[str, ...] = option((), "trackers of accelerate to report to besides log.jsonl, e.g. tensorboard")
+    export_every_images: int = option(0, "write the averaged model in from_pretrained format; 0: at the end")
+    validate_every_images: int = option(50_000, "draw or measure with the averaged weights; 0: never")
+    log_every_images: int = option(5_000, "write a record to log.jsonl")
+    report_to: tuple[str, ...] = option((), "accelerate's trackers to report to besides log.jsonl")
 
     def __post_init__(self) -> None:
         """Check ranges.
@@ -75,14 +83,11 @@ class TrainingConfig:
         Raises:
             ValueError: naming the field, what was given and what is allowed.
         """
-        positive = ("num_images", "batch_size", "gradient_accumulation", "learning_rate", "keep_checkpoints")
-        for name in positive + ("log_every_images",):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
-        for name in ("warmup_images", "prefetch_batches", "weight_decay", "max_grad_norm", "ema_half_life_images",
-                     "checkpoint_every_images", "export_every_images", "validate_every_images"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
+        for name in _POSITIVE + _NOT_NEGATIVE:
+            value = getattr(self, name)
+            if not (value > 0 or (value == 0 and name in _NOT_NEGATIVE)):
+                allowed = "0 or more" if name in _NOT_NEGATIVE else "positive"
+                raise ValueError(f"{name} must be {allowed}, got {value}")
         if not all(0 < fraction <= 1 for fraction in self.snapshot_fractions):
             raise ValueError(f"snapshot_fractions must lie in (0, 1], got {self.snapshot_fractions}")
         if self.batch_size % self.gradient_accumulation:
@@ -95,8 +100,8 @@ class TrainingConfig:
 def parse_config(cls: type[Config], argv: Sequence[str]) -> Config:
     """Read a script's configuration from `--config file.yaml` and overrides.
 
-    `--dry_run` prints the resolved configuration as JSON and exits with status 0. A bad key or value prints a message
-    that names it (and the nearest known key) and exits with status 2.
+    `--dry_run` prints the resolved configuration as JSON and exits with status 0. A bad key or value prints a
+    message that names it (and the nearest known key) and exits with status 2.
 
     Args:
         cls: a dataclass; nested dataclasses are allowed.
@@ -122,7 +127,8 @@ def build_config(cls: type[Config], tree: dict[str, Any], overrides: dict[str, A
     """Build a dataclass from a nested mapping and `{"dotted.key": value}` overrides.
 
     Raises:
-        ValueError: for an unknown key (named with the nearest known one), a missing one, or a value of the wrong type.
+        ValueError: for an unknown key (named with the nearest known one), a missing one, or a value of the
+            wrong type or range.
     """
     tree = json.loads(json.dumps(tree))  # a deep copy that is plain data
     for dotted, value in (overrides or {}).items():
@@ -153,7 +159,7 @@ def _leaves(cls: type, prefix: str = "") -> Iterator[tuple[str, Any, Field]]:
 def _parser(cls: type) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=cls.__doc__, allow_abbrev=False)
     parser.add_argument("--config", metavar="FILE.yaml", help="YAML file with any of the keys below, nested")
-    parser.add_argument("--dry_run", action="store_true", help="print the resolved configuration as JSON and exit")
+    parser.add_argument("--dry_run", action="store_true", help="print the configuration as JSON and exit")
     leaves = list(_leaves(cls))
     short = [name.rpartition(".")[2] for name, _, _ in leaves]
     for (name, kind, item), last in zip(leaves, short, strict=True):
@@ -163,7 +169,8 @@ def _parser(cls: type) -> argparse.ArgumentParser:
         default = "required" if item.default is MISSING and item.default_factory is MISSING else item.default
         text = f"{item.metadata.get('help', '')} (default: {default})".replace("%", "%%")
         flag = {"nargs": "?", "const": "true"} if kind is bool else {}
-        parser.add_argument(*names, dest=name, default=argparse.SUPPRESS, metavar=_name(kind), help=text, **flag)
+        flag |= {"dest": name, "default": argparse.SUPPRESS, "metavar": _name(kind), "help": text}
+        parser.add_argument(*names, **flag)
     return parser
 
 
@@ -173,8 +180,8 @@ def _open_overrides(cls: type, rest: list[str]) -> dict[str, str]:
     overrides, words = {}, iter(rest)
     for word in words:
         key, equals, value = word.removeprefix("--").partition("=")
-        parent = next((name for name in leaves if key.startswith(name + ".") and _is_dict(leaves[name])), None)
-        if not word.startswith("--") or parent is None:
+        is_open = any(key.startswith(name + ".") and _is_dict(kind) for name, kind in leaves.items())
+        if not word.startswith("--") or not is_open:
             raise ValueError(_unknown(key, list(leaves) + [name.rpartition(".")[2] for name in leaves]))
         value = value if equals else next(words, None)
         if value is None:
@@ -216,7 +223,7 @@ def _build(cls: type, tree: dict[str, Any], prefix: str) -> Any:
 
 
 def _coerce(value: Any, kind: Any, path: str) -> Any:
-    """A value of YAML or the command line as the field's type; a ValueError that names the field otherwise."""
+    """A value of YAML or the command line as the field's type, or a ValueError that names the field."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if kind is Any:
         return value
@@ -230,7 +237,9 @@ def _coerce(value: Any, kind: Any, path: str) -> Any:
         open_ended = arguments[1:] == (...,)
         if open_ended or len(value) == len(arguments):
             parts = [arguments[0]] * len(value) if open_ended else arguments
-            return tuple(_coerce(item, part, f"{path}[{i}]") for i, (item, part) in enumerate(zip(value, parts)))
+            return tuple(
+                _coerce(item, part, f"{path}: each item") for item, part in zip(value, parts, strict=True)
+            )
     if _is_dict(kind) and isinstance(value, dict):
         return value
     if kind is bool and isinstance(value, bool):

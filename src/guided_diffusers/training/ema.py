@@ -12,14 +12,19 @@ from torch import Tensor, nn
 class ExponentialMovingAverage:
     """Averaged copies of named modules, ready to be used and saved.
 
-    After a step of n images, average <- average + (1 - 2^(-n / h)) (weights - average): a weight's share halves every
-    h images. At the start h is at most `ramp_up` times the images seen, so that the random initial weights fade
-    (Karras et al., Elucidating the Design Space of Diffusion-Based Generative Models, arXiv:2206.00364, app. F.2).
+    After a step of n images, average <- average + (1 - 2^(-n / h)) (weights - average): a weight's share
+    halves every h images. At the start h is at most `ramp_up` times the images seen, so that the random
+    initial weights fade.
 
     Args:
-        modules: the trained modules by name. The copies are float32, in evaluation mode and without gradients.
+        modules: the trained modules by name, in float32. The copies are in evaluation mode, without
+            gradients.
         half_life_images: h, in images; 0 follows the last weights exactly.
         ramp_up: upper bound of h as a fraction of the images seen; None for no bound.
+
+    References:
+        Karras et al., Elucidating the Design Space of Diffusion-Based Generative Models, arXiv:2206.00364,
+        app. F.2.
     """
 
     def __init__(
@@ -27,7 +32,9 @@ class ExponentialMovingAverage:
     ) -> None:
         self.half_life_images = half_life_images
         self.ramp_up = ramp_up
-        self.modules = {name: copy.deepcopy(module).eval().requires_grad_(False) for name, module in modules.items()}
+        self.modules = {name: copy.deepcopy(module) for name, module in modules.items()}
+        for module in self.modules.values():
+            module.eval().requires_grad_(False)
         pairs = [
             (average, source)
             for name, module in modules.items()

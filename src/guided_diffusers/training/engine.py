@@ -1,80 +1,42 @@
 """The training loop that every script shares.
 
-A *task* says what is trained and on what; the engine owns the order of the data, gradient steps, averaged weights,
-checkpoints and the log. Everything random is a function of (seed, position), where the position of a sample is the
-number of images seen before it: so the result does not depend on the number of processes or on accumulation, and
-resuming - the same command again - gives the weights that an uninterrupted run gives, to the bit (one process, CPU,
-float32).
+A task (`task.Task`) says what is trained and on what; the engine owns the order of the data, gradient steps,
+averaged weights, checkpoints and the log. Everything random is a function of (seed, position), where the
+position of a sample is the number of images seen before it: so the result does not depend on the number of
+processes or on accumulation, and resuming - the same command again - gives the weights that an uninterrupted
+run gives, to the bit (one process, CPU, float32).
 
-Processes average their gradients after each backward pass rather than through a DistributedDataParallel wrapper: a
+Processes average their gradients after the backward pass and not through a DistributedDataParallel wrapper: a
 task may then call any method of its modules and take `torch.autograd.grad`, as adversarial training must.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast, send_to_device
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from ..randomness import seed_for
-from . import checkpoint as ckpt
+from .checkpoint import atomic_folder, latest_checkpoint, load_checkpoint, save_checkpoint
 from .config import TrainingConfig, to_json
 from .ema import ExponentialMovingAverage
-from .log import ByBin, JsonLines, Meter
+from .log import JsonLines, Meter, flatten
+from .order import data_order
 from .schedule import learning_rate_factor
+from .state import restore_training, training_state
+from .task import Metrics, Task
 
 logger = logging.getLogger(__name__)
-Metrics = Mapping[str, Tensor | float | ByBin]
 
 
-class Task(Protocol):
-    """What a training script provides.
-
-    Attributes:
-        modules: the trained networks by name; the engine moves them to the device, in place.
-        averaged: names of those whose weights are averaged, snapshotted (`save_pretrained`) and exported.
-        optimizers: by name, over parameters of the modules; a group's `lr` is its peak, which the schedule scales.
-        num_samples: size of the data set.
-    """
-
-    modules: Mapping[str, nn.Module]
-    averaged: Collection[str]
-    optimizers: Mapping[str, Optimizer]
-    num_samples: int
-
-    def batch(self, indices: list[int], positions: list[int]) -> Any:
-        """CPU tensors (nested in tuples, lists, dicts) of some samples.
-
-        Runs in a background thread: a pure function of its arguments, so no global random numbers; draw from
-        `randomness.randn_for(seed, positions, ...)`.
-
-        Args:
-            indices: rows of the data set.
-            positions: for each, its position in training (what randomness depends on).
-        """
-
-    def losses(self, batch: Any) -> Iterator[tuple[str, Tensor, Metrics]]:
-        """Yield (optimizer's name, 0-dim loss, metrics) one after another; each is stepped before the next is asked for.
-
-        Only the named optimizer's parameters receive gradients from its loss. `batch` is on the device.
-        """
-
-    def validate(self, images_seen: int, modules: Mapping[str, nn.Module], folder: Path) -> Metrics:
-        """Measure or draw with the averaged weights; files go to `folder`. Metrics, if any, go to the log."""
-
-    def save(self, folder: Path, modules: Mapping[str, nn.Module]) -> None:
-        """Write what users load into an empty folder, with the averaged weights in `modules`."""
-
-
-def make_optimizer(config: TrainingConfig, parameters: Any) -> torch.optim.AdamW:
+def make_optimizer(config: TrainingConfig, parameters: Iterable[Any]) -> torch.optim.AdamW:
     """AdamW as the configuration says, over parameters or parameter groups."""
     return torch.optim.AdamW(
         parameters, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay, fused=True
@@ -90,16 +52,18 @@ def make_accelerator(config: TrainingConfig) -> Accelerator:
     )
 
 
-def train(task: Task, config: TrainingConfig, full_config: Any = None, accelerator: Accelerator | None = None) -> None:
+def train(
+    task: Task, config: TrainingConfig, full_config: Any = None, accelerator: Accelerator | None = None
+) -> None:
     """Train, or go on from the newest checkpoint of `config.output_dir`.
 
-    Leaves there: config.json, log.jsonl, checkpoints/, snapshots/<images>/<module>, validation/ and final/ (what
-    `task.save` writes).
+    Leaves there: config.json, log.jsonl, checkpoints/, snapshots/<images>/<module>/, validation/ and final/
+    (what `task.save` writes).
 
     Args:
-        task: see `Task`.
+        task: see `task.Task`.
         config: the shared part of the script's configuration.
-        full_config: the script's whole configuration, saved beside the weights; the shared part when not given.
+        full_config: the script's whole configuration, saved beside the weights; `config` when not given.
         accelerator: when the script has made its own.
 
     Raises:
@@ -112,22 +76,22 @@ def train(task: Task, config: TrainingConfig, full_config: Any = None, accelerat
 class Trainer:
     """The loop and its state; `train` is the way in."""
 
-    def __init__(self, task: Task, config: TrainingConfig, full_config: Any, accelerator: Accelerator) -> None:
+    def __init__(
+        self, task: Task, config: TrainingConfig, full_config: Any, accelerator: Accelerator
+    ) -> None:
         self.task, self.config, self.accelerator = task, config, accelerator
         self.folder = Path(config.output_dir)
         self.parts = accelerator.num_processes * config.gradient_accumulation
         if config.batch_size % self.parts:
             raise ValueError(
-                f"batch_size must be a multiple of processes x gradient_accumulation, got {config.batch_size} for "
-                f"{accelerator.num_processes} x {config.gradient_accumulation}"
+                f"batch_size is not a multiple of processes x gradient_accumulation: {config.batch_size} "
+                f"for {accelerator.num_processes} x {config.gradient_accumulation}"
             )
-        averaged = {}
-        for name, module in task.modules.items():
+        for module in task.modules.values():
             module.to(accelerator.device).train()
             for tensor in module.state_dict().values():
                 broadcast(tensor)
-            if name in task.averaged:
-                averaged[name] = module
+        averaged = {name: task.modules[name] for name in task.averaged}
         self.ema = ExponentialMovingAverage(averaged, config.ema_half_life_images, config.ema_ramp_up)
         for module in task.modules.values():
             _prepare(module, config)
@@ -173,8 +137,8 @@ class Trainer:
         with ThreadPoolExecutor(1) as thread:
             pending = [thread.submit(self.prepare, start) for start in starts[:ahead]]
             for start in starts:
-                following = start + ahead * self.config.batch_size
                 batch = pending.pop(0).result()
+                following = start + ahead * self.config.batch_size
                 if following < stop:
                     pending.append(thread.submit(self.prepare, following))
                 yield self.to_device(batch)
@@ -186,7 +150,8 @@ class Trainer:
         parts = []
         for begin in range(first, first + size * self.config.gradient_accumulation, size):
             positions = list(range(begin, begin + size))
-            parts.append(self.task.batch(data_order(self.config.seed, positions, self.task.num_samples), positions))
+            indices = data_order(self.config.seed, positions, self.task.num_samples)
+            parts.append(self.task.batch(indices, positions))
         return parts
 
     def to_device(self, parts: list[Any]) -> list[Any]:
@@ -230,7 +195,7 @@ class Trainer:
         self.meter.add({f"{name}_gradient_norm": norm})
 
     def after_step(self, before: int, seen: int, last: bool) -> None:
-        """Whatever is due between two positions: log, snapshot, validation, export, checkpoint, in this order."""
+        """Do what is due between two positions; the checkpoint comes last."""
 
         def due(every: int) -> bool:
             return every > 0 and seen // every > before // every
@@ -240,31 +205,25 @@ class Trainer:
             self.log(seen)
         if not self.accelerator.is_main_process:
             return
-        for fraction in config.snapshot_fractions:
-            if before < fraction * config.num_images <= seen:
-                self.snapshot(seen)
+        if any(before < fraction * config.num_images <= seen for fraction in config.snapshot_fractions):
+            self.snapshot(seen)
         if due(config.validate_every_images):
-            (self.folder / "validation").mkdir(exist_ok=True)
-            metrics = self.task.validate(seen, self.exported(), self.folder / "validation")
-            if metrics:
-                meter = Meter()
-                meter.add(metrics)
-                self.lines.write(seen, {"validation": meter.read()})
+            self.validate(seen)
         if due(config.export_every_images):
             self.export()
         if due(config.checkpoint_every_images) or last:
             self.save_checkpoint(seen)
 
     def log(self, seen: int) -> None:
-        """Write the means since the last record."""
+        """Write the means since the last record, and stop the run when a loss is not finite."""
         accelerator = self.accelerator
         record = self.meter.read(lambda sums: accelerator.reduce(sums, "sum"))
-        broken = [name for name in self.task.optimizers if not abs(record.get(name, 0.0)) < float("inf")]
-        if broken:
-            raise FloatingPointError(
-                f"the loss of {broken[0]!r} is {record[broken[0]]} after {seen} images: lower learning_rate, or resume "
-                "from an earlier checkpoint"
-            )
+        for name in self.task.optimizers:
+            if not abs(record.get(name, 0.0)) < float("inf"):
+                raise FloatingPointError(
+                    f"the loss of {name!r} is {record[name]} after {seen} images: lower learning_rate, or "
+                    "resume from an earlier checkpoint"
+                )
         if accelerator.is_main_process:
             seconds = self.lines.seconds
             speed = (seen - self.logged[0]) / max(seconds - self.logged[1], 1e-9)
@@ -274,7 +233,7 @@ class Trainer:
             self.lines.write(seen, record)
             logger.info("%d images: %s", seen, record)
         if accelerator.trackers:
-            accelerator.log(_flat(record), step=seen)
+            accelerator.log(flatten(record), step=seen)
 
     def exported(self) -> dict[str, nn.Module]:
         """All modules by name, averaged where there is an average."""
@@ -282,40 +241,36 @@ class Trainer:
 
     def snapshot(self, seen: int) -> None:
         """Keep the averaged networks of this position: weak networks for autoguidance."""
-        with ckpt.atomic_folder(self.folder / "snapshots" / str(seen)) as folder:
+        with atomic_folder(self.folder / "snapshots" / str(seen)) as folder:
             for name, module in self.ema.modules.items():
                 module.save_pretrained(folder / name)
+
+    def validate(self, seen: int) -> None:
+        """Let the task measure or draw; its metrics are a record of their own."""
+        (self.folder / "validation").mkdir(exist_ok=True)
+        meter = Meter()
+        meter.add(self.task.validate(seen, self.exported(), self.folder / "validation") or {})
+        if metrics := meter.read():
+            self.lines.write(seen, {"validation": metrics})
 
     def export(self) -> None:
         """Write final/ anew, with the averaged weights."""
         if self.accelerator.is_main_process:
-            with ckpt.atomic_folder(self.folder / "final") as folder:
+            with atomic_folder(self.folder / "final") as folder:
                 self.task.save(folder, self.exported())
 
     def save_checkpoint(self, seen: int) -> None:
         """Write all that resuming needs."""
-        tensors = {f"modules/{name}": module.state_dict() for name, module in self.task.modules.items()}
-        tensors |= {f"averaged/{name}": values for name, values in self.ema.state_dict().items()}
-        state: dict[str, Any] = {"optimizers": {}}
-        for name, optimizer in self.task.optimizers.items():
-            tensors[f"optimizers/{name}"], state["optimizers"][name] = ckpt.optimizer_tensors(optimizer)
-        if self.accelerator.scaler is not None:
-            state["scaler"] = self.accelerator.scaler.state_dict()
-        ckpt.save_checkpoint(self.folder / "checkpoints", seen, tensors, state, self.config.keep_checkpoints)
+        tensors, plain = training_state(self.task, self.ema, self.accelerator)
+        save_checkpoint(self.folder / "checkpoints", seen, tensors, plain, self.config.keep_checkpoints)
 
     def resume(self) -> int:
         """Restore the newest checkpoint; the number of images seen, 0 when there is none."""
-        path, seen = ckpt.latest_checkpoint(self.folder / "checkpoints"), 0
+        path, seen = latest_checkpoint(self.folder / "checkpoints"), 0
         if path is not None:
-            tensors, state = ckpt.load_checkpoint(path)
-            seen = state["images_seen"]
-            for name, module in self.task.modules.items():
-                module.load_state_dict(tensors[f"modules/{name}"])
-            self.ema.load_state_dict({name: tensors[f"averaged/{name}"] for name in self.ema.modules})
-            for name, optimizer in self.task.optimizers.items():
-                ckpt.load_optimizer(optimizer, tensors[f"optimizers/{name}"], state["optimizers"][name])
-            if "scaler" in state and self.accelerator.scaler is not None:
-                self.accelerator.scaler.load_state_dict(state["scaler"])
+            tensors, plain = load_checkpoint(path)
+            restore_training(self.task, self.ema, self.accelerator, tensors, plain)
+            seen = plain["images_seen"]
             logger.info("resuming after %d images from %s", seen, path)
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
@@ -326,48 +281,19 @@ class Trainer:
         return seen
 
 
-def data_order(seed: int, positions: list[int], num_samples: int) -> list[int]:
-    """The data set's row at each position: every epoch is a permutation drawn from (seed, epoch)."""
-    return [int(_permutation(seed, p // num_samples, num_samples)[p % num_samples]) for p in positions]
-
-
-_permutations: dict[tuple[int, int, int], Tensor] = {}
-
-
-def _permutation(seed: int, epoch: int, num_samples: int) -> Tensor:
-    key = (seed, epoch, num_samples)
-    if key not in _permutations:
-        generator = torch.Generator().manual_seed(seed_for(seed_for(seed, epoch), num_samples))
-        while len(_permutations) > 1:  # a batch may straddle two epochs
-            _permutations.pop(next(iter(_permutations)))
-        _permutations[key] = torch.randperm(num_samples, generator=generator)
-    return _permutations[key]
-
-
 def _prepare(module: nn.Module, config: TrainingConfig) -> None:
     if config.channels_last:
         module.to(memory_format=torch.channels_last)
     if config.gradient_checkpointing:
-        enable = getattr(module, "enable_gradient_checkpointing", None) or getattr(
-            module, "gradient_checkpointing_enable", None
-        )
-        if enable is not None:
-            enable()
+        for name in (
+            "enable_gradient_checkpointing",
+            "gradient_checkpointing_enable",
+        ):  # diffusers, transformers
+            if hasattr(module, name):
+                getattr(module, name)()
 
 
 def _average_gradients(accelerator: Accelerator, parameters: list[nn.Parameter]) -> None:
     flat = accelerator.reduce(torch.cat([p.grad.flatten() for p in parameters]), "mean")
     for parameter, mean in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
         parameter.grad.copy_(mean.view_as(parameter))
-
-
-def _flat(record: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
-    flat: dict[str, float] = {}
-    for name, value in record.items():
-        if isinstance(value, list):
-            value = {f"{number}": item for number, item in enumerate(value) if item is not None}
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{name}/")
-        else:
-            flat[prefix + name] = value
-    return flat

@@ -42,13 +42,21 @@ class Meter:
         value = torch.as_tensor(value).detach().double()
         return torch.stack([value.sum(), value.new_tensor(value.numel())])
 
-    def read(self, reduce: Callable[[Tensor], Tensor] = lambda sums: sums) -> dict[str, float | list[float | None]]:
-        """The means, then start anew. `reduce` adds sums over processes. A bin without samples gives None."""
-        record: dict[str, float | list[float | None]] = {}
+    def read(self, reduce: Callable[[Tensor], Tensor] = lambda sums: sums) -> dict[str, Any]:
+        """The means by name - a list for a `ByBin`, with None for a bin without samples - then start anew.
+
+        Args:
+            reduce: adds up sums over processes.
+        """
+        record: dict[str, Any] = {}
         for name, sums in self._sums.items():
             total, count = reduce(sums).unbind(-1)
             mean = (total / count).tolist()
-            record[name] = [None if value != value else value for value in mean] if isinstance(mean, list) else mean
+            if isinstance(mean, list):
+                mean = [
+                    value if samples else None for value, samples in zip(mean, count.tolist(), strict=True)
+                ]
+            record[name] = mean
         self._sums = {}
         return record
 
@@ -82,6 +90,19 @@ class JsonLines:
         """Append a record at a position in training."""
         with self.path.open("a") as file:
             file.write(json.dumps({"images": images, "seconds": round(self.seconds, 3), **record}) + "\n")
+
+
+def flatten(record: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
+    """A record as trackers take it: nested keys joined by "/", list items by their number."""
+    flat: dict[str, float] = {}
+    for name, value in record.items():
+        if isinstance(value, list):
+            value = {str(number): item for number, item in enumerate(value) if item is not None}
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{name}/")
+        else:
+            flat[prefix + name] = value
+    return flat
 
 
 def _parsed(line: str) -> dict[str, Any] | None:

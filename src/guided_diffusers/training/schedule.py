@@ -16,7 +16,8 @@ def learning_rate_factor(schedule: str, images_seen: int, warmup_images: int, nu
     """The learning rate as a fraction, in [0, 1], of its peak.
 
     Args:
-        schedule: constant, cosine (to 0), linear (to 0) or inverse_sqrt (Karras et al., arXiv:2312.02696, eq. 67).
+        schedule: constant, cosine (to 0), linear (to 0) or inverse_sqrt (from 10 warm-ups on; Karras et al.,
+            Analyzing and Improving the Training Dynamics of Diffusion Models, arXiv:2312.02696, eq. 67).
         images_seen: images seen when the step ends.
         warmup_images: the factor first rises linearly from 0 over so many images.
         num_images: images of the whole training.
