@@ -1,0 +1,67 @@
+"""Randomness as a function of position: (seed, global sample index) and nothing else.
+
+What a sample is made of must not depend on the rank, the number of processes or the batch it falls into. So each
+sample has a generator of its own, seeded by a hash of the run's seed and the sample's global index.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+_MASK = (1 << 64) - 1
+
+
+def _mix(value: int) -> int:
+    """The finaliser of SplitMix64 (Steele, Lea and Flood, 2014): a bijection of 64 bits in which every bit counts."""
+    value = (value + 0x9E3779B97F4A7C15) & _MASK
+    value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+    value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & _MASK
+    return value ^ (value >> 31)
+
+
+def seed_for(seed: int, sample_index: int) -> int:
+    """The seed of one sample.
+
+    Args:
+        seed: The run's seed, any integer.
+        sample_index: The sample's global index, any integer: its place in the whole run, not in a batch or on a rank.
+
+    Returns:
+        An integer in [0, 2^63), which `torch.Generator.manual_seed` takes as it is.
+    """
+    return _mix(_mix(seed & _MASK) ^ (sample_index & _MASK)) >> 1
+
+
+def generator_for(seed: int, sample_index: int, device: torch.device | str = "cpu") -> torch.Generator:
+    """A generator for one sample, seeded by `seed_for`."""
+    return torch.Generator(device).manual_seed(seed_for(seed, sample_index))
+
+
+def randn_for(
+    seed: int,
+    sample_indices: Sequence[int],
+    shape: Sequence[int],
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Standard normal noise with one generator a sample, drawn on the CPU so that it is the same on every device.
+
+    Args:
+        seed: The run's seed.
+        sample_indices: Global indices, one a sample.
+        shape: The shape of one sample.
+        device: Where the result goes.
+        dtype: Of the result; drawn in it.
+
+    Returns:
+        `(len(sample_indices), *shape)`.
+    """
+    noise = torch.empty(len(sample_indices), *shape, dtype=dtype)
+    generator = torch.Generator()
+    for row, index in zip(noise, sample_indices, strict=True):
+        row.normal_(generator=generator.manual_seed(seed_for(seed, index)))
+    return noise.to(device)
