@@ -1,0 +1,81 @@
+"""Conditions: what a network is told beside the sample and the noise level."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Condition:
+    """The keyword arguments of a network, with and without the condition.
+
+    Args:
+        positive: Keyword arguments, such as `{"encoder_hidden_states": (batch, length, width)}`. Tensors have the batch
+            first; nested mappings are allowed; anything that is not a tensor must be the same in `negative`.
+        negative: The same keys for the null condition (an empty or a negative prompt, the null class).
+    """
+
+    positive: Mapping[str, Any]
+    negative: Mapping[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        """Check the types at once, where the mistake is."""
+        for name in ("positive", "negative"):
+            value = getattr(self, name)
+            if not isinstance(value, Mapping) and not (name == "negative" and value is None):
+                raise TypeError(f"{name} is a {type(value).__name__}; allowed: a mapping of the network's arguments")
+
+    @cached_property
+    def null(self) -> Condition:
+        """The condition that carries `negative`; one object, so that a step asks for it once.
+
+        Raises:
+            ValueError: There is no `negative`.
+        """
+        if self.negative is None:
+            raise ValueError("this Condition has no negative: classifier-free guidance needs Condition(positive, negative)")
+        return Condition(self.negative)
+
+
+def words_beyond(tokenizer: Any, prompt: str, max_length: int | None = None) -> str:
+    """The end of a prompt that a text encoder's context does not hold.
+
+    Args:
+        tokenizer: A tokenizer of transformers, such as `CLIPTokenizer`.
+        prompt: One prompt.
+        max_length: The context length in tokens, special tokens included; by default the tokenizer's.
+
+    Returns:
+        The words that fall off, empty where none do.
+    """
+    max_length = max_length or tokenizer.model_max_length
+    ids = tokenizer(prompt, truncation=False, add_special_tokens=True).input_ids
+    if len(ids) <= max_length:
+        return ""
+    return tokenizer.decode(ids[max_length - 1 : -1]).strip()
+
+
+def tokenize(tokenizer: Any, prompts: Sequence[str], max_length: int | None = None) -> tuple[Tensor, Tensor]:
+    """Prompts to token ids of one length, padded and cut to the context.
+
+    Args:
+        tokenizer: A tokenizer of transformers.
+        prompts: The prompts.
+        max_length: The context length in tokens; by default the tokenizer's.
+
+    Returns:
+        Token ids and attention mask, both `(len(prompts), max_length)`, int64.
+    """
+    tokens = tokenizer(
+        list(prompts),
+        padding="max_length",
+        max_length=max_length or tokenizer.model_max_length,
+        truncation=True,
+        return_tensors="pt",
+    )
+    return tokens.input_ids, tokens.attention_mask

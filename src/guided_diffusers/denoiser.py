@@ -1,0 +1,187 @@
+"""Denoisers: what every algorithm of this package works on.
+
+A denoiser is any callable `(sample, level, condition) -> x_0`, the estimate E[x_0 | x_t, condition], of the sample's
+shape. Plain functions work. `ModelDenoiser` makes one of a network and its prediction type.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from guided_diffusers.noise_level import NoiseLevel, broadcast
+from guided_diffusers.prediction import PREDICTION_TYPES, at_least_float32, to_denoised
+
+
+_COMPUTE_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+class Denoised(NamedTuple):
+    """A denoiser's answer.
+
+    Attributes:
+        x0: The estimate of x_0, of the sample's shape, float32 (float64 where the sample is).
+        extra: Learned-variance channels, of the sample's shape: they ride along and are never guided.
+    """
+
+    x0: Tensor
+    extra: Tensor | None = None
+
+
+class Denoiser(Protocol):
+    """Anything that estimates x_0 from x_t."""
+
+    def __call__(self, sample: Tensor, level: NoiseLevel, condition: Any = None) -> Tensor | Denoised:
+        """Estimate x_0, of the shape of `sample`, `(batch, ...)`."""
+
+
+@runtime_checkable
+class BatchDenoiser(Protocol):
+    """A denoiser that answers several conditions on one sample with one forward."""
+
+    def batch(self, sample: Tensor, level: NoiseLevel, conditions: Sequence[Any]) -> list[Denoised]:
+        """One answer a condition, each of the shape of `sample`."""
+
+
+def as_denoised(answer: Tensor | Denoised) -> Denoised:
+    """A denoiser's answer as `Denoised`, whether it came as one or as a tensor."""
+    return answer if isinstance(answer, Denoised) else Denoised(answer)
+
+
+class ModelDenoiser:
+    """A network as a denoiser.
+
+    The network is called as `model(input_scale * x_t, timestep, **condition)` in its own dtype and may return a
+    tensor, a tuple that begins with one, or an output object with `.sample`. Twice the sample's channels mean learned
+    variance: the second half becomes `Denoised.extra`.
+
+    Args:
+        model: The network, such as a `UNet2DConditionModel`.
+        prediction_type: What it predicts: one of `guided_diffusers.prediction.PREDICTION_TYPES`.
+        clip: What is done to x_0 before any guidance sees it: None, nothing; a number c, clipping to [-c, c]; a
+            function `x_0 -> x_0`, such as `DynamicThreshold`.
+
+    Raises:
+        ValueError: An unknown prediction type, or a clip that is not positive.
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        prediction_type: str,
+        clip: float | Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        if prediction_type not in PREDICTION_TYPES:
+            raise ValueError(f"prediction_type is {prediction_type!r}; allowed: {', '.join(PREDICTION_TYPES)}")
+        if clip is not None and not callable(clip) and not clip > 0:
+            raise ValueError(f"clip is {clip!r}; allowed: None, a number above 0, or a function of x_0")
+        self.model = model
+        self.prediction_type = prediction_type
+        self.clip = clip
+
+    def __call__(self, sample: Tensor, level: NoiseLevel, condition: Any = None) -> Denoised:
+        """Estimate x_0 of `sample`, `(batch, ...)`, with one forward."""
+        return self.batch(sample, level, [condition])[0]
+
+    def batch(self, sample: Tensor, level: NoiseLevel, conditions: Sequence[Any]) -> list[Denoised]:
+        """Answer every condition with ONE forward: the network's batch is `len(conditions) * batch`."""
+        sample = at_least_float32(sample)
+        count = len(conditions)
+        seen = (broadcast(level.input_scale, sample) * sample).to(_dtype_of(self.model, sample.dtype))
+        output = self._forward(
+            torch.cat([seen] * count) if count > 1 else seen,
+            _repeated_timestep(level.timestep, count, sample.device),
+            _concatenated([_arguments(condition) for condition in conditions]),
+        )
+        return [self._read(part, sample, level) for part in output.chunk(count)]
+
+    def _forward(self, scaled: Tensor, timestep: Any, arguments: Mapping[str, Any]) -> Tensor:
+        output = self.model(scaled, timestep, **arguments)
+        return output if isinstance(output, Tensor) else output[0]
+
+    def _read(self, output: Tensor, sample: Tensor, level: NoiseLevel) -> Denoised:
+        channels, extra = sample.shape[1], None
+        if output.shape[1] == 2 * channels:
+            output, extra = output.split(channels, dim=1)
+        elif output.shape != sample.shape:
+            raise ValueError(
+                f"the network's output has shape {tuple(output.shape)} for a sample of {tuple(sample.shape)}; allowed: "
+                "the sample's shape, or twice its channels (learned variance)"
+            )
+        x0 = to_denoised(output, sample, level, self.prediction_type)
+        if self.clip is not None:
+            x0 = self.clip(x0) if callable(self.clip) else x0.clamp(-self.clip, self.clip)
+        return Denoised(x0, extra)
+
+
+class DynamicThreshold:
+    """Dynamic thresholding: clip x_0 to its own quantile of |x_0| and rescale it to [-1, 1].
+
+    Args:
+        quantile: In (0, 1]; the paper uses 0.995.
+        maximum: Upper bound of the threshold; at 1 this is clipping to [-1, 1].
+
+    References:
+        Saharia et al., "Photorealistic Text-to-Image Diffusion Models" (arXiv:2205.11487), section 2.3.
+    """
+
+    def __init__(self, quantile: float = 0.995, maximum: float = float("inf")) -> None:
+        if not 0 < quantile <= 1:
+            raise ValueError(f"quantile is {quantile!r}; allowed: above 0, at most 1")
+        self.quantile = quantile
+        self.maximum = maximum
+
+    def __call__(self, x0: Tensor) -> Tensor:
+        """Threshold each image of x_0, `(batch, ...)`, by itself."""
+        threshold = x0.flatten(1).abs().quantile(self.quantile, dim=1).clamp(1, self.maximum)
+        threshold = broadcast(threshold, x0)
+        return x0.clamp(-threshold, threshold) / threshold
+
+
+def _arguments(condition: Any) -> Mapping[str, Any]:
+    """The network's keyword arguments: a `Condition`'s, a mapping's, or none."""
+    if condition is None:
+        return {}
+    arguments = getattr(condition, "positive", condition)
+    if not isinstance(arguments, Mapping):
+        raise TypeError(
+            f"condition is a {type(condition).__name__}; a network needs a Condition or a mapping of its keyword arguments"
+        )
+    return arguments
+
+
+def _concatenated(many: Sequence[Any], path: str = "") -> Any:
+    """Join the keyword arguments of several conditions along the batch; what is not a tensor must be the same in all."""
+    first = many[0]
+    if len(many) == 1:
+        return first
+    if isinstance(first, Mapping):
+        if any(not isinstance(other, Mapping) or other.keys() != first.keys() for other in many):
+            raise ValueError(f"conditions of one step differ in their arguments{path and f' under {path}'}: {list(many)}")
+        return {key: _concatenated([each[key] for each in many], f"{path}.{key}".strip(".")) for key in first}
+    if isinstance(first, Tensor):
+        if any(other.shape[1:] != first.shape[1:] for other in many):
+            shapes = ", ".join(str(tuple(other.shape)) for other in many)
+            raise ValueError(f"condition {path!r} has shapes {shapes}; they may differ in the batch only")
+        return torch.cat(list(many))
+    if any(other is not first and other != first for other in many):
+        raise ValueError(f"condition {path!r} is no tensor and differs between the conditions of one step")
+    return first
+
+
+def _repeated_timestep(timestep: Any, count: int, device: torch.device) -> Any:
+    if not isinstance(timestep, Tensor):
+        return timestep
+    return timestep.to(device).repeat(count) if timestep.ndim else timestep.to(device)
+
+
+def _dtype_of(model: Any, default: torch.dtype) -> torch.dtype:
+    """The dtype a network computes in. Its first parameter says so; one stored in less (quantised, layerwise cast) does not."""
+    first = next(model.parameters(), None) if isinstance(model, torch.nn.Module) else None
+    if first is not None and first.dtype in _COMPUTE_DTYPES:
+        return first.dtype
+    dtype = getattr(model, "dtype", None)
+    return dtype if isinstance(dtype, torch.dtype) else default

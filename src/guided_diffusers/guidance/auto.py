@@ -1,0 +1,46 @@
+"""Autoguidance: guide a model with a weaker version of itself.
+
+    x_0 = D_weak + w (D - D_weak) = D + (w - 1) (D - D_weak)
+
+The weak model is a separate network under the same condition, such as an early snapshot of the same training.
+diffusers' guider of a similar name skips layers of one network instead.
+
+References:
+    Karras et al., "Guiding a Diffusion Model with a Bad Version of Itself" (arXiv:2406.02507), equation 3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from guided_diffusers.denoiser import Denoised, Denoiser
+from guided_diffusers.guidance.base import Guidance, Query, Scale, Step, column, network_field
+from guided_diffusers.guidance.interval import GuidanceInterval
+
+
+@dataclass(frozen=True)
+class AutoGuidance(Guidance):
+    """Autoguidance with a separate weak network.
+
+    Args:
+        weak: The weak denoiser, such as `ModelDenoiser(weak_unet, prediction_type)`.
+        scale: w: 1 is unguided and costs nothing. A number, or one a sample.
+        interval: Where the term is active, in sigma / alpha; None is everywhere.
+    """
+
+    neutral: ClassVar[float] = 1.0
+    weak: Denoiser = network_field()
+    scale: Scale
+    interval: GuidanceInterval | None = None
+
+    def queries(self, step: Step) -> tuple[Query, ...]:
+        """The weak network's prediction under the same condition."""
+        return (Query(condition=step.condition, network=self.weak),)
+
+    def shift(self, step: Step, own: Denoised, answers: Sequence[Denoised]) -> Tensor:
+        """(w - 1) (D - D_weak)."""
+        return (column(self.scale, own.x0) - 1) * (own.x0 - answers[0].x0)

@@ -1,0 +1,245 @@
+"""The algebra of guidance, in x_0 space: the base is D(condition), every term is a shift from it, terms add.
+
+    x_0 = D(x_t; condition) + sum over active terms of shift(term)
+
+A term says whether it is active at a step, which predictions it needs (queries), and its shift given the answers. All
+queries of one network are answered by one batched forward. Terms are immutable values; what must last from one step to
+the next lives in `Step.memory`, which belongs to one run of the sampling loop.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from guided_diffusers.denoiser import BatchDenoiser, Denoised, Denoiser, as_denoised
+from guided_diffusers.guidance.interval import GuidanceInterval
+from guided_diffusers.noise_level import NoiseLevel, broadcast
+
+Scale = float | tuple[float, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """One step of a sampling run, as a guidance term sees it.
+
+    Attributes:
+        sample: x_t, `(batch, ...)`, unscaled.
+        level: The noise level of x_t.
+        next_level: The level the step arrives at; None outside a sampling run.
+        condition: What the denoiser is told.
+        memory: Values that last from step to step of one run: the only state a term may have.
+    """
+
+    sample: Tensor
+    level: NoiseLevel
+    next_level: NoiseLevel | None = None
+    condition: Any = None
+    memory: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Query:
+    """A prediction that a term needs.
+
+    Attributes:
+        condition: The condition to predict under.
+        network: The denoiser to ask; None is the guided denoiser itself.
+        grad: Keep the graph from x_t to the answer.
+    """
+
+    condition: Any
+    network: Denoiser | None = None
+    grad: bool = False
+
+
+class Guidance:
+    """One guidance term, or a sum of them. Called on a denoiser it gives the guided denoiser; `+` adds terms.
+
+    A subclass is a frozen dataclass with the fields `scale` and `interval`, says its `neutral` scale (at which it does
+    nothing and costs nothing), and implements `queries` and `shift`. Networks and functions are declared with
+    `network_field()`, so that configurations leave them out.
+    """
+
+    neutral: ClassVar[float] = 0.0
+    scale: Scale
+    interval: GuidanceInterval | None
+    _types: ClassVar[dict[str, type[Guidance]]] = {}
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        Guidance._types[cls.__name__] = cls
+
+    def __post_init__(self) -> None:
+        """Normalise `scale` to a float or a tuple of floats, and `interval` to a GuidanceInterval."""
+        object.__setattr__(self, "scale", checked_scale(self.scale))
+        object.__setattr__(self, "interval", GuidanceInterval.of(self.interval))
+
+    @property
+    def terms(self) -> tuple[Guidance, ...]:
+        """The terms of the sum; a single term is its own sum."""
+        return (self,)
+
+    def active(self, step: Step) -> bool:
+        """Whether the term does anything at this step: inside its interval, with a scale that is not neutral."""
+        scales = self.scale if isinstance(self.scale, tuple) else (self.scale,)
+        return any(s != self.neutral for s in scales) and (self.interval is None or self.interval.touches(step.level))
+
+    def queries(self, step: Step) -> tuple[Query, ...]:
+        """The predictions that `shift` needs beside the denoiser's own under `step.condition`."""
+        return ()
+
+    def shift(self, step: Step, own: Denoised, answers: Sequence[Denoised]) -> Tensor:
+        """What the term adds to x_0, `(batch, ...)`, given the answers to its queries in their order."""
+        raise NotImplementedError
+
+    def __add__(self, other: Guidance) -> Guidance:
+        """The sum of two guidances: all their terms, each a shift from the same base."""
+        return GuidanceSum(self.terms + other.terms) if isinstance(other, Guidance) else NotImplemented
+
+    def __call__(self, denoiser: Denoiser) -> Guided:
+        """Guide a denoiser. Guiding a guided denoiser adds the terms to those it has."""
+        if isinstance(denoiser, Guided):
+            return Guided(denoiser.denoiser, denoiser.guidance + self.terms)
+        return Guided(denoiser, self.terms)
+
+    def to_config(self) -> list[dict[str, Any]]:
+        """The terms as JSON values; networks and functions are left out."""
+        return [{"term": type(term).__name__, **_json_fields(term)} for term in self.terms]
+
+    @staticmethod
+    def from_config(config: Sequence[Mapping[str, Any]] | Mapping[str, Any], **networks: Any) -> Guidance:
+        """The inverse of `to_config`.
+
+        Args:
+            config: One term or a list of terms.
+            networks: What a configuration cannot hold, by the term's argument name (`weak=`, `log_prob=`).
+
+        Raises:
+            ValueError: An unknown term or argument, or a network that is needed and not given.
+        """
+        entries = [config] if isinstance(config, Mapping) else list(config)
+        terms = tuple(_term_from(entry, networks) for entry in entries)
+        return terms[0] if len(terms) == 1 else GuidanceSum(terms)
+
+
+@dataclass(frozen=True)
+class GuidanceSum(Guidance):
+    """Several guidance terms. Built by `+`; an empty sum leaves the denoiser as it is."""
+
+    parts: tuple[Guidance, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Nothing to normalise: the terms have done it."""
+
+    @property
+    def terms(self) -> tuple[Guidance, ...]:
+        """The terms, in the order they were added."""
+        return self.parts
+
+
+@dataclass(frozen=True)
+class Guided:
+    """A denoiser with guidance: itself a denoiser.
+
+    Attributes:
+        denoiser: The guided denoiser.
+        guidance: The terms.
+    """
+
+    denoiser: Denoiser
+    guidance: tuple[Guidance, ...] = ()
+
+    def __call__(self, sample: Tensor, level: NoiseLevel, condition: Any = None) -> Tensor:
+        """The guided x_0 of `sample`, outside a sampling run: no next level and an empty memory."""
+        return self.run(Step(sample=sample, level=level, condition=condition)).x0
+
+    def run(self, step: Step) -> Denoised:
+        """The guided x_0 at a step of a sampling run. Learned-variance channels come from the conditional pass."""
+        asked = [(term, term.queries(step)) for term in self.guidance if term.active(step)]
+        queries = [Query(condition=step.condition), *(query for _, its in asked for query in its)]
+        if any(query.grad for query in queries):
+            step = replace(step, sample=step.sample.detach().requires_grad_())
+        own, *rest = _answer(self.denoiser, step, queries)
+        answers: Iterator[Denoised] = iter(rest)
+        x0 = own.x0
+        for term, its in asked:
+            shift = term.shift(step, own, [next(answers) for _ in its])
+            x0 = x0 + (shift if term.interval is None else term.interval.apply(shift, step.level))
+        return own._replace(x0=x0.detach())
+
+
+def _answer(denoiser: Denoiser, step: Step, queries: Sequence[Query]) -> list[Denoised]:
+    """Answer all queries with one forward a network; equal queries are asked once."""
+    answers: dict[tuple[int, int], Denoised] = {}
+    networks = {id(network): network for network in ((query.network or denoiser) for query in queries)}
+    for key, network in networks.items():
+        its = [query for query in queries if (query.network or denoiser) is network]
+        conditions = list({id(query.condition): query.condition for query in its}.values())
+        with torch.set_grad_enabled(any(query.grad for query in its)):
+            if isinstance(network, BatchDenoiser):
+                got = network.batch(step.sample, step.level, conditions)
+            else:
+                got = [as_denoised(network(step.sample, step.level, condition)) for condition in conditions]
+        answers.update({(key, id(c)): answer for c, answer in zip(conditions, got, strict=True)})
+    return [answers[id(query.network or denoiser), id(query.condition)] for query in queries]
+
+
+def column(scale: Scale, sample: Tensor) -> Tensor | float:
+    """A scale as a factor of a sample: a number as it is, one value a sample as `(batch, 1, ...)`."""
+    return broadcast(torch.tensor(scale, dtype=torch.float64), sample) if isinstance(scale, tuple) else scale
+
+
+def checked_scale(scale: float | Sequence[float] | Tensor, name: str = "scale") -> Scale:
+    """A scale as a float or, one a sample, as a tuple of floats.
+
+    Raises:
+        TypeError: Not a number, nor a sequence or 1-dim tensor of numbers.
+        ValueError: Not finite, or empty.
+    """
+    try:
+        value = scale.tolist() if isinstance(scale, Tensor) else scale
+        values = tuple(float(v) for v in value) if isinstance(value, Sequence) and not isinstance(value, str) else None
+        single = float(value) if values is None and not isinstance(value, (str, bool)) else None
+    except (TypeError, ValueError):
+        values = single = None
+    if values is None and single is None:
+        raise TypeError(f"{name} is {scale!r}; allowed: a number, or one number a sample")
+    if not all(math.isfinite(v) for v in (values if values is not None else (single,))) or values == ():
+        raise ValueError(f"{name} is {scale!r}; allowed: finite numbers")
+    return values if values is not None else single
+
+
+def network_field(**kwargs: Any) -> Any:
+    """A dataclass field that holds a network or a function: configurations leave it out."""
+    return field(metadata={"network": True}, **kwargs)
+
+
+def _json_fields(term: Guidance) -> dict[str, Any]:
+    values = {f.name: getattr(term, f.name) for f in fields(term) if not f.metadata.get("network")}
+    return {
+        name: value.to_config() if isinstance(value, GuidanceInterval) else list(value) if isinstance(value, tuple) else value
+        for name, value in values.items()
+    }
+
+
+def _term_from(entry: Mapping[str, Any], networks: Mapping[str, Any]) -> Guidance:
+    name, arguments = entry.get("term"), {key: value for key, value in entry.items() if key != "term"}
+    cls: Callable[..., Guidance] | None = Guidance._types.get(name)
+    if cls is None or cls is GuidanceSum:
+        known = ", ".join(sorted(set(Guidance._types) - {"GuidanceSum"}))
+        raise ValueError(f"guidance term is {name!r}; known terms: {known}")
+    declared = {f.name: f for f in fields(cls)}
+    unknown = sorted(set(arguments) - set(declared))
+    if unknown:
+        raise ValueError(f"{name} has no argument {unknown[0]!r}; it has {', '.join(declared)}")
+    for key in (key for key, f in declared.items() if f.metadata.get("network")):
+        if key not in networks:
+            raise ValueError(f"{name} needs {key}=, which a configuration cannot hold: pass it beside the configuration")
+        arguments[key] = networks[key]
+    return cls(**arguments)
