@@ -1,0 +1,122 @@
+"""The sampling loop: one for every scheduler, prediction type and guidance.
+
+    noise level -> guided x_0 -> what the network would have said -> scheduler.step
+
+The scheduler contributes noise levels and its step; guidance works on x_0; the prediction type is one row of a table.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from guided_diffusers.denoiser import Denoised, Denoiser
+from guided_diffusers.guidance.base import Guided, Step
+from guided_diffusers.noise_level import NoiseLevel
+from guided_diffusers.prediction import from_denoised
+from guided_diffusers.schedulers.compat import (
+    check_supported,
+    next_noise_level,
+    noise_level,
+    prediction_type_of,
+)
+
+
+class StopSampling(Exception):  # noqa: N818  (a signal, as StopIteration is)
+    """Raised by a callback to end a run early: `raise StopSampling(sample)`; the loop returns that sample."""
+
+    def __init__(self, sample: Tensor) -> None:
+        super().__init__()
+        self.sample = sample
+
+
+@torch.no_grad()
+def sampling_loop(
+    denoiser: Denoiser,
+    scheduler: Any,
+    noise: Tensor,
+    condition: Any = None,
+    num_inference_steps: int = 50,
+    timesteps: Sequence[int] | None = None,
+    sigmas: Sequence[float] | None = None,
+    generator: torch.Generator | Sequence[torch.Generator] | None = None,
+    callback: Callable[[int, Tensor, Tensor], Tensor] | None = None,
+    step_kwargs: Mapping[str, Any] | None = None,
+) -> Tensor:
+    """Sample from noise to x_0.
+
+    Args:
+        denoiser: A denoiser, guided (`guidance(denoiser)`) or plain.
+        scheduler: A scheduler of this package or of diffusers; its timesteps are set here.
+        noise: Standard normal, `(batch, ...)`; it is scaled by the scheduler's `init_noise_sigma` here.
+        condition: What the denoiser is told, such as a `Condition`.
+        num_inference_steps: Steps of the scheduler; ignored where `timesteps` or `sigmas` are given.
+        timesteps: Custom timesteps, descending, for schedulers that take them.
+        sigmas: Custom sigmas, descending, for schedulers that take them.
+        generator: Of the noise that stochastic schedulers add: one, or one a sample.
+        callback: `(index, timestep, sample) -> sample`, after each step; may raise `StopSampling`.
+        step_kwargs: Further arguments of `scheduler.step`, such as `{"eta": 0.5}`.
+
+    Returns:
+        The sample, of noise's shape, in float32 (float64 where the noise is).
+
+    Raises:
+        ValueError: An unsupported scheduler, steps that are not positive, both timesteps and sigmas, or epsilon
+            prediction from zero terminal SNR.
+    """
+    set_timesteps(scheduler, num_inference_steps, timesteps, sigmas)
+    sample = noise * float(getattr(scheduler, "init_noise_sigma", 1.0))
+    guided = denoiser if hasattr(denoiser, "run") else Guided(denoiser)
+    prediction_type = prediction_type_of(scheduler)
+    step_kwargs = dict(step_kwargs or {})
+    if "generator" in inspect.signature(scheduler.step).parameters:
+        step_kwargs["generator"] = list(generator) if isinstance(generator, Sequence) else generator
+    memory: dict[str, Any] = {}
+    for index, timestep in enumerate(scheduler.timesteps):
+        if hasattr(scheduler, "scale_model_input"):
+            scheduler.scale_model_input(sample[:1], timestep)  # for the step state it initialises: trap of multi-stage ones
+        level, following = noise_level(scheduler, timestep), next_noise_level(scheduler, index)
+        step = Step(sample=sample, level=level, next_level=following, condition=condition, memory=memory)
+        output = _network_output(guided.run(step), sample, level, prediction_type)
+        sample = scheduler.step(output, timestep, sample, return_dict=False, **step_kwargs)[0]
+        if callback is not None:
+            try:
+                sample = callback(index, timestep, sample)
+            except StopSampling as stop:
+                return stop.sample
+    return sample
+
+
+def set_timesteps(
+    scheduler: Any,
+    num_inference_steps: int | None = 50,
+    timesteps: Sequence[int] | None = None,
+    sigmas: Sequence[float] | None = None,
+) -> None:
+    """Set a scheduler's timesteps on the CPU, where reading them never waits for an accelerator.
+
+    Raises:
+        ValueError: An unsupported scheduler, steps that are not positive, both timesteps and sigmas, or custom ones
+            that this scheduler does not take.
+    """
+    check_supported(scheduler)
+    if timesteps is not None and sigmas is not None:
+        raise ValueError("timesteps and sigmas were both given; allowed: one of them")
+    for name, value in (("timesteps", timesteps), ("sigmas", sigmas)):
+        if value is None:
+            continue
+        if name not in inspect.signature(scheduler.set_timesteps).parameters:
+            raise ValueError(f"{type(scheduler).__name__} takes no custom {name}: give num_inference_steps")
+        return scheduler.set_timesteps(**{name: value}, device="cpu")
+    if isinstance(num_inference_steps, bool) or not isinstance(num_inference_steps, int) or num_inference_steps < 1:
+        raise ValueError(f"num_inference_steps is {num_inference_steps!r}; allowed: an integer of at least 1")
+    return scheduler.set_timesteps(num_inference_steps, device="cpu")
+
+
+def _network_output(denoised: Denoised, sample: Tensor, level: NoiseLevel, prediction_type: str) -> Tensor:
+    output = from_denoised(denoised.x0, sample, level, prediction_type)
+    return output if denoised.extra is None else torch.cat([output, denoised.extra.to(output.dtype)], dim=1)
