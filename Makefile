@@ -14,6 +14,9 @@ OMP_NUM_THREADS ?= $(shell nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
 export OMP_NUM_THREADS
 
 PROMPT ?=
+PROMPTS := "a photo of a t-shirt" "a photo of trousers" "a photo of a pullover" "a photo of a dress" \
+  "a photo of a coat" "a photo of a sandal" "a photo of a shirt" "a photo of a sneaker" "a photo of a bag" \
+  "a photo of an ankle boot"
 NUM_IMAGES ?= 8
 OUTPUT ?= outputs
 export PROMPT NUM_IMAGES OUTPUT
@@ -33,11 +36,8 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 generate: $(STAMP)
-	@if [ -n "$$PROMPT" ]; then \
-	  $(BIN)/guided-diffusers generate "$$PROMPT" --num-images "$$NUM_IMAGES" --output "$$OUTPUT"; \
-	else \
-	  $(BIN)/guided-diffusers generate --example-prompts --num-images "$$NUM_IMAGES" --output "$$OUTPUT"; \
-	fi
+	@if [ -n "$$PROMPT" ]; then set -- "$$PROMPT"; else set -- $(PROMPTS); fi; \
+	$(BIN)/guided-diffusers generate --num-images "$$NUM_IMAGES" --output "$$OUTPUT" -- "$$@"
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -q -m "not slow"

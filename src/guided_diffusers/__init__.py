@@ -1,7 +1,7 @@
 """Guidance of every kind for any diffusers scheduler, and the training and evaluation that it needs.
 
-Public names are imported when they are first used, so importing the package costs little more than diffusers itself.
-Importing it also teaches diffusers' loader the classes of this library: see `guided_diffusers._registration`.
+Public names are imported when they are first used, so importing the package costs little more than diffusers
+itself. Importing it also teaches diffusers' loader the classes of this library: see `_registration.py`.
 """
 
 from __future__ import annotations
@@ -16,9 +16,6 @@ from guided_diffusers.noise_level import NoiseLevel
 del globals()["noise_level"]
 
 if TYPE_CHECKING:
-    from diffusers import DiffusionPipeline, ModelMixin, SchedulerMixin
-    from diffusers.guiders import BaseGuidance
-
     from guided_diffusers.checkpoints import pretrained
     from guided_diffusers.conditioning import Condition
     from guided_diffusers.denoiser import Denoised, ModelDenoiser
@@ -74,7 +71,8 @@ def __getattr__(name: str) -> Any:
     elif name in _SUBMODULES:
         value = import_module(f"guided_diffusers.{name}")
     else:
-        raise AttributeError(f"module 'guided_diffusers' has no attribute {name!r}; it has: {', '.join(__all__)}")
+        known = ", ".join([*__all__, *_SUBMODULES])
+        raise AttributeError(f"module 'guided_diffusers' has no attribute {name!r}; it has: {known}")
     globals()[name] = value
     return value
 

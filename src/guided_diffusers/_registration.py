@@ -1,12 +1,12 @@
 """Teaches diffusers' loader this library.
 
-Without it, a pipeline with components of ours loads from a folder but not from the Hub, and model_index.json records
-the module in which a class happens to live, so that no class can ever move. Two things are registered:
+Without it, a pipeline with components of ours loads from a folder but not from the Hub, and model_index.json
+records the module in which a class happens to live, so no class can ever move. Two things are registered:
 
-- the library, in `LOADABLE_CLASSES`: components are then recorded as `["guided_diffusers", "Class"]`, looked up in this
-  package and saved and loaded through the base class that the package shares with diffusers;
-- our pipelines, as names of the module `diffusers`, where `DiffusionPipeline.from_pretrained` looks up the class that
-  a checkpoint names. They are only imported when asked for; a name that diffusers itself has stays diffusers' own.
+- the library, in `LOADABLE_CLASSES`: components are then recorded as `["guided_diffusers", "Class"]`, found
+  in this package, and saved and loaded through the base class that the package shares with diffusers;
+- our pipelines, as names of the module `diffusers`, where `DiffusionPipeline.from_pretrained` looks for the
+  class that a checkpoint names. They are imported only when asked for; diffusers' own names stay its own.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def register(pipelines: tuple[str, ...]) -> None:
 
 
 def _with_our_pipelines(base: type[ModuleType]) -> type[ModuleType]:
-    """The type of the module `diffusers`, its attribute lookup extended by our pipelines where its own fails."""
+    """The type of the module `diffusers`, with our pipelines where its own attribute lookup fails."""
 
     class ModuleWithGuidedPipelines(base):
         finds_guided_diffusers = True

@@ -32,7 +32,7 @@ def pretrained(name: str) -> Path:
         raise TypeError(f"name must be a string, one of {shipped()}, but is {name!r} ({type(name).__name__})")
     if name not in shipped():
         raise ValueError(
-            f"name={name!r} is no checkpoint that ships inside the package; these do: {', '.join(shipped()) or 'none'}. "
+            f"name={name!r} is no checkpoint that ships with the package; these are: {', '.join(shipped())}. "
             "A folder or a Hub repository goes to from_pretrained directly."
         )
     return _FOLDER / name
