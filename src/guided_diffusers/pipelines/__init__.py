@@ -1,0 +1,5 @@
+"""Pipelines: from a prompt to images, with diffusers' arguments and any sum of guidance terms."""
+
+from guided_diffusers.pipelines.text_to_image import TextToImagePipeline
+
+__all__ = ["TextToImagePipeline"]
