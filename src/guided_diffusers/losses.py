@@ -62,7 +62,7 @@ class DiscreteProcess:
 
 @dataclass(frozen=True)
 class FlowProcess:
-    """Flow matching, alpha = 1 - sigma: a continuum of levels whose timestep is num_train_timesteps x sigma."""
+    """Flow matching, alpha = 1 - sigma: any sigma in (0, 1), with timestep num_train_timesteps x sigma."""
 
     num_train_timesteps: int = 1000
 
@@ -96,8 +96,9 @@ def process_of(scheduler: Any) -> Process:
     if "FlowMatch" in type(scheduler).__name__:
         return FlowProcess(scheduler.config.num_train_timesteps)
     raise ValueError(
-        f"scheduler {type(scheduler).__name__} has no training noise levels; allowed: one with alphas_cumprod "
-        "(such as GuidedDDPMScheduler) or a flow-matching one (FlowMatchEulerDiscreteScheduler)"
+        f"scheduler {type(scheduler).__name__} has no training noise levels; allowed: one with "
+        "alphas_cumprod, such as GuidedDDPMScheduler, or a flow-matching one "
+        "(FlowMatchEulerDiscreteScheduler)"
     )
 
 
