@@ -1,8 +1,8 @@
 """Compares the time of two functions by interleaved pairs.
 
-Both run in one process, alternately, and the order within a pair alternates too: what drifts (clock frequency,
-a neighbour's load) meets both alike. A pair gives one ratio; the figure is the median over pairs, its interval
-the percentile bootstrap over pairs.
+Both run in one process, alternately, and the order within a pair alternates too: what drifts (clock
+frequency, a neighbour's load) meets both alike. A pair gives one ratio; the figure is the median over pairs,
+its interval the percentile bootstrap over pairs.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class PairedTimes:
         return Estimate(value=ratios.quantile(0.5).item(), low=low, high=high, count=len(ratios))
 
     def report(self, bound: float | None = None) -> dict[str, Any]:
-        """For JSON: the ratio, median seconds of each side, and whether the interval's upper end is in bounds."""
+        """For JSON: the ratio, median seconds of each side, whether the interval's upper end is in bounds."""
         report: dict[str, Any] = {
             "ratio": {name: _rounded(value) for name, value in self.ratio().to_dict().items()},
             "first_median_s": _rounded(_median(self.first_s)),
