@@ -7,7 +7,7 @@ r"""Measures a text-to-image checkpoint of Fashion-MNIST over guidance scales an
 
 Each row is 1,000 images, 100 a class: the judge's agreement with the prompt, high-frequency energy over that
 of the 10,000 real test images, variance within classes over theirs, and images a second. With
-`--gammas default --scheduler DPMSolverMultistepScheduler --steps 15` it tries another sampler at the
+`--gammas default --scheduler dpmsolver++ --steps 15` it tries another sampler at the
 checkpoint's own guidance.
 """
 
@@ -18,15 +18,14 @@ import json
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import torch
 from _fashion import Ruler, Split, generate, load_split
 from _models import parameters_millions
 from _pairs import machine, write_json
 from PIL import Image
 
-import guided_diffusers.schedulers
-from guided_diffusers import TextToImagePipeline, pretrained
+from guided_diffusers import TextToImagePipeline
+from guided_diffusers.cli.drawing import SCHEDULERS, load_pipeline
 from guided_diffusers.cli.grid import labelled_grid
 from guided_diffusers.evaluation import load_judge
 from guided_diffusers.guidance import ClassifierFreeGuidance, Guidance
@@ -38,7 +37,8 @@ def main() -> None:
     """Parses the command line, measures row after row, writes the JSON file and the picture."""
     arguments = _arguments()
     torch.set_num_threads(arguments.threads)
-    pipeline = load_pipeline(arguments.checkpoint, arguments.scheduler)
+    pipeline = load_pipeline(arguments.checkpoint, arguments.scheduler, "cpu")
+    pipeline.set_progress_bar_config(disable=True)
     real = load_split(arguments.data / "test.parquet")
     judge, facts = load_judge(arguments.judge)
     ruler = Ruler(judge, real)
@@ -72,22 +72,11 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--gammas", nargs="+", default=GAMMAS, help='guidance scales, and "default"')
     parser.add_argument("--images-per-class", type=int, default=100)
     parser.add_argument("--steps", type=int, default=50)
-    parser.add_argument("--scheduler", default=None, help="a class of ours or of diffusers; default: its own")
+    parser.add_argument("--scheduler", choices=sorted(SCHEDULERS), help="by default the checkpoint's own")
     parser.add_argument("--batch-size", type=int, default=125)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
     return parser.parse_args()
-
-
-def load_pipeline(checkpoint: str, scheduler: str | None) -> TextToImagePipeline:
-    """The checkpoint's pipeline in float32, with another scheduler where one is named."""
-    folder = checkpoint if Path(checkpoint).is_dir() else pretrained(checkpoint)
-    pipeline = TextToImagePipeline.from_pretrained(folder)
-    if scheduler is not None:
-        home = guided_diffusers.schedulers if hasattr(guided_diffusers.schedulers, scheduler) else diffusers
-        pipeline.scheduler = getattr(home, scheduler).from_config(pipeline.scheduler.config)
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
 
 
 def measured_rows(
@@ -193,12 +182,19 @@ def training_run(folder: Path) -> dict[str, Any]:
     """A run's configuration, the last record of its log, and the figures that it wrote beside its weights."""
     records = [json.loads(text) for text in (folder / "log.jsonl").read_text().splitlines()]
     run = {
-        "config": json.loads((folder / "config.json").read_text()),
+        "config": _without_folders(json.loads((folder / "config.json").read_text())),
         "images_seen": records[-1]["images"],
         "seconds": records[-1]["seconds"],
     }
     metrics = folder / "final" / "metrics.json"
     return {**run, "metrics": json.loads(metrics.read_text())} if metrics.is_file() else run
+
+
+def _without_folders(value: Any) -> Any:
+    """The same JSON value with absolute paths cut to their last part: nobody else has those folders."""
+    if isinstance(value, dict):
+        return {key: _without_folders(item) for key, item in value.items()}
+    return Path(value).name if isinstance(value, str) and value.startswith("/") else value
 
 
 if __name__ == "__main__":

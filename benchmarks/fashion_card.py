@@ -1,0 +1,136 @@
+"""Writes the model card of a Fashion-MNIST checkpoint from the measured JSON: no measurement is typed.
+
+The words are in fashion_card.template.md. Run:
+
+    python benchmarks/fashion_card.py --results model_cards/fashion-32.json --output model_cards/fashion-32.md
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+TEMPLATE = Path(__file__).with_name("fashion_card.template.md")
+RECIPE = Path(__file__).with_name("fashion_card_recipe.template.md")
+
+
+def main() -> None:
+    """Parses the command line and writes the card."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--results", type=Path, required=True, help="what benchmarks/fashion_checkpoint.py wrote"
+    )
+    parser.add_argument(
+        "--picture", default="../docs/images/fashion-32-grid.png", help="as the card links it"
+    )
+    parser.add_argument("--output", type=Path, required=True, help="the card to write")
+    arguments = parser.parse_args()
+    results = json.loads(arguments.results.read_text())
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    arguments.output.write_text(card(results, arguments.picture, arguments.results.name))
+
+
+def card(results: dict[str, Any], picture: str, results_name: str) -> str:
+    """The whole card as Markdown with its YAML head."""
+    default = next(row for row in results["rows"] if row["default"])
+    parts = results["parameters_millions"]
+    judge = results["judge"]
+    accuracy = judge["test_accuracy_per_class"]
+    return TEMPLATE.read_text().format(
+        **parts,
+        name=results["checkpoint"],
+        results_name=results_name,
+        picture=picture,
+        size=results["image_size"],
+        latents="x".join(map(str, [*results["latent_shape"][1:], results["latent_shape"][0]])),
+        total=sum(parts.values()),
+        steps=results["steps"],
+        prediction_type=results["prediction_type"],
+        scheduler=results["scheduler"],
+        default=guidance_text(results["default_guidance"]),
+        images=default["images"],
+        per_class=default["images"] // len(default["agreement_per_class"]),
+        rows="\n".join(table_rows(results)),
+        per_class_text=", ".join(
+            f"{name} {percent(v)}" for name, v in default["agreement_per_class"].items()
+        ),
+        judge_parameters=judge["parameters"] / 1e6,
+        judge_accuracy=interval(judge["test_accuracy"], percent),
+        judge_worst=" and ".join(
+            f"{n} ({percent(accuracy[n])})" for n in sorted(accuracy, key=accuracy.get)[:2]
+        ),
+        laplacian=interval(default["sharpness_laplacian"], "{:.2f}".format),
+        threads=results["machine"]["threads"],
+        processor=results["machine"]["processor"],
+        recipes="\n".join(recipe(name, run) for name, run in results["training"].items()),
+    )
+
+
+def table_rows(results: dict[str, Any]) -> list[str]:
+    """The table's lines: every guidance, the default bold, then reconstructed and real images."""
+    lines = []
+    for row in results["rows"]:
+        label = guidance_text(row["guidance"])
+        label = f"**{label} (default)**" if row["default"] else label
+        lines.append(_line(label, row, f"{row['images_per_second']:.0f}"))
+    lines.append(_line("the autoencoder's copies of real images", results["autoencoder"], "-"))
+    lines.append(_line("real test images", results["real"], "-"))
+    return lines
+
+
+def _line(label: str, row: dict[str, Any], speed: str) -> str:
+    agreement = interval(row["agreement"], percent)
+    sharpness = interval(row["sharpness"], "{:.2f}".format)
+    return f"| {label} | {agreement} | {sharpness} | {row['variance_within_class']:.2f} | {speed} |"
+
+
+def guidance_text(config: list[dict[str, Any]]) -> str:
+    """A guidance in words: `γ = 2`, and what else it holds."""
+    texts = []
+    for term in config:
+        name = "γ" if term["term"] == "ClassifierFreeGuidance" else f"{term['term']} scale"
+        text = f"{name} = {term['scale']:g}"
+        if term.get("interval"):
+            low, high = term["interval"]
+            text += f" for σ/α in ({low:g}, {'∞' if high is None else format(high, 'g')}]"
+        texts.append(text)
+    return " + ".join(texts)
+
+
+def recipe(name: str, run: dict[str, Any]) -> str:
+    """What one training run saw and how, with its whole configuration folded away."""
+    training = run["config"]["training"]
+    metrics = ", ".join(
+        f"{key.replace('_', ' ')} {value:.4g}" for key, value in run.get("metrics", {}).items()
+    )
+    return RECIPE.read_text().format(
+        name=name.capitalize(),
+        images=run["images_seen"],
+        minutes=run["seconds"] / 60,
+        rate=f", {run['images_seen'] / run['seconds']:.0f} a second" if run["seconds"] else "",
+        batch_size=training["batch_size"],
+        learning_rate=training["learning_rate"],
+        learning_rate_schedule=training["learning_rate_schedule"],
+        precision={"no": "float32"}.get(training["mixed_precision"], training["mixed_precision"]),
+        half_life=training["ema_half_life_images"],
+        metrics=f" On the test images: {metrics}." if metrics else "",
+        config=json.dumps(run["config"], indent=2),
+    )
+
+
+def interval(estimate: dict[str, float], show: Any) -> str:
+    """`value [low, high]`, each shown by a function."""
+    return f"{show(estimate['value'])} [{show(estimate['low'])}, {show(estimate['high'])}]"
+
+
+def percent(value: float) -> str:
+    """A fraction as per cent with one decimal."""
+    return f"{100 * value:.1f}%"
+
+
+if __name__ == "__main__":
+    main()
