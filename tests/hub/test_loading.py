@@ -1,0 +1,151 @@
+"""Our classes through diffusers' own loader, in processes that have not seen them: folder, Hub and shim."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+COMMON = """
+import json, sys
+import torch
+torch.set_num_threads(1)
+
+def describe(pipeline):
+    pipeline.set_progress_bar_config(disable=True)
+    generator = [torch.Generator().manual_seed(3)]
+    image = pipeline(["a bag"], num_inference_steps=2, generator=generator, output_type="pt").images
+    return {
+        "pipeline": type(pipeline).__module__ + "." + type(pipeline).__name__,
+        "vae": type(pipeline.vae).__name__,
+        "scheduler": type(pipeline.scheduler).__name__,
+        "guidance": pipeline.config.default_guidance,
+        "image": image.double().flatten().tolist(),
+    }
+"""
+
+
+def start(code: str, environment: dict[str, str], *arguments: Path) -> subprocess.Popen[str]:
+    script = f"{COMMON}\nresult = {{}}\n{code}\nprint('RESULT', json.dumps(result))"
+    command, pipe = [sys.executable, "-c", script, *map(str, arguments)], subprocess.PIPE
+    return subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True)
+
+
+def result_of(process: subprocess.Popen[str]) -> dict[str, Any]:
+    """What the process's code left in `result`."""
+    output, errors = process.communicate(timeout=280)
+    assert process.returncode == 0, output + errors[-4000:]
+    return {**json.loads(output.split("RESULT ")[1]), "stderr": errors}
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+    return {
+        **kept,
+        "HF_HOME": str(tmp_path_factory.mktemp("hf_home")),
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_HUB_DISABLE_XET": "1",
+        "OMP_NUM_THREADS": "1",
+    }
+
+
+@pytest.fixture(scope="module")
+def expected(tiny_folder: Path) -> dict[str, Any]:
+    """The pipeline as this process has it."""
+    from guided_diffusers import TextToImagePipeline
+
+    scope: dict[str, Any] = {}
+    exec(COMMON, scope)
+    return scope["describe"](TextToImagePipeline.from_pretrained(tiny_folder))
+
+
+BY_IMPORT = """
+import guided_diffusers
+from diffusers import DiffusionPipeline
+folder = sys.argv[1]
+result["folder"] = describe(guided_diffusers.TextToImagePipeline.from_pretrained(folder))
+result["plain folder"] = describe(DiffusionPipeline.from_pretrained(folder))
+result["hub"] = describe(guided_diffusers.TextToImagePipeline.from_pretrained("someone/tiny"))
+result["plain hub"] = describe(DiffusionPipeline.from_pretrained("someone/tiny"))
+"""
+
+BY_SHIM = """
+from diffusers import DiffusionPipeline
+from diffusers.utils.dynamic_modules_utils import get_class_from_dynamic_module
+folder, shim, other = sys.argv[1:]
+result["other"] = get_class_from_dynamic_module(other, "pipeline.py", trust_remote_code=True).__name__
+result["imported before"] = "guided_diffusers" in sys.modules
+try:
+    DiffusionPipeline.from_pretrained(folder, custom_pipeline=shim)
+except ValueError as error:
+    result["untrusted"] = str(error)
+for name in ("shim", "again"):
+    loaded = DiffusionPipeline.from_pretrained(folder, custom_pipeline=shim, trust_remote_code=True)
+    result[name] = describe(loaded)
+"""
+
+OTHER = "from diffusers import DDIMPipeline\n\n\nclass OtherPipeline(DDIMPipeline):\n    pass\n"
+
+
+@pytest.fixture(scope="module")
+def routes(
+    tiny_folder: Path, hub: Any, environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Every route that begins with `import guided_diffusers`, in one fresh process; the shim's in another."""
+    hub.add("someone/tiny", tiny_folder)
+    other, shim = tmp_path_factory.mktemp("other"), tmp_path_factory.mktemp("shim") / "text_to_image"
+    (other / "pipeline.py").write_text(OTHER)
+    shutil.copytree(ROOT / "pipelines" / "text_to_image", shim)
+    imported = start(BY_IMPORT, {**environment, "HF_ENDPOINT": hub.url}, tiny_folder)
+    shimmed = start(BY_SHIM, environment, tiny_folder, shim, other)
+    return result_of(imported), result_of(shimmed)
+
+
+@pytest.fixture(scope="module")
+def imported(routes: tuple[dict[str, Any], dict[str, Any]]) -> dict[str, Any]:
+    return routes[0]
+
+
+@pytest.fixture(scope="module")
+def through_the_shim(routes: tuple[dict[str, Any], dict[str, Any]]) -> dict[str, Any]:
+    return routes[1]
+
+
+@pytest.mark.parametrize("route", ["folder", "plain folder", "hub", "plain hub"])
+def test_every_route_gives_the_same_pipeline(imported: dict[str, Any], expected: dict[str, Any], route: str):
+    assert imported[route] == expected
+    assert expected["pipeline"] == "guided_diffusers.pipelines.text_to_image.TextToImagePipeline"
+    assert (expected["vae"], expected["scheduler"]) == ("VariationalAutoencoder", "GuidedDDIMScheduler")
+
+
+def test_the_hub_route_went_through_the_hub(imported: dict[str, Any], hub: Any):
+    assert any(path.endswith("model_index.json") for path in hub.requested)
+    assert any(path.endswith("vae/diffusion_pytorch_model.safetensors") for path in hub.requested)
+
+
+def test_no_route_warns(imported: dict[str, Any]):
+    lines = imported["stderr"].splitlines()
+    assert not [line for line in lines if "Expected types" in line or "ignored" in line]
+
+
+def test_the_shim_loads_the_same_pipeline(through_the_shim: dict[str, Any], expected: dict[str, Any]):
+    assert through_the_shim["shim"] == expected
+    assert through_the_shim["again"] == expected
+
+
+def test_the_shim_comes_after_another_pipeline_and_imports_us_itself(through_the_shim: dict[str, Any]):
+    assert through_the_shim["other"] == "OtherPipeline"
+    assert through_the_shim["imported before"] is False
+
+
+def test_the_shim_is_remote_code_and_needs_trust(through_the_shim: dict[str, Any]):
+    assert "trust_remote_code=True" in through_the_shim["untrusted"]
