@@ -1,0 +1,21 @@
+"""Schedulers, and the noise levels of those of diffusers."""
+
+from guided_diffusers.schedulers.compat import (
+    SUPPORTED_SCHEDULERS,
+    check_supported,
+    next_noise_level,
+    noise_level,
+    prediction_type_of,
+)
+from guided_diffusers.schedulers.ddim import GuidedDDIMScheduler
+from guided_diffusers.schedulers.ddpm import GuidedDDPMScheduler
+
+__all__ = [
+    "SUPPORTED_SCHEDULERS",
+    "GuidedDDIMScheduler",
+    "GuidedDDPMScheduler",
+    "check_supported",
+    "next_noise_level",
+    "noise_level",
+    "prediction_type_of",
+]
