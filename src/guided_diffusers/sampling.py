@@ -2,27 +2,31 @@
 
     noise level -> guided x_0 -> what the network would have said -> scheduler.step
 
-The scheduler contributes noise levels and its step; guidance works on x_0; the prediction type is one row of a table.
+The scheduler contributes noise levels and its step; guidance works on x_0; the prediction type is one row of
+a table.
 """
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from numbers import Integral
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from guided_diffusers.denoiser import Denoised, Denoiser
+from guided_diffusers.denoiser import Denoiser
 from guided_diffusers.guidance.base import Guided, Step
-from guided_diffusers.noise_level import NoiseLevel
-from guided_diffusers.prediction import from_denoised
+from guided_diffusers.prediction import at_least_float32, from_denoised
 from guided_diffusers.schedulers.compat import (
     check_supported,
     next_noise_level,
     noise_level,
     prediction_type_of,
+    reads_variance,
+    takes,
 )
 
 
@@ -65,23 +69,28 @@ def sampling_loop(
         The sample, of noise's shape, in float32 (float64 where the noise is).
 
     Raises:
-        ValueError: An unsupported scheduler, steps that are not positive, both timesteps and sigmas, or epsilon
-            prediction from zero terminal SNR.
+        ValueError: An unsupported scheduler, steps that are not positive, both timesteps and sigmas, or
+            epsilon prediction from zero terminal SNR.
     """
     set_timesteps(scheduler, num_inference_steps, timesteps, sigmas)
-    sample = noise * float(getattr(scheduler, "init_noise_sigma", 1.0))
+    sample = at_least_float32(noise) * float(getattr(scheduler, "init_noise_sigma", 1.0))
     guided = denoiser if hasattr(denoiser, "run") else Guided(denoiser)
-    prediction_type = prediction_type_of(scheduler)
+    prediction_type, with_variance = prediction_type_of(scheduler), reads_variance(scheduler)
     step_kwargs = dict(step_kwargs or {})
     if "generator" in inspect.signature(scheduler.step).parameters:
         step_kwargs["generator"] = list(generator) if isinstance(generator, Sequence) else generator
     memory: dict[str, Any] = {}
     for index, timestep in enumerate(scheduler.timesteps):
         if hasattr(scheduler, "scale_model_input"):
-            scheduler.scale_model_input(sample[:1], timestep)  # for the step state it initialises: trap of multi-stage ones
+            scheduler.scale_model_input(
+                sample[:1], timestep
+            )  # for the step state it initialises: trap of multi-stage ones
         level, following = noise_level(scheduler, timestep), next_noise_level(scheduler, index)
         step = Step(sample=sample, level=level, next_level=following, condition=condition, memory=memory)
-        output = _network_output(guided.run(step), sample, level, prediction_type)
+        denoised = guided.run(step)
+        output = from_denoised(denoised.x0, sample, level, prediction_type)
+        if with_variance and denoised.extra is not None:
+            output = torch.cat([output, denoised.extra.to(output.dtype)], dim=1)
         sample = scheduler.step(output, timestep, sample, return_dict=False, **step_kwargs)[0]
         if callback is not None:
             try:
@@ -100,8 +109,8 @@ def set_timesteps(
     """Set a scheduler's timesteps on the CPU, where reading them never waits for an accelerator.
 
     Raises:
-        ValueError: An unsupported scheduler, steps that are not positive, both timesteps and sigmas, or custom ones
-            that this scheduler does not take.
+        ValueError: An unsupported scheduler, steps that are not positive, both timesteps and sigmas, or
+            custom ones that this scheduler does not take.
     """
     check_supported(scheduler)
     if timesteps is not None and sigmas is not None:
@@ -109,14 +118,26 @@ def set_timesteps(
     for name, value in (("timesteps", timesteps), ("sigmas", sigmas)):
         if value is None:
             continue
-        if name not in inspect.signature(scheduler.set_timesteps).parameters:
+        if not takes(scheduler, name):
             raise ValueError(f"{type(scheduler).__name__} takes no custom {name}: give num_inference_steps")
-        return scheduler.set_timesteps(**{name: value}, device="cpu")
-    if isinstance(num_inference_steps, bool) or not isinstance(num_inference_steps, int) or num_inference_steps < 1:
+        if len(value) == 0:
+            raise ValueError(f"{name} is empty; give at least one")
+        # As numbers of our own: schedulers multiply them, and some write into what they are given.
+        scheduler.set_timesteps(
+            **{name: np.array(value).tolist() if name == "timesteps" else np.array(value)}, device="cpu"
+        )
+        return _start_at_the_first(scheduler)
+    if (
+        isinstance(num_inference_steps, bool)
+        or not isinstance(num_inference_steps, Integral)
+        or num_inference_steps < 1
+    ):
         raise ValueError(f"num_inference_steps is {num_inference_steps!r}; allowed: an integer of at least 1")
-    return scheduler.set_timesteps(num_inference_steps, device="cpu")
+    scheduler.set_timesteps(int(num_inference_steps), device="cpu")
+    return _start_at_the_first(scheduler)
 
 
-def _network_output(denoised: Denoised, sample: Tensor, level: NoiseLevel, prediction_type: str) -> Tensor:
-    output = from_denoised(denoised.x0, sample, level, prediction_type)
-    return output if denoised.extra is None else torch.cat([output, denoised.extra.to(output.dtype)], dim=1)
+def _start_at_the_first(scheduler: Any) -> None:
+    """Begin at the first entry: where its timestep is listed twice, diffusers would begin at the second."""
+    if hasattr(scheduler, "set_begin_index"):
+        scheduler.set_begin_index(0)

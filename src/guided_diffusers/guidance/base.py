@@ -2,9 +2,9 @@
 
     x_0 = D(x_t; condition) + sum over active terms of shift(term)
 
-A term says whether it is active at a step, which predictions it needs (queries), and its shift given the answers. All
-queries of one network are answered by one batched forward. Terms are immutable values; what must last from one step to
-the next lives in `Step.memory`, which belongs to one run of the sampling loop.
+A term says whether it is active at a step, which predictions it needs (queries), and its shift given the
+answers. All queries of one network are answered by one batched forward. Terms are immutable values; what must
+last from one step to the next lives in `Step.memory`, which belongs to one run of the sampling loop.
 """
 
 from __future__ import annotations
@@ -61,9 +61,9 @@ class Query:
 class Guidance:
     """One guidance term, or a sum of them. Called on a denoiser it gives the guided denoiser; `+` adds terms.
 
-    A subclass is a frozen dataclass with the fields `scale` and `interval`, says its `neutral` scale (at which it does
-    nothing and costs nothing), and implements `queries` and `shift`. Networks and functions are declared with
-    `network_field()`, so that configurations leave them out.
+    A subclass is a frozen dataclass with the fields `scale` and `interval`, says its `neutral` scale (at
+    which it does nothing and costs nothing), and implements `queries` and `shift`. Networks and functions are
+    declared with `network_field()`, so that configurations leave them out.
     """
 
     neutral: ClassVar[float] = 0.0
@@ -86,9 +86,11 @@ class Guidance:
         return (self,)
 
     def active(self, step: Step) -> bool:
-        """Whether the term does anything at this step: inside its interval, with a scale that is not neutral."""
+        """Whether the term does anything at this step: inside its interval, its scale not neutral."""
         scales = self.scale if isinstance(self.scale, tuple) else (self.scale,)
-        return any(s != self.neutral for s in scales) and (self.interval is None or self.interval.touches(step.level))
+        return any(s != self.neutral for s in scales) and (
+            self.interval is None or self.interval.touches(step.level)
+        )
 
     def queries(self, step: Step) -> tuple[Query, ...]:
         """The predictions that `shift` needs beside the denoiser's own under `step.condition`."""
@@ -160,7 +162,7 @@ class Guided:
         return self.run(Step(sample=sample, level=level, condition=condition)).x0
 
     def run(self, step: Step) -> Denoised:
-        """The guided x_0 at a step of a sampling run. Learned-variance channels come from the conditional pass."""
+        """The guided x_0 at a step of a run; learned-variance channels come from the conditional pass."""
         asked = [(term, term.queries(step)) for term in self.guidance if term.active(step)]
         queries = [Query(condition=step.condition), *(query for _, its in asked for query in its)]
         if any(query.grad for query in queries):
@@ -171,7 +173,7 @@ class Guided:
         for term, its in asked:
             shift = term.shift(step, own, [next(answers) for _ in its])
             x0 = x0 + (shift if term.interval is None else term.interval.apply(shift, step.level))
-        return own._replace(x0=x0.detach())
+        return Denoised(x0.detach(), None if own.extra is None else own.extra.detach())
 
 
 def _answer(denoiser: Denoiser, step: Step, queries: Sequence[Query]) -> list[Denoised]:
@@ -196,15 +198,19 @@ def column(scale: Scale, sample: Tensor) -> Tensor | float:
 
 
 def checked_scale(scale: float | Sequence[float] | Tensor, name: str = "scale") -> Scale:
-    """A scale as a float or, one a sample, as a tuple of floats.
+    """A scale as a float or, one a sample, as a tuple of floats; tensors and arrays may hold either.
 
     Raises:
         TypeError: Not a number, nor a sequence or 1-dim tensor of numbers.
-        ValueError: Not finite, or empty.
+        ValueError: Not finite, or none at all.
     """
     try:
-        value = scale.tolist() if isinstance(scale, Tensor) else scale
-        values = tuple(float(v) for v in value) if isinstance(value, Sequence) and not isinstance(value, str) else None
+        value = scale.tolist() if hasattr(scale, "tolist") else scale
+        values = (
+            tuple(float(v) for v in value)
+            if isinstance(value, Sequence) and not isinstance(value, str)
+            else None
+        )
         single = float(value) if values is None and not isinstance(value, (str, bool)) else None
     except (TypeError, ValueError):
         values = single = None
@@ -223,7 +229,11 @@ def network_field(**kwargs: Any) -> Any:
 def _json_fields(term: Guidance) -> dict[str, Any]:
     values = {f.name: getattr(term, f.name) for f in fields(term) if not f.metadata.get("network")}
     return {
-        name: value.to_config() if isinstance(value, GuidanceInterval) else list(value) if isinstance(value, tuple) else value
+        name: value.to_config()
+        if isinstance(value, GuidanceInterval)
+        else list(value)
+        if isinstance(value, tuple)
+        else value
         for name, value in values.items()
     }
 
@@ -240,6 +250,8 @@ def _term_from(entry: Mapping[str, Any], networks: Mapping[str, Any]) -> Guidanc
         raise ValueError(f"{name} has no argument {unknown[0]!r}; it has {', '.join(declared)}")
     for key in (key for key, f in declared.items() if f.metadata.get("network")):
         if key not in networks:
-            raise ValueError(f"{name} needs {key}=, which a configuration cannot hold: pass it beside the configuration")
+            raise ValueError(
+                f"{name} needs {key}=, which a configuration cannot hold: pass it beside the configuration"
+            )
         arguments[key] = networks[key]
     return cls(**arguments)

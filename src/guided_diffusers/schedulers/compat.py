@@ -1,12 +1,15 @@
-"""What a scheduler of diffusers contributes here: noise levels, and the row of the prediction table it speaks.
+"""What a scheduler of diffusers contributes here: noise levels, and the row of the prediction table it
+speaks.
 
-This is the one place of the package that looks at a scheduler's type. Schedulers come in two kinds: those that look
-alpha-bar up by timestep (DDPM, DDIM, PNDM), and those that keep a table of sigmas along the steps. In the second kind
-only the coordinates differ, and they are one function `sigma -> (alpha, sigma, input_scale)` each.
+This is the one place of the package that looks at a scheduler's type. Schedulers come in two kinds: those
+that look alpha-bar up by timestep (DDPM, DDIM, PNDM), and those that keep a table of sigmas along the steps.
+In the second kind only the coordinates differ, and they are one function `sigma -> (alpha, sigma,
+input_scale)` each.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -59,16 +62,18 @@ def noise_level(scheduler: Any, timestep: Tensor | float) -> NoiseLevel:
     """The noise level of a scheduler's sample at one of its timesteps.
 
     Args:
-        scheduler: A scheduler of this package or of diffusers (`SUPPORTED_SCHEDULERS`), after `set_timesteps`.
-        timestep: A timestep listed in `scheduler.timesteps`. While a run is under way, the entry at the scheduler's
-            `step_index` is meant where a timestep is listed more than once.
+        scheduler: A scheduler of this package or of diffusers (`SUPPORTED_SCHEDULERS`), after
+            `set_timesteps`.
+        timestep: A timestep listed in `scheduler.timesteps`. While a run is under way, the entry at the
+            scheduler's `step_index` is meant where a timestep is listed more than once.
 
     Returns:
         The level, 0-dim, read from the scheduler's own table.
 
     Raises:
-        ValueError: An unsupported scheduler, `set_timesteps` not called yet, or a timestep that is not listed.
-            (Before `set_timesteps` several tables run the other way; off the list another row would be read.)
+        ValueError: An unsupported scheduler, `set_timesteps` not called yet, or a timestep that is not
+            listed. (Before `set_timesteps` several tables run the other way; off the list another row would
+            be read.)
     """
     check_supported(scheduler)
     if not _timesteps_are_set(scheduler):
@@ -87,8 +92,9 @@ def next_noise_level(scheduler: Any, index: int) -> NoiseLevel:
         index: The step's place in `scheduler.timesteps`.
 
     Returns:
-        The level; at the clean end alpha 1 and sigma 0, or the scheduler's own last level. Its timestep is the next
-        listed one, None after the last. For multi-stage schedulers (Heun, KDPM2) it is the next stage's.
+        The level; at the clean end alpha 1 and sigma 0, or the scheduler's own last level. Its timestep is
+        the next listed one, None after the last. For multi-stage schedulers (Heun, KDPM2) it is the next
+        stage's.
     """
     check_supported(scheduler)
     following = scheduler.timesteps[index + 1] if index + 1 < len(scheduler.timesteps) else None
@@ -110,7 +116,8 @@ def prediction_type_of(scheduler: Any) -> str:
         One of `guided_diffusers.prediction.PREDICTION_TYPES`.
 
     Raises:
-        ValueError: An unsupported scheduler.
+        ValueError: An unsupported scheduler, or a prediction type that its `step` reads by another process's
+            formula: v_prediction of a scheduler that uses flow sigmas, flow_prediction of one that does not.
     """
     check_supported(scheduler)
     coordinates = _coordinates(scheduler)
@@ -119,15 +126,38 @@ def prediction_type_of(scheduler: Any) -> str:
     configured = scheduler.config.prediction_type
     if coordinates is _edm:
         return {"epsilon": "edm", "v_prediction": "edm_v_prediction"}.get(configured, configured)
+    with_flow_sigmas = bool(scheduler.config.get("use_flow_sigmas", False))
+    misread = "v_prediction" if with_flow_sigmas else "flow_prediction"
+    if configured == misread and coordinates is _variance_preserving:
+        raise ValueError(
+            f"prediction_type is {configured!r} with use_flow_sigmas={with_flow_sigmas}, of which "
+            f"{type(scheduler).__name__} makes a wrong x_0; use flow_prediction with flow sigmas, v_prediction without"
+        )
     return "sample" if configured == "original_sample" else configured
 
 
+def reads_variance(scheduler: Any) -> bool:
+    """Whether a scheduler's `step` takes the channels of a learned variance beside the prediction."""
+    learned = scheduler.config.get("variance_type") in ("learned", "learned_range")
+    return learned and isinstance(scheduler, diffusers.DDPMScheduler)
+
+
+def takes(scheduler: Any, name: str) -> bool:
+    """Whether a scheduler's `set_timesteps` takes custom `timesteps` or `sigmas`, and uses them as they are."""
+    bent = name == "sigmas" and _coordinates(scheduler) is _edm  # through its own schedule once more
+    return name in inspect.signature(scheduler.set_timesteps).parameters and not bent
+
+
 def check_supported(scheduler: Any) -> None:
-    """Raise ValueError, naming the supported schedulers, for any other."""
+    """Raise ValueError for an unsupported scheduler, naming those that are, or for inverted sigmas."""
     if not (isinstance(scheduler, _BY_TIMESTEP) or _has_sigmas(scheduler)):
         raise ValueError(
             f"scheduler is a {type(scheduler).__name__}, whose noise levels are not known here; "
             f"supported: {', '.join(SUPPORTED_SCHEDULERS)} and their subclasses"
+        )
+    if getattr(scheduler.config, "invert_sigmas", False):
+        raise ValueError(
+            "a scheduler with invert_sigmas=True is not supported: its sigmas are the signal's, not the noise's"
         )
 
 
@@ -148,7 +178,7 @@ def _timesteps_are_set(scheduler: Any) -> bool:
 
 
 def _index_of(scheduler: Any, timestep: Tensor | float) -> int:
-    """The place of a timestep in `scheduler.timesteps`: the current step's where that is it, else by its value."""
+    """The place of a timestep in `scheduler.timesteps`: the current step's where that is it."""
     timesteps = scheduler.timesteps
     step_index = getattr(scheduler, "step_index", None)
     if step_index is not None and step_index < len(timesteps) and bool(timesteps[step_index] == timestep):
