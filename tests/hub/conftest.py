@@ -1,4 +1,4 @@
-"""A Hub on the loopback interface that serves folders for reading, as huggingface_hub's client asks for them."""
+"""A Hub on the loopback interface that serves folders for reading, to huggingface_hub's own client."""
 
 from __future__ import annotations
 
