@@ -48,7 +48,7 @@ class VariationalAutoencoder(SafeWeightsMixin, AutoencoderKL):
 
     `latents_mean` and `latents_std` hold one number a latent channel (None: 0 and 1). Checkpoints of
     AutoencoderKL carry neither, so they load unchanged and keep their `scaling_factor`; a new model's is 1.
-    The statistics are honoured wherever they are set: SDXL's pipelines, which use them too, would do it twice.
+    The statistics are honoured wherever they are set; SDXL's pipelines, which also use them, do it twice.
 
     Every other argument is AutoencoderKL's.
 

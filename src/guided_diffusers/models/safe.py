@@ -37,19 +37,22 @@ class SafeWeightsMixin:
         """As ModelMixin.from_pretrained, from safetensors only.
 
         Raises:
-            OSError: if there are no safetensors, with the pickles found instead and how to convert them.
+            OSError: No safetensors; names the pickles found instead and says how to convert them.
         """
         if kwargs.get("use_safetensors") is False:
             warnings.warn("use_safetensors=False is ignored: pickles are refused.", stacklevel=2)
-        kwargs["use_safetensors"] = True
+        folder = Path(pretrained_model_name_or_path) / (kwargs.get("subfolder") or "")
+        pickles, has_safetensors = pickles_in(folder), any(folder.glob("*.safetensors*"))
+        if pickles and not has_safetensors:
+            raise OSError(_refusal(folder, pickles))
+        # In a folder without a pickle diffusers may look for one: it finds none and says what is missing.
+        kwargs["use_safetensors"] = None if folder.is_dir() and not pickles else True
         try:
             return super().from_pretrained(pretrained_model_name_or_path, **kwargs)  # type: ignore[misc]
         except OSError as error:
-            folder = Path(pretrained_model_name_or_path) / (kwargs.get("subfolder") or "")
-            found = pickles_in(folder)
-            if not found or any(f.suffix == ".safetensors" for f in folder.iterdir()):
+            if has_safetensors or not (folder / "config.json").is_file():
                 raise
-            raise OSError(_refusal(folder, found)) from error
+            raise OSError(f"{folder} has a config.json but no weights in safetensors. {error}") from error
 
 
 def _refusal(folder: Path, found: list[str]) -> str:

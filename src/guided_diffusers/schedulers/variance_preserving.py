@@ -268,18 +268,15 @@ class VariancePreservingMixin:
 
     def _denoise(self, output: Tensor, timestep: Tensor | int, sample: Tensor) -> tuple[Tensor, Tensor]:
         """x_0 clipped or thresholded as configured, and x_0 before that; at least float32."""
-        prediction_type, level = self.config.prediction_type, self.noise_level(timestep)
-        if prediction_type not in PREDICTION_TYPES:
-            raise ValueError(
-                f"prediction_type is {prediction_type!r}; allowed: {', '.join(PREDICTION_TYPES)}"
-            )
-        raw = to_denoised(output, sample, level, prediction_type)
-        x0 = raw
+        kind = self.config.prediction_type
+        if kind not in PREDICTION_TYPES:
+            raise ValueError(f"prediction_type is {kind!r}; allowed: {', '.join(PREDICTION_TYPES)}")
+        raw = to_denoised(output, sample, self.noise_level(timestep), kind)
         if self.config.thresholding:
-            x0 = self._threshold_sample(raw)
-        elif self.config.clip_sample:
-            x0 = raw.clamp(-self.config.clip_sample_range, self.config.clip_sample_range)
-        return x0, raw
+            return self._threshold_sample(raw), raw
+        if self.config.clip_sample:
+            return raw.clamp(-self.config.clip_sample_range, self.config.clip_sample_range), raw
+        return raw, raw
 
     def _epsilon(self, x0: Tensor, timestep: Tensor | int, sample: Tensor) -> Tensor:
         """The noise that x_0 leaves of the sample: (x_t - alpha x_0) / sigma, also where alpha is 0."""
