@@ -54,7 +54,8 @@ class ExponentialMovingAverage:
     @torch.no_grad()
     def update(self, images_seen: int, images: int) -> None:
         """Take in the modules' weights after a step of `images` images, `images_seen` in all."""
-        torch._foreach_lerp_(self._averages, self._sources, 1 - self.decay(images_seen, images))
+        if self._averages:
+            torch._foreach_lerp_(self._averages, self._sources, 1 - self.decay(images_seen, images))
         for average, source in self._copied:
             average.copy_(source)
 

@@ -1,4 +1,4 @@
-"""The order of the data: which row is at which position in training."""
+"""What a position in training determines: the row of the data, and uniform numbers."""
 
 from __future__ import annotations
 
@@ -25,3 +25,8 @@ def data_order(seed: int, positions: list[int], num_samples: int) -> list[int]:
 def _permutation(seed: int, epoch: int, num_samples: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed_for(seed_for(seed, epoch), num_samples))
     return torch.randperm(num_samples, generator=generator)
+
+
+def uniform_for(seed: int, positions: list[int]) -> Tensor:
+    """Uniform numbers in [0, 1), one a position: the hash of (seed, position) itself; (batch,), float64."""
+    return torch.tensor([seed_for(seed, position) for position in positions], dtype=torch.float64) / 2**63

@@ -1,0 +1,84 @@
+"""A tiny real task for the engine: a network with dropout that learns to remove noise from 8x8 images."""
+
+import pytest
+import torch
+from diffusers import UNet2DModel
+
+from guided_diffusers.randomness import randn_for
+from guided_diffusers.training.config import TrainingConfig
+from guided_diffusers.training.engine import make_optimizer, train
+from guided_diffusers.training.log import ByBin
+
+
+class Denoising:
+    """Thirty-six random images; noise that depends on the position."""
+
+    num_samples = 36
+    averaged = ("unet",)
+
+    def __init__(self, config, dropout=0.1, crash_at=None):
+        torch.manual_seed(config.seed)
+        unet = UNet2DModel(
+            sample_size=8,
+            in_channels=1,
+            out_channels=1,
+            block_out_channels=(8,),
+            down_block_types=("DownBlock2D",),
+            up_block_types=("UpBlock2D",),
+            layers_per_block=1,
+            add_attention=False,
+            norm_num_groups=4,
+            dropout=dropout,
+        )
+        self.modules = {"unet": unet}
+        self.optimizers = {"unet": make_optimizer(config, unet.parameters())}
+        self.crash_at = crash_at
+        self.seen = []
+
+    def batch(self, indices, positions):
+        self.seen.append((indices, positions))
+        if self.crash_at in positions:
+            raise RuntimeError("a crash")
+        return {"x": randn_for(1, indices, (1, 8, 8)), "noise": 0.5 * randn_for(2, positions, (1, 8, 8))}
+
+    def losses(self, batch):
+        noisy = batch["x"] + batch["noise"]
+        output = self.modules["unet"](noisy, torch.zeros(len(noisy)), return_dict=False)[0]
+        each = (output - batch["noise"]).square().flatten(1).mean(1)
+        yield "unet", each.mean(), {"parity": ByBin(each.detach(), torch.arange(len(each)) % 2, 2)}
+
+    def validate(self, images_seen, modules, folder):
+        (folder / f"{images_seen}.txt").write_text("drawn")
+        return {"answer": 42.0}
+
+    def save(self, folder, modules):
+        modules["unet"].save_pretrained(folder / "unet")
+
+
+@pytest.fixture
+def denoising():
+    """The task's class."""
+    return Denoising
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Train the task in a folder of the test's, with a short configuration; gives the task and the folder."""
+
+    def run_task(name="run", crash_at=None, dropout=0.1, **overrides):
+        defaults = {
+            "output_dir": str(tmp_path / name),
+            "num_images": 240,
+            "batch_size": 8,
+            "warmup_images": 16,
+            "ema_half_life_images": 40.0,
+            "checkpoint_every_images": 64,
+            "validate_every_images": 120,
+            "log_every_images": 40,
+        }
+        config = TrainingConfig(**{**defaults, **overrides})
+        task = Denoising(config, dropout, crash_at)
+        train(task, config)
+        return task, tmp_path / name
+
+    return run_task
