@@ -24,7 +24,7 @@ def check_count(name: str, value: Any) -> None:
 
 
 def check_size(name: str, value: Any, multiple: int) -> None:
-    """Raise ValueError where an image's height or width is not a positive multiple of the autoencoder's factor."""
+    """Raise ValueError where a height or width is not a positive multiple of the autoencoder's factor."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1 or value % multiple:
         raise ValueError(f"{name} is {value!r}; allowed: a positive multiple of {multiple}, in pixels")
 
@@ -51,11 +51,13 @@ def check_one_of(first: str, first_value: Any, second: str, second_value: Any, *
 
 
 def check_embeds(name: str, value: Any, width: int | None) -> None:
-    """Raise ValueError where prompt embeddings are not `(batch, length, width)`; a width of None allows any."""
+    """Raise ValueError where embeddings are not `(batch, length, width)`; a width of None allows any."""
     if value is None:
         return
     if not isinstance(value, Tensor):
-        raise ValueError(f"{name} is a {type(value).__name__}; allowed: a tensor of shape (batch, length, width)")
+        raise ValueError(
+            f"{name} is a {type(value).__name__}; allowed: a tensor of shape (batch, length, width)"
+        )
     if value.ndim != 3 or (width is not None and value.shape[2] != width):
         expected = "width" if width is None else width
         raise ValueError(f"{name} has shape {tuple(value.shape)}; allowed: (batch, length, {expected})")
@@ -66,9 +68,13 @@ def check_generator(value: Any, batch_size: int) -> None:
     if value is None or isinstance(value, torch.Generator):
         return
     if not isinstance(value, list | tuple) or not all(isinstance(each, torch.Generator) for each in value):
-        raise ValueError(f"generator is {value!r}; allowed: a torch.Generator, or a list with one for each image")
+        raise ValueError(
+            f"generator is {value!r}; allowed: a torch.Generator, or a list with one for each image"
+        )
     if len(value) != batch_size:
-        raise ValueError(f"generator is a list of {len(value)} for {batch_size} images; allowed: one for each image")
+        raise ValueError(
+            f"generator is a list of {len(value)} for {batch_size} images; allowed: one for each image"
+        )
 
 
 def check_names(name: str, values: Sequence[str], allowed: Sequence[str]) -> None:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from diffusers import DiffusionPipeline
 from diffusers.utils import logging
-from typing_extensions import Self
 
 from guided_diffusers.models.safe import pickles_in
 
@@ -20,7 +19,9 @@ class SafePipeline(DiffusionPipeline):
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
         """As DiffusionPipeline.save_pretrained; `safe_serialization=False` is ignored with a warning."""
-        positional = dict(zip(("safe_serialization", "variant", "max_shard_size", "push_to_hub"), args, strict=False))
+        positional = dict(
+            zip(("safe_serialization", "variant", "max_shard_size", "push_to_hub"), args, strict=False)
+        )
         kwargs = {**positional, **kwargs}
         if not kwargs.pop("safe_serialization", True):
             logger.warning("safe_serialization=False is ignored: weights are always saved as safetensors")
@@ -31,7 +32,8 @@ class SafePipeline(DiffusionPipeline):
         """As DiffusionPipeline.from_pretrained, from safetensors only.
 
         Raises:
-            OSError: A folder or repository without safetensors for one of its components, or with a file missing.
+            OSError: A folder or repository without safetensors for one of its components, or with a file
+                missing.
         """
         if kwargs.get("use_safetensors") is False:
             logger.warning("use_safetensors=False is ignored: pickles are refused")
@@ -46,6 +48,6 @@ def _refuse_pickles(folder: Path, skip: set[str]) -> None:
         pickles = pickles_in(component)
         if pickles and not any(component.glob("*.safetensors")):
             raise OSError(
-                f"{component} has pickled weights ({', '.join(pickles)}) and no safetensors: pickles are refused, because "
-                "loading one runs code. If you trust it, load it in diffusers and save it again with save_pretrained"
+                f"{component} has pickled weights ({', '.join(pickles)}) and no safetensors: pickles are "
+                "refused, because loading one runs code. If you trust it, load it in diffusers and save it again"
             )

@@ -1,0 +1,124 @@
+"""What guided pipelines share: which guidance a call uses, its scale as it stands, its schedule."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from guided_diffusers.guidance import ClassifierFreeGuidance, Guidance, GuidanceInterval, GuidanceSum
+from guided_diffusers.guidance.base import Scale, checked_scale
+from guided_diffusers.pipelines import inputs
+from guided_diffusers.pipelines.safe import SafePipeline
+from guided_diffusers.prediction import coefficients
+from guided_diffusers.sampling import set_timesteps
+from guided_diffusers.schedulers.compat import check_supported, noise_level, prediction_type_of
+
+FALLBACK_GUIDANCE_SCALE = 7.5  # Stable Diffusion's, for checkpoints that name none
+
+
+class GuidedPipeline(SafePipeline):
+    """A pipeline whose calls are guided: by `guidance_scale`, `guidance` or the checkpoint's default."""
+
+    _guidance: Guidance = GuidanceSum()
+    _guidance_scale: Scale | None = None
+    _num_timesteps: int = 0
+    _interrupt: bool = False
+
+    @property
+    def guidance_scale(self) -> Scale | None:
+        """Gamma of the call's classifier-free term, read again at each step; None without such a term."""
+        return self._guidance_scale
+
+    @property
+    def do_classifier_free_guidance(self) -> bool:
+        """Whether the current call has a classifier-free term whose scale is not neutral."""
+        terms = self._current_guidance().terms
+        return any(isinstance(term, ClassifierFreeGuidance) and term.scale != term.neutral for term in terms)
+
+    @property
+    def num_timesteps(self) -> int:
+        """Calls of the scheduler in the current run."""
+        return self._num_timesteps
+
+    @property
+    def interrupt(self) -> bool:
+        """Set `pipeline._interrupt = True` in a callback to end the run after the step."""
+        return self._interrupt
+
+    def _begin_guidance(
+        self,
+        guidance: Guidance | None,
+        guidance_scale: float | Sequence[float] | None,
+        guidance_interval: GuidanceInterval | Sequence[float] | None,
+        images: int,
+    ) -> None:
+        """Settle which guidance this call uses, before anything is computed."""
+        inputs.check_one_of("guidance", guidance, "guidance_scale", guidance_scale, required=False)
+        inputs.check_one_of("guidance", guidance, "guidance_interval", guidance_interval, required=False)
+        interval = GuidanceInterval.of(guidance_interval)
+        if guidance is None and guidance_scale is not None:
+            guidance = ClassifierFreeGuidance(checked_scale(guidance_scale, "guidance_scale"), interval)
+        elif guidance is None:
+            default = self.config.default_guidance
+            guidance = (
+                ClassifierFreeGuidance(FALLBACK_GUIDANCE_SCALE)
+                if default is None
+                else Guidance.from_config(default)
+            )
+            if interval is not None:
+                guidance = GuidanceSum(tuple(replace(term, interval=interval) for term in guidance.terms))
+        elif not isinstance(guidance, Guidance):
+            raise ValueError(
+                f"guidance is a {type(guidance).__name__}; allowed: a guidance term or a sum of terms"
+            )
+        for term in guidance.terms:
+            if isinstance(term.scale, tuple) and len(term.scale) != images:
+                raise ValueError(
+                    f"guidance_scale has {len(term.scale)} values for {images} images; give one or as many"
+                )
+        free = [term for term in guidance.terms if isinstance(term, ClassifierFreeGuidance)]
+        self._guidance = guidance
+        self._guidance_scale = free[0].scale if len(free) == 1 else None
+        self._interrupt = False
+
+    def _current_guidance(self) -> Guidance:
+        """The call's guidance with the scale as it stands: a callback may have set `_guidance_scale`."""
+        scale = self._guidance_scale
+        if scale is None or all(
+            term.scale == scale for term in self._guidance.terms if isinstance(term, ClassifierFreeGuidance)
+        ):
+            return self._guidance
+        terms = self._guidance.terms
+        return GuidanceSum(
+            tuple(replace(t, scale=scale) if isinstance(t, ClassifierFreeGuidance) else t for t in terms)
+        )
+
+    def _begin_schedule(
+        self, steps: int, timesteps: Sequence[int] | None, sigmas: Sequence[float] | None
+    ) -> str:
+        """Set the timesteps; refuse what cannot work, before any compute; return the prediction type."""
+        check_supported(self.scheduler)
+        set_timesteps(self.scheduler, steps, timesteps, sigmas)
+        self._num_timesteps = len(self.scheduler.timesteps)
+        prediction_type = prediction_type_of(self.scheduler)
+        coefficients(noise_level(self.scheduler, self.scheduler.timesteps[0]), prediction_type)
+        return prediction_type
+
+
+def default_guidance_config(guidance: Any) -> list[dict[str, Any]] | None:
+    """A default guidance as JSON: of a Guidance, of its configuration, or of a scale; None stays None.
+
+    Raises:
+        ValueError: None of these, or a term that needs a network.
+    """
+    if guidance is None:
+        return None
+    if isinstance(guidance, bool) or (isinstance(guidance, float) and math.isnan(guidance)):
+        raise ValueError(
+            f"default_guidance is {guidance!r}; allowed: a Guidance, its to_config() value, or a scale"
+        )
+    if isinstance(guidance, int | float):
+        guidance = ClassifierFreeGuidance(float(guidance))
+    return (guidance if isinstance(guidance, Guidance) else Guidance.from_config(guidance)).to_config()

@@ -1,0 +1,103 @@
+"""Prompts to embeddings, with Stable Diffusion's signature."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from diffusers.utils import logging
+from torch import Tensor
+
+from guided_diffusers.conditioning import tokenize, words_beyond
+
+logger = logging.get_logger(__name__)
+
+
+class PromptEncoding:
+    """A pipeline's `encode_prompt`; it uses the components `tokenizer`, `text_encoder` and `unet`."""
+
+    tokenizer: Any
+    text_encoder: Any
+    unet: Any
+
+    def encode_prompt(
+        self,
+        prompt: str | list[str] | None,
+        device: torch.device,
+        num_images_per_prompt: int = 1,
+        do_classifier_free_guidance: bool = True,
+        negative_prompt: str | list[str] | None = None,
+        prompt_embeds: Tensor | None = None,
+        negative_prompt_embeds: Tensor | None = None,
+        lora_scale: float | None = None,
+        clip_skip: int | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Encode prompts as Stable Diffusion does.
+
+        Args:
+            prompt: One prompt or several; None with `prompt_embeds`.
+            device: Where the embeddings go.
+            num_images_per_prompt: How often each embedding is repeated.
+            do_classifier_free_guidance: Whether to encode the negative prompt too.
+            negative_prompt: One for all prompts, or one each; empty by default.
+            prompt_embeds: `(prompts, length, width)`, instead of `prompt`.
+            negative_prompt_embeds: Likewise, instead of `negative_prompt`.
+            lora_scale: Part of the signature; this pipeline loads no LoRA, so anything but None raises.
+            clip_skip: Layers of the text encoder to leave out at its end.
+
+        Returns:
+            Two tensors `(prompts * num_images_per_prompt, length, width)` in the network's dtype; the second
+            is None without classifier-free guidance.
+
+        Raises:
+            ValueError: A `lora_scale`, or as many negative prompts as do not fit the prompts.
+        """
+        if lora_scale is not None:
+            raise ValueError("lora_scale was given, and this pipeline loads no LoRA: leave it out")
+        if prompt_embeds is None:
+            prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+            prompt_embeds = self._embed(prompts, device, clip_skip=clip_skip)
+        if do_classifier_free_guidance and negative_prompt_embeds is None:
+            negative = "" if negative_prompt is None else negative_prompt
+            negatives = [negative] * len(prompt_embeds) if isinstance(negative, str) else list(negative)
+            if len(negatives) != len(prompt_embeds):
+                raise ValueError(
+                    f"negative_prompt has {len(negatives)} entries for {len(prompt_embeds)} prompts; "
+                    "allowed: one for all, or one a prompt"
+                )
+            negative_prompt_embeds = self._embed(negatives, device, prompt_embeds.shape[1])
+        return (
+            self._repeated(prompt_embeds, device, num_images_per_prompt),
+            self._repeated(negative_prompt_embeds, device, num_images_per_prompt)
+            if do_classifier_free_guidance
+            else None,
+        )
+
+    def _embed(
+        self,
+        prompts: list[str],
+        device: torch.device,
+        max_length: int | None = None,
+        clip_skip: int | None = None,
+    ) -> Tensor:
+        for prompt in dict.fromkeys(prompts):
+            if lost := words_beyond(self.tokenizer, prompt, max_length):
+                length = max_length or self.tokenizer.model_max_length
+                logger.warning(
+                    f"the text encoder reads {length} tokens; of {prompt!r} it does not see: {lost!r}"
+                )
+        unique = list(dict.fromkeys(prompts))
+        ids, mask = tokenize(self.tokenizer, unique, max_length)
+        masked = getattr(self.text_encoder.config, "use_attention_mask", False)
+        arguments = {"attention_mask": mask.to(device) if masked else None}
+        if clip_skip is None:
+            embeds = self.text_encoder(ids.to(device), **arguments)[0]
+        else:
+            hidden = self.text_encoder(ids.to(device), output_hidden_states=True, **arguments).hidden_states
+            inner = getattr(self.text_encoder, "text_model", self.text_encoder)
+            embeds = inner.final_layer_norm(hidden[-(clip_skip + 1)])
+        return embeds[[unique.index(prompt) for prompt in prompts]]
+
+    def _repeated(self, embeds: Tensor, device: torch.device, times: int) -> Tensor:
+        dtype = self.unet.dtype if self.unet is not None else embeds.dtype
+        return embeds.to(device, dtype).repeat_interleave(times, dim=0)
