@@ -14,8 +14,8 @@ from torch import Tensor, nn
 class PatchDiscriminator(ModelMixin, ConfigMixin):
     """Convolutions that halve the resolution `num_layers` times and end in one logit a patch.
 
-    Group normalisation instead of the paper's batch normalisation: an image's logits depend on no other image, so
-    neither batch size nor process count changes them.
+    Group normalisation instead of the paper's batch normalisation: an image's logits depend on no other
+    image, so neither batch size nor process count changes them.
 
     Args:
         in_channels: Channels of the images.
@@ -42,5 +42,5 @@ class PatchDiscriminator(ModelMixin, ConfigMixin):
         self.layers = nn.Sequential(*layers, nn.Conv2d(widths[-1], 1, 3, padding=1))
 
     def forward(self, sample: Tensor) -> Tensor:
-        """The logits of `(batch, in_channels, height, width)` images: `(batch, 1, height / 2^n, width / 2^n)`."""
+        """Logits of images, from `(batch, in_channels, h, w)` to `(batch, 1, h / 2^n, w / 2^n)`."""
         return self.layers(sample)

@@ -1,0 +1,296 @@
+"""Image-text data: any Hub id, image folder or parquet -> pixels in [-1, 1] and captions, by row number.
+
+Nothing here keeps a position or a random state: pixels are a function of the row, and which caption of a row
+is used is a function of (seed, position), position being the sample's place in the whole run. So resuming
+costs nothing, and the number of processes changes nothing.
+
+Images are decoded once, into a memory-mapped uint8 file that is keyed by what made it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import logging
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from datasets import Image as ImageFeature
+from datasets import load_dataset
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from ..randomness import seed_for
+from .config import option
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+logger = logging.getLogger(__name__)
+
+DECODING_VERSION = 1
+"""Part of the key of decoded images: raise it when `decode_image` changes what it returns."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Where the images and captions are and what they become."""
+
+    path: str = field(
+        metadata={"help": "Hub id, folder (images with metadata.jsonl, or parquet), parquet file or pattern"}
+    )
+    split: str = option("train", 'in the syntax of the library datasets: "train", "test", "train[:1000]"')
+    image_column: str = option("image", "the column with the images")
+    caption_column: str | None = option("text", "column of captions: strings or lists of them; null: none")
+    resolution: int = option(32, "height and width in pixels: the shorter side is resized, the middle kept")
+    channels: Literal[1, 3] = option(3, "1 (grey) or 3 (RGB)")
+    mirror: bool = option(False, "add the mirror image of every image as a row of its own: twice the rows")
+    on_corrupt: Literal["raise", "skip"] = option(
+        "raise", "a row with no image or a corrupt one: stop and name it, or leave it out with a warning"
+    )
+    cache_dir: str | None = option(None, "for decoded images and latents; null: the user's cache")
+
+    def __post_init__(self) -> None:
+        """Checks the values; raises ValueError naming the one that is wrong."""
+        if self.channels not in (1, 3):
+            raise ValueError(f"channels is {self.channels}: use 1 (grey) or 3 (RGB)")
+        if self.on_corrupt not in ("raise", "skip"):
+            raise ValueError(f'on_corrupt is {self.on_corrupt!r}: use "raise" or "skip"')
+        if self.resolution < 1:
+            raise ValueError(f"resolution is {self.resolution}: use a number of pixels, at least 1")
+
+
+def load_image_text(config: DataConfig) -> Dataset:
+    """Opens the dataset of `config` with its images left undecoded.
+
+    Returns:
+        A `datasets.Dataset` with the columns of the source; the image column holds {"bytes", "path"}.
+
+    Raises:
+        FileNotFoundError: `path` looks like a file or pattern and matches nothing.
+        ValueError: a column is missing, naming the columns that there are; the dataset has no rows.
+    """
+    path, base_split = Path(config.path).expanduser(), config.split.split("[")[0]
+    if path.suffix == ".parquet" or any(sign in config.path for sign in "*?"):
+        try:
+            dataset = load_dataset("parquet", data_files={base_split: str(path)}, split=config.split)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"path {config.path!r} matches no parquet file") from error
+    else:
+        dataset = load_dataset(str(path) if path.is_dir() else config.path, split=config.split)
+    for argument in ("image_column", "caption_column"):
+        column = getattr(config, argument)
+        if column is not None and column not in dataset.column_names:
+            raise ValueError(
+                f"{argument} is {column!r}, but {config.path!r} has the columns {dataset.column_names}: "
+                "name one of them"
+            )
+    if len(dataset) == 0:
+        raise ValueError(f"{config.path!r} has no rows in split {config.split!r}")
+    return dataset.cast_column(config.image_column, ImageFeature(decode=False))
+
+
+def decode_image(data: bytes, resolution: int, channels: int) -> np.ndarray:
+    """Decodes an image file and brings it to size.
+
+    The orientation of the file's EXIF data is applied, transparency is laid over white, the shorter side is
+    resized to `resolution` (bicubic, with antialiasing) and the middle is cut out. An image of the right
+    size is left as it is.
+
+    Returns:
+        `(channels, resolution, resolution)`, uint8.
+
+    Raises:
+        OSError, SyntaxError, ValueError: as PIL does for files that are corrupt.
+    """
+    image = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    image = image.convert("L" if channels == 1 else "RGB")
+    if image.size != (resolution, resolution):
+        image = ImageOps.fit(image, (resolution, resolution), Image.Resampling.BICUBIC)
+    pixels = np.asarray(image)
+    return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
+
+
+class ImageTextDataset:
+    """Rows of an image-text dataset by number, decoded.
+
+    The first construction decodes every image into a file in `config.cache_dir`; later ones map that file
+    into memory. The file is keyed by the dataset's fingerprint and the transform, written under a temporary
+    name and renamed: a run that is stopped in between leaves nothing half written, and two that race write
+    the same.
+
+    Attributes:
+        config: The configuration.
+        rows: The row numbers in the source, `(len,)` int64: all of them, less corrupt ones that were
+            skipped, and once more in the same order for the mirror images.
+        fingerprint: A hash of the dataset and the transform, for the key of whatever is derived from the
+            pixels.
+    """
+
+    def __init__(self, config: DataConfig, dataset: Dataset | None = None) -> None:
+        """Opens the dataset (or takes an open one, as from `load_image_text`) and decodes it if need be.
+
+        Raises:
+            ValueError: a row has no image or a corrupt one and `on_corrupt` is "raise" (its row and path are
+            named).
+        """
+        self.config = config
+        self._dataset = load_image_text(config) if dataset is None else dataset
+        self.fingerprint = _hash(
+            version=DECODING_VERSION,
+            dataset=self._dataset._fingerprint,
+            image_column=config.image_column,
+            resolution=config.resolution,
+            channels=config.channels,
+            on_corrupt=config.on_corrupt,
+        )
+        folder = default_cache_dir() if config.cache_dir is None else Path(config.cache_dir).expanduser()
+        stem = folder / f"pixels-{self.fingerprint[:32]}"
+        if not stem.with_suffix(".rows.npy").is_file():
+            self._decode(stem)
+        self._pixels = np.load(stem.with_suffix(".npy"), mmap_mode="r")
+        rows = np.load(stem.with_suffix(".rows.npy"))
+        self._images = len(rows)
+        self.rows = np.tile(rows, 2) if config.mirror else rows
+        self.fingerprint = _hash(pixels=self.fingerprint, mirror=config.mirror)
+        self._captions = None
+        if config.caption_column is not None:
+            self._captions = self._dataset.select_columns([config.caption_column])
+
+    def __len__(self) -> int:
+        """The number of rows, mirror images counted and skipped ones not."""
+        return len(self.rows)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """The shape of one image: (channels, height, width)."""
+        return tuple(self._pixels.shape[1:])
+
+    def pixels(self, indices: Sequence[int] | np.ndarray) -> Tensor:
+        """Images as the network sees them.
+
+        Args:
+            indices: Row numbers in [0, len); with `mirror` the latter half are the mirror images of the
+                former.
+
+        Returns:
+            `(batch, channels, height, width)`, float32 in [-1, 1].
+        """
+        indices = np.asarray(indices)
+        if indices.size and not (0 <= indices.min() and indices.max() < len(self)):
+            raise IndexError(f"indices must be in [0, {len(self)}), got {indices.min()} to {indices.max()}")
+        pixels = torch.from_numpy(self._pixels[indices % self._images]).float().div_(127.5).sub_(1.0)
+        mirrored = torch.from_numpy(indices >= self._images)
+        if mirrored.any():
+            pixels[mirrored] = pixels[mirrored].flip(-1)
+        return pixels
+
+    def captions(
+        self, indices: Sequence[int] | np.ndarray, positions: Sequence[int] | np.ndarray, seed: int = 0
+    ) -> list[str]:
+        """One caption a row; of several, the one that (seed, position) chooses.
+
+        Raises:
+            ValueError: there is no caption column, or a row has no caption (its number is named).
+        """
+        rows = self.rows[np.asarray(indices)]
+        chosen = []
+        for row, options, position in zip(rows, self._caption_options(rows), positions, strict=True):
+            options = _texts(options)
+            if not options:
+                raise ValueError(
+                    f"row {row} of {self.config.path!r} has no caption in column "
+                    f'{self.config.caption_column!r}: give it one (an empty string "" trains the '
+                    "unconditional case) or drop the row"
+                )
+            chosen.append(options[(seed_for(seed, int(position)) >> 8) % len(options)])
+        return chosen
+
+    def all_captions(self) -> list[str]:
+        """Every distinct caption of the dataset, sorted: what a tokenizer is trained on."""
+        unique = set()
+        for start in range(0, self._images, 10_000):
+            for options in self._caption_options(self.rows[: self._images][start : start + 10_000]):
+                unique.update(_texts(options))
+        return sorted(unique)
+
+    def _caption_options(self, rows: np.ndarray) -> list[Any]:
+        if self._captions is None:
+            raise ValueError(
+                f"caption_column is None: name a column of {self.config.path!r} to train on text"
+            )
+        return self._captions[rows][self.config.caption_column]
+
+    def _decode(self, stem: Path) -> None:
+        config, count = self.config, len(self._dataset)
+        logger.info("decoding %d images of %r into %s.npy", count, config.path, stem)
+        stem.parent.mkdir(parents=True, exist_ok=True)
+        temporary = stem.with_suffix(f".{os.getpid()}.tmp")
+        shape = (count, config.channels, config.resolution, config.resolution)
+        pixels = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=shape)
+        images, kept, problems = self._dataset.select_columns([config.image_column]), [], []
+        try:
+            with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+                for start in range(0, count, 1024):
+                    cells = images[start : start + 1024][config.image_column]
+                    for row, result in enumerate(pool.map(self._decode_cell, cells), start):
+                        if isinstance(result, str):
+                            problems.append(self._report(row, result))
+                        else:
+                            pixels[len(kept)] = result
+                            kept.append(row)
+            if not kept:
+                raise ValueError(f"no image of {config.path!r} can be decoded; the first: {problems[0]}")
+            pixels.flush()
+            os.replace(temporary, stem.with_suffix(".npy"))
+        finally:
+            temporary.unlink(missing_ok=True)
+        if problems:
+            logger.warning("skipped %d of %d rows of %r", len(problems), count, config.path)
+        with open(temporary, "wb") as file:
+            np.save(file, np.array(kept, dtype=np.int64))
+        os.replace(temporary, stem.with_suffix(".rows.npy"))
+
+    def _decode_cell(self, cell: dict[str, Any] | None) -> np.ndarray | str:
+        """The decoded image of a cell {"bytes", "path"}, or what is wrong with it."""
+        if cell is None or (cell.get("bytes") is None and not cell.get("path")):
+            return "has no image"
+        try:
+            data = cell["bytes"] if cell.get("bytes") is not None else Path(cell["path"]).read_bytes()
+            return decode_image(data, self.config.resolution, self.config.channels)
+        except FileNotFoundError:
+            return f"has no image: the file {cell['path']} does not exist"
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            return f"has a corrupt image, {cell.get('path') or 'stored in the row'}: {error}"
+
+    def _report(self, row: int, problem: str) -> str:
+        message = f"row {row} of {self.config.path!r} {problem}"
+        if self.config.on_corrupt == "raise":
+            raise ValueError(f'{message}. Mend or drop it, or leave such rows out with on_corrupt: "skip"')
+        logger.warning("%s (skipped)", message)
+        return message
+
+
+def _texts(options: str | Sequence[str | None] | None) -> list[str]:
+    return [options] if isinstance(options, str) else [text for text in options or () if text is not None]
+
+
+def default_cache_dir() -> Path:
+    """The folder `guided_diffusers` in the user's cache ($XDG_CACHE_HOME, or ~/.cache)."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "guided_diffusers"
+
+
+def _hash(**parts: Any) -> str:  # noqa: ANN401 (anything that JSON can hold)
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
