@@ -1,0 +1,91 @@
+"""The mean-shift form is Algorithm 1 of Dhariwal and Nichol: mu + s Sigma g with the posterior variance Sigma."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+
+import diffusers
+import pytest
+import torch
+from laws.exact import draw, exact_denoiser, exact_log_prob
+
+from guided_diffusers import GuidedDDPMScheduler, from_denoised, sampling_loop
+from guided_diffusers.guidance import ClassifierGuidance
+from guided_diffusers.schedulers import next_noise_level, noise_level, prediction_type_of
+
+LABELS = torch.tensor([0, 1, 2, 0, 1, 2])
+SCALE = 1.7
+
+
+def gradient_at(sample, level):
+    with torch.enable_grad():
+        sample = sample.detach().requires_grad_()
+        return torch.autograd.grad(exact_log_prob(LABELS)(sample, level).sum(), sample)[0]
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "sample", "v_prediction"])
+@pytest.mark.parametrize("spacing", ["leading", "linspace", "trailing"])
+def test_under_ddpm_it_is_the_schedulers_own_algorithm_1_at_every_step(prediction_type, spacing):
+    def make():
+        config = {"timestep_spacing": spacing, "clip_sample": False, "variance_type": "fixed_small"}
+        return GuidedDDPMScheduler(prediction_type=prediction_type, **config)
+
+    noise, path = draw(6, 2), []
+    guidance = ClassifierGuidance(exact_log_prob(LABELS), SCALE, form="mean_shift")
+    generator = torch.Generator().manual_seed(1)
+    sampling_loop(
+        guidance(exact_denoiser()),
+        make(),
+        noise,
+        num_inference_steps=12,
+        generator=generator,
+        callback=lambda index, timestep, sample: path.append(sample) or sample,
+    )
+
+    scheduler, sample, generator = make(), noise, torch.Generator().manual_seed(1)
+    scheduler.set_timesteps(12)
+    for timestep, expected in zip(scheduler.timesteps, path, strict=True):
+        level = noise_level(scheduler, timestep)
+        output = from_denoised(exact_denoiser()(sample, level), sample, level, prediction_type)
+        gradient = SCALE * gradient_at(sample, level)
+        sample = scheduler.step(output, timestep, sample, generator, guidance_gradient=gradient).prev_sample
+        torch.testing.assert_close(expected, sample, rtol=0, atol=1e-9)
+
+
+def test_under_euler_ancestral_it_moves_the_mean_by_the_variance_of_the_step():
+    scheduler = diffusers.EulerAncestralDiscreteScheduler()
+    scheduler.set_timesteps(10)
+    sample = draw(6, 2) * float(scheduler.init_noise_sigma)
+    for index, timestep in enumerate(scheduler.timesteps[:-1]):
+        scheduler.scale_model_input(sample, timestep)
+        level, following = noise_level(scheduler, timestep), next_noise_level(scheduler, index)
+        # Its noise has variance sigma'^2 (sigma^2 - sigma'^2) / sigma^2: the posterior's, where x_t = x_0 + sigma eps.
+        variance = following.sigma**2 * (level.sigma**2 - following.sigma**2) / level.sigma**2
+        gradient = SCALE * gradient_at(sample, level)
+        x0 = exact_denoiser()(sample, level)
+        arrived = []
+        for estimate in (x0, x0 + following.sigma**2 / following.alpha * gradient):
+            output = from_denoised(estimate, sample, level, prediction_type_of(scheduler))
+            same_noise = torch.Generator().manual_seed(index)
+            arrived.append(deepcopy(scheduler).step(output, timestep, sample, same_noise).prev_sample)
+        moved = arrived[1] - arrived[0]
+        torch.testing.assert_close(moved, variance * gradient, rtol=1e-4, atol=1e-6)  # its tables are float32
+        sample = scheduler.step(output, timestep, sample, torch.Generator().manual_seed(index)).prev_sample
+
+
+@pytest.mark.parametrize(("steps", "ratio"), [(1000, 1.006), (250, 1.03), (50, 1.13), (25, 1.28)])
+def test_how_far_the_two_forms_are_apart_at_few_steps(steps, ratio):
+    scheduler = GuidedDDPMScheduler(timestep_spacing="linspace")
+    scheduler.set_timesteps(steps)
+    now = noise_level(scheduler, scheduler.timesteps[steps // 2])
+    following = next_noise_level(scheduler, steps // 2)
+    measured = (now.sigma**2 / now.alpha) / (following.sigma**2 / following.alpha)
+    assert float(measured) == pytest.approx(ratio, rel=0.015)
+
+
+def test_it_needs_a_run():
+    guided = ClassifierGuidance(exact_log_prob(LABELS), 1.0, form="mean_shift")(exact_denoiser())
+    scheduler = GuidedDDPMScheduler()
+    scheduler.set_timesteps(5)
+    with pytest.raises(ValueError, match="mean_shift"):
+        guided(draw(6, 2), noise_level(scheduler, scheduler.timesteps[0]))
