@@ -17,7 +17,7 @@ class TestGuidedDDPM(ddpm.DDPMSchedulerTest):
     scheduler_classes = (GuidedDDPMScheduler,)
 
     @pytest.mark.xfail(
-        reason="expects 387.9466 +- 0.01, which has the rounding of float32 tables in it; with float64 it is 387.9672",
+        reason="expects 387.9466 +- 0.01, with the rounding of float32 tables; with float64 it is 387.9672",
         strict=True,
     )
     def test_full_loop_with_noise(self) -> None:
