@@ -9,6 +9,7 @@ Images are decoded once, into a memory-mapped uint8 file that is keyed by what m
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import io
 import json
@@ -77,14 +78,13 @@ def load_image_text(config: DataConfig) -> Dataset:
         FileNotFoundError: `path` looks like a file or pattern and matches nothing.
         ValueError: a column is missing, naming the columns that there are; the dataset has no rows.
     """
-    path, base_split = Path(config.path).expanduser(), config.split.split("[")[0]
-    if path.suffix == ".parquet" or any(sign in config.path for sign in "*?"):
-        try:
-            dataset = load_dataset("parquet", data_files={base_split: str(path)}, split=config.split)
-        except FileNotFoundError as error:
-            raise FileNotFoundError(f"path {config.path!r} matches no parquet file") from error
+    path, base_split = os.path.expanduser(config.path), config.split.split("[")[0]
+    if path.endswith(".parquet") or any(sign in path for sign in "*?"):
+        if "://" not in path and not glob.glob(path, recursive=True):
+            raise FileNotFoundError(f"path {config.path!r} matches no parquet file")
+        dataset = load_dataset("parquet", data_files={base_split: path}, split=config.split)
     else:
-        dataset = load_dataset(str(path) if path.is_dir() else config.path, split=config.split)
+        dataset = load_dataset(path, split=config.split)
     for argument in ("image_column", "caption_column"):
         column = getattr(config, argument)
         if column is not None and column not in dataset.column_names:
