@@ -1,0 +1,152 @@
+"""Trains text-to-image: accelerate launch training/train_text_to_image.py --config FILE.yaml [--key value].
+
+The folder `final/` of the run holds a TextToImagePipeline with averaged weights, `snapshots/` the weak
+networks for autoguidance (the text encoder of the same moment beside each). Running the same command again
+resumes.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import diffusers
+import torch
+from diffusers import UNet2DConditionModel
+from guided_diffusers.training.cache import cached_embeddings, cached_latents
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from guided_diffusers import schedulers
+from guided_diffusers.models import VariationalAutoencoder
+from guided_diffusers.training.captions import text_config_for, train_tokenizer
+from guided_diffusers.training.config import TrainingConfig, option, parse_config
+from guided_diffusers.training.data import DataConfig, ImageTextDataset
+from guided_diffusers.training.engine import make_accelerator, make_optimizer, train
+from guided_diffusers.training.text_to_image import (
+    DenoisingConfig,
+    DrawingConfig,
+    FrozenText,
+    JointText,
+    TextToImageTask,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextConfig:
+    """The text encoder: one of our own or pretrained, trained with the denoiser or frozen."""
+
+    encoder: Literal["joint", "frozen"] = option("joint", "trained with the denoiser, or frozen")
+    pretrained: str | None = option(None, "folder or Hub id of a CLIPTextModel; null: a new one")
+    subfolders: bool = option(True, "it is a pipeline's: text_encoder/ and tokenizer/ inside")
+    vocabulary_size: int = option(1024, "of a new tokenizer, trained on the captions: an upper limit")
+    context_length: int = option(77, "of a new one, in tokens, the two special ones included")
+    model: dict[str, Any] = field(default_factory=dict, metadata={"help": "CLIPTextConfig's arguments"})
+
+    def __post_init__(self) -> None:
+        """Check that there is something to freeze."""
+        if self.encoder == "frozen" and self.pretrained is None:
+            raise ValueError(
+                "text.encoder is 'frozen': name a trained one in text.pretrained, or use 'joint'"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextToImageConfig:
+    """Train a latent denoiser on images with captions."""
+
+    training: TrainingConfig
+    data: DataConfig
+    autoencoder: str = field(metadata={"help": "folder or Hub id of a trained VariationalAutoencoder"})
+    text: TextConfig = field(default_factory=TextConfig)
+    unet: dict[str, Any] = field(default_factory=dict, metadata={"help": "UNet2DConditionModel's arguments"})
+    unet_pretrained: str | None = option(None, "folder or Hub id of a UNet2DConditionModel to start from")
+    scheduler: str = option("GuidedDDIMScheduler", "class of ours or of diffusers, saved for sampling")
+    scheduler_arguments: dict[str, Any] = field(default_factory=dict, metadata={"help": "its arguments"})
+    denoising: DenoisingConfig = field(default_factory=DenoisingConfig)
+    drawing: DrawingConfig = field(default_factory=DrawingConfig)
+
+
+def make_text(config: TextConfig, captions: list[str]) -> tuple[CLIPTokenizer, CLIPTextModel]:
+    """The tokenizer and the text encoder, loaded or new."""
+    if config.pretrained is not None:
+        names = ("tokenizer", "text_encoder") if config.subfolders else ("", "")
+        tokenizer = CLIPTokenizer.from_pretrained(config.pretrained, subfolder=names[0])
+        encoder = CLIPTextModel.from_pretrained(
+            config.pretrained, subfolder=names[1], dtype=torch.float32, use_safetensors=True
+        )
+        return tokenizer, encoder
+    tokenizer = train_tokenizer(captions, config.vocabulary_size, config.context_length)
+    return tokenizer, CLIPTextModel(text_config_for(tokenizer, **config.model))
+
+
+def make_unet(config: TextToImageConfig, vae: Any, text_encoder: Any) -> UNet2DConditionModel:
+    """The denoiser, loaded or new; sizes that the other components fix need not be given."""
+    if config.unet_pretrained is not None:
+        return UNet2DConditionModel.from_pretrained(config.unet_pretrained, use_safetensors=True)
+    channels = vae.config.latent_channels
+    sizes = {
+        "sample_size": config.data.resolution // 2 ** (len(vae.config.block_out_channels) - 1),
+        "in_channels": channels,
+        "out_channels": channels,
+        "cross_attention_dim": text_encoder.config.hidden_size,
+    }
+    return UNet2DConditionModel(**{**sizes, **config.unet})
+
+
+def make_scheduler(config: TextToImageConfig) -> Any:
+    """The scheduler by its class's name."""
+    cls = getattr(schedulers, config.scheduler, None) or getattr(diffusers, config.scheduler, None)
+    if cls is None or not hasattr(cls, "set_timesteps"):
+        raise ValueError(f"scheduler is {config.scheduler!r}; allowed: a scheduler of ours or of diffusers")
+    return cls(**config.scheduler_arguments)
+
+
+def make_task(config: TextToImageConfig, device: torch.device) -> TextToImageTask:
+    """Components, cached latents and text, and the optimizer."""
+    torch.manual_seed(config.training.seed)
+    data = ImageTextDataset(config.data)
+    captions = ["", *(text for text in data.all_captions() if text)]
+    vae = VariationalAutoencoder.from_pretrained(config.autoencoder).requires_grad_(False).eval()
+    tokenizer, text_encoder = make_text(config.text, captions)
+    components = {
+        "vae": vae,
+        "text_encoder": text_encoder,
+        "tokenizer": tokenizer,
+        "unet": make_unet(config, vae, text_encoder),
+        "scheduler": make_scheduler(config),
+    }
+    latents = cached_latents(vae.to(device), data)
+    if config.text.encoder == "joint":
+        trained, text = ("unet", "text_encoder"), JointText(tokenizer, captions)
+    else:
+        text_encoder.requires_grad_(False).eval()
+        embeddings = cached_embeddings(text_encoder.to(device), tokenizer, captions)
+        trained, text = ("unet",), FrozenText(captions, embeddings)
+    parameters = [parameter for name in trained for parameter in components[name].parameters()]
+    return TextToImageTask(
+        components,
+        trained,
+        make_optimizer(config.training, parameters),
+        latents,
+        lambda indices, positions: data.captions(indices, positions, config.training.seed),
+        text,
+        config.denoising,
+        config.drawing,
+        config.training,
+    )
+
+
+def main() -> None:
+    """Parse the configuration and train."""
+    config = parse_config(TextToImageConfig, sys.argv[1:])
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    accelerator = make_accelerator(config.training)
+    with accelerator.main_process_first():
+        task = make_task(config, accelerator.device)
+    train(task, config.training, config, accelerator)
+
+
+if __name__ == "__main__":
+    main()
