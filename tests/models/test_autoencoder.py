@@ -1,0 +1,247 @@
+"""Laws of the autoencoder: standardisation, drop-in for AutoencoderKL, and the rule of no pickles."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from diffusers import AutoencoderKL
+from safetensors.torch import load_file
+
+from guided_diffusers.models import VariationalAutoencoder, VariationalAutoencoderOutput
+
+CONFIG = {
+    "block_out_channels": (8, 16),
+    "down_block_types": ("DownEncoderBlock2D",) * 2,
+    "up_block_types": ("UpDecoderBlock2D",) * 2,
+    "norm_num_groups": 4,
+    "latent_channels": 3,
+    "sample_size": 16,
+}
+MEAN, STD = [0.1, -0.2, 0.3], [0.5, 2.0, 3.0]
+
+
+def randn(*shape, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture(scope="module")
+def original():
+    torch.manual_seed(0)
+    return AutoencoderKL(**CONFIG).eval()
+
+
+@pytest.fixture
+def model(original):
+    model = VariationalAutoencoder.from_autoencoder_kl(original)
+    model.set_latent_statistics(MEAN, STD)
+    return model
+
+
+def column(values):
+    return torch.tensor(values).view(1, -1, 1, 1)
+
+
+@pytest.fixture
+def images():
+    return randn(2, 3, 16, 16).clamp(-1, 1)
+
+
+class TestDropIn:
+    def test_without_statistics_it_is_autoencoder_kl(self, original, images):
+        ours = VariationalAutoencoder.from_autoencoder_kl(original)
+        with torch.no_grad():
+            a, b = ours.encode(images).latent_dist, original.encode(images).latent_dist
+            assert a.mean.equal(b.mean) and a.logvar.equal(b.logvar)
+            assert ours.decode(b.mean).sample.equal(original.decode(b.mean).sample)
+            for draw in (False, True):
+                seeded = [torch.Generator().manual_seed(1) for _ in range(2)]
+                x, y = (
+                    m(images, draw, generator=g)[0] for m, g in zip((ours, original), seeded, strict=True)
+                )
+                assert x.equal(y)
+        assert ours.config.scaling_factor == original.config.scaling_factor == 0.18215
+
+    def test_loads_its_folder(self, original, images, tmp_path):
+        original.save_pretrained(tmp_path)
+        ours = VariationalAutoencoder.from_pretrained(tmp_path)
+        with torch.no_grad():
+            torch.testing.assert_close(ours(images).sample, original(images).sample, atol=1e-5, rtol=0)
+        given = {k: v for k, v in original.config.items() if not k.startswith("_")}
+        assert {k: ours.config[k] for k in given} == {
+            k: list(v) if isinstance(v, tuple) else v for k, v in given.items()
+        }
+
+    def test_old_folders_mean_their_own_scaling_factor(self, original, tmp_path):
+        original.save_pretrained(tmp_path)
+        config = json.loads((tmp_path / "config.json").read_text())
+        del config["scaling_factor"]
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        assert VariationalAutoencoder.from_pretrained(tmp_path).config.scaling_factor == 0.18215
+        assert VariationalAutoencoder(**CONFIG).config.scaling_factor == 1.0
+
+    def test_a_scaling_factor_is_a_special_case_of_statistics(self, original, images):
+        ours = VariationalAutoencoder.from_autoencoder_kl(original)
+        ours.set_latent_statistics([0.0] * 3, [1 / 0.18215] * 3)
+        with torch.no_grad():
+            latents = original.encode(images).latent_dist.mode() * 0.18215
+            torch.testing.assert_close(ours.encode(images).latent_dist.mode(), latents)
+            torch.testing.assert_close(ours.decode(latents).sample, original.decode(latents / 0.18215).sample)
+
+    def test_copies_dtype_and_mode(self):
+        model = AutoencoderKL(**CONFIG).to(torch.bfloat16).train()
+        ours = VariationalAutoencoder.from_autoencoder_kl(model)
+        assert ours.dtype == torch.bfloat16 and ours.training
+
+
+class TestStandardisation:
+    def test_encode_gives_the_posterior_of_the_standardised_latent(self, model, images):
+        raw, ours = model.posterior(images), model.encode(images).latent_dist
+        torch.testing.assert_close(ours.mean, (raw.mean - column(MEAN)) / column(STD))
+        torch.testing.assert_close(ours.std, raw.std / column(STD))
+        draws = [d.sample(torch.Generator().manual_seed(3)) for d in (raw, ours)]
+        torch.testing.assert_close(draws[1], (draws[0] - column(MEAN)) / column(STD))
+        assert model.encode(images, return_dict=False)[0].mean.equal(ours.mean)
+
+    def test_decode_undoes_it(self, model, original, images):
+        with torch.no_grad():
+            raw = original.encode(images).latent_dist.mean
+            ours = model.decode(model.encode(images).latent_dist.mean).sample
+            torch.testing.assert_close(ours, original.decode(raw).sample, atol=1e-5, rtol=0)
+            assert model.decode(raw, return_dict=False)[0].shape == images.shape
+
+    def test_measured_statistics_standardise(self, original):
+        model = VariationalAutoencoder.from_autoencoder_kl(original)
+        many = randn(32, 3, 16, 16)
+        with torch.no_grad():
+            raw = model.posterior(many).sample(torch.Generator().manual_seed(0))
+            model.set_latent_statistics(raw.mean((0, 2, 3)), raw.std((0, 2, 3)))
+            latents = model.encode(many).latent_dist.sample(torch.Generator().manual_seed(0))
+        torch.testing.assert_close(latents.mean((0, 2, 3)), torch.zeros(3), atol=1e-4, rtol=0)
+        torch.testing.assert_close(latents.std((0, 2, 3)), torch.ones(3), atol=1e-4, rtol=0)
+
+    def test_does_not_change_the_reconstruction(self, model, original, images):
+        with torch.no_grad():
+            assert model(images).sample.equal(original(images).sample)
+
+    @pytest.mark.parametrize("option", ["slicing", "tiling"])
+    def test_slicing_and_tiling(self, model, original, option):
+        batch = randn(2, 3, 32, 32)
+        for autoencoder in (model, original):
+            getattr(autoencoder, f"enable_{option}")()
+        try:
+            with torch.no_grad():
+                raw = original.encode(batch).latent_dist.mean
+                ours = model.encode(batch).latent_dist.mean
+                torch.testing.assert_close(ours, (raw - column(MEAN)) / column(STD))
+                decoded = original.decode(raw).sample
+                torch.testing.assert_close(model.decode(ours).sample, decoded, atol=1e-5, rtol=0)
+        finally:
+            getattr(original, f"disable_{option}")()
+
+    @pytest.mark.parametrize(
+        ("mean", "std", "word"),
+        [
+            ([0.0] * 2, STD, "latents_mean must be 3 finite"),
+            ([0.0, float("nan"), 0.0], STD, "latents_mean must be 3 finite"),
+            (MEAN, [1.0, float("inf"), 1.0], "latents_std must be 3 finite"),
+            (MEAN, [1.0, 0.0, 1.0], "latents_std must be positive"),
+        ],
+    )
+    def test_bad_statistics(self, model, mean, std, word):
+        with pytest.raises(ValueError, match=word):
+            model.set_latent_statistics(mean, std)
+        with pytest.raises(ValueError, match=word):
+            VariationalAutoencoder(**CONFIG, latents_mean=mean, latents_std=std)
+        assert model.config.latents_mean == MEAN
+
+
+class TestTraining:
+    def test_forward_gives_all_that_a_loss_needs(self, model, images):
+        generator = torch.Generator().manual_seed(2)
+        output = model(images, sample_posterior=True, generator=generator, return_posterior=True)
+        assert isinstance(output, VariationalAutoencoderOutput)
+        raw = model.posterior(images)
+        assert output.latent_dist.mean.equal(raw.mean)
+        plain = model(images, sample_posterior=True, generator=torch.Generator().manual_seed(2))
+        assert output.sample.equal(plain.sample)
+        assert len(model(images, return_dict=False, return_posterior=True)) == 2
+        (output.sample.square().mean() + output.latent_dist.kl().mean()).backward()
+        assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+    def test_gradient_checkpointing_changes_nothing(self, model, images):
+        gradients = []
+        for enable in (False, True):
+            model.train()
+            model.zero_grad()
+            if enable:
+                model.enable_gradient_checkpointing()
+            model(images, return_posterior=True).sample.square().mean().backward()
+            gradients.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
+        for a, b in zip(*gradients, strict=True):
+            torch.testing.assert_close(a, b)
+
+
+class TestFiles:
+    def test_save_and_load_is_bit_equal(self, model, images, tmp_path):
+        model.save_pretrained(tmp_path)
+        again = VariationalAutoencoder.from_pretrained(tmp_path)
+        assert (again.config.latents_mean, again.config.latents_std) == (MEAN, STD)
+        state = again.state_dict()
+        assert all(value.equal(state[name]) for name, value in model.state_dict().items())
+        copy = VariationalAutoencoder.from_config(model.config)
+        assert copy.config.latents_std == STD
+
+    def test_never_saves_a_pickle(self, model, tmp_path):
+        with pytest.warns(UserWarning, match="safe_serialization=False is ignored"):
+            model.save_pretrained(tmp_path / "a", safe_serialization=False)
+        with pytest.warns(UserWarning, match="safe_serialization=False is ignored"):
+            model.save_pretrained(tmp_path / "b", True, None, False)
+        for folder in (tmp_path / "a", tmp_path / "b"):
+            assert {f.name for f in folder.iterdir()} == {
+                "config.json",
+                "diffusion_pytorch_model.safetensors",
+            }
+        assert load_file(tmp_path / "a" / "diffusion_pytorch_model.safetensors")
+
+    def test_refuses_a_pickle(self, original, tmp_path):
+        original.save_pretrained(tmp_path / "vae", safe_serialization=False)
+        for arguments in ({}, {"use_safetensors": None}):
+            with pytest.raises(OSError, match=r"pickled weights \(diffusion_pytorch_model.bin\).*refused"):
+                VariationalAutoencoder.from_pretrained(tmp_path, subfolder="vae", **arguments)
+        with pytest.raises(ValueError, match="pickle"):
+            VariationalAutoencoder.from_single_file(str(tmp_path / "model.ckpt"))
+
+    def test_a_pickle_beside_safetensors_is_not_read(self, model, tmp_path):
+        model.save_pretrained(tmp_path)
+        (tmp_path / "diffusion_pytorch_model.bin").write_bytes(b"not weights")
+        with pytest.warns(UserWarning, match="use_safetensors=False is ignored"):
+            VariationalAutoencoder.from_pretrained(tmp_path, use_safetensors=False)
+
+    def test_says_which_file_is_missing(self, model, tmp_path):
+        model.save_pretrained(tmp_path)
+        (tmp_path / "diffusion_pytorch_model.safetensors").unlink()
+        with pytest.raises(OSError, match="no weights in safetensors"):
+            VariationalAutoencoder.from_pretrained(tmp_path)
+        (tmp_path / "config.json").unlink()
+        with pytest.raises(OSError, match="config.json"):
+            VariationalAutoencoder.from_pretrained(tmp_path)
+
+    @pytest.mark.slow
+    def test_a_fresh_process_decodes_the_same(self, model, tmp_path):
+        model.save_pretrained(tmp_path)
+        latents = randn(1, 3, 4, 4)
+        program = (
+            "import sys, torch\n"
+            "from guided_diffusers import VariationalAutoencoder\n"
+            "torch.set_num_threads(1)\n"
+            "model = VariationalAutoencoder.from_pretrained(sys.argv[1])\n"
+            "latents = torch.randn((1, 3, 4, 4), generator=torch.Generator().manual_seed(0))\n"
+            "print(model.decode(latents).sample.double().sum().item())\n"
+        )
+        run = [sys.executable, "-c", program, str(tmp_path)]
+        printed = subprocess.run(run, capture_output=True, text=True, check=True).stdout
+        with torch.no_grad():
+            expected = VariationalAutoencoder.from_pretrained(tmp_path).decode(latents).sample.double().sum()
+        assert float(printed) == pytest.approx(expected.item(), rel=1e-5)
