@@ -10,12 +10,11 @@ References:
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable
+import heapq
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
 
-from tokenizers import Tokenizer, pre_tokenizers
-from tokenizers.models import BPE
-from tokenizers.trainers import BpeTrainer
+from tokenizers import pre_tokenizers
 from transformers import CLIPTextConfig, CLIPTokenizer, PreTrainedTokenizerBase
 
 BEGINNING, END, PADDING = "<|startoftext|>", "<|endoftext|>", "<|pad|>"
@@ -57,8 +56,8 @@ def train_tokenizer(
     captions = list(captions)
     if not captions:
         raise ValueError("captions is empty: a tokenizer is trained on at least one text")
-    pieces, merges = _train_merges(captions, vocabulary_size - len(base) - 1, alphabet)
-    tokens = dict.fromkeys([*base, *pieces, END])
+    merges = _learn_merges(_count_words(captions), vocabulary_size - len(base) - 1)
+    tokens = dict.fromkeys([*base, *(first + second for first, second in merges), END])
     return CLIPTokenizer(
         vocab={token: number for number, token in enumerate(tokens)},
         merges=merges,
@@ -110,20 +109,60 @@ def text_config_for(
     )
 
 
-def _train_merges(
-    captions: list[str], limit: int, alphabet: list[str]
-) -> tuple[list[str], list[tuple[str, str]]]:
-    """At most `limit` merged pieces, and the merges that make them, in the order of learning."""
-    reference = CLIPTokenizer().backend_tokenizer  # for CLIP's normalisation and splitting
-    trained = Tokenizer(BPE(end_of_word_suffix="</w>"))
-    trained.normalizer, trained.pre_tokenizer = reference.normalizer, reference.pre_tokenizer
-    letters = len(alphabet)
-    trainer = BpeTrainer(
-        vocab_size=2 * letters + limit,
-        initial_alphabet=alphabet,
-        end_of_word_suffix="</w>",
-        show_progress=False,
-    )
-    trained.train_from_iterator(captions, trainer)
-    merges = [tuple(pair) for pair in json.loads(trained.to_str())["model"]["merges"]][:limit]
-    return ["".join(pair) for pair in merges], merges
+def _count_words(captions: Iterable[str]) -> Counter[str]:
+    """How often each word comes, written in byte letters, split and normalised as CLIP's tokenizer does."""
+    backend = CLIPTokenizer().backend_tokenizer
+    words: Counter[str] = Counter()
+    for caption in captions:
+        normalised = backend.normalizer.normalize_str(caption)
+        words.update(word for word, _ in backend.pre_tokenizer.pre_tokenize_str(normalised))
+    return words
+
+
+def _learn_merges(words: Mapping[str, int], limit: int) -> list[tuple[str, str]]:
+    """At most `limit` merges, the most frequent pair first.
+
+    Equal counts are settled by the pair's spelling, so that the same captions always give the same tokenizer, and
+    a training that is resumed the same token ids. (The library tokenizers' trainer settles them by chance.)
+    """
+    spelled = [[*word[:-1], word[-1] + "</w>"] for word in words]
+    frequencies = list(words.values())
+    counts: Counter[tuple[str, str]] = Counter()
+    places: defaultdict[tuple[str, str], set[int]] = defaultdict(set)
+
+    def count(number: int, sign: int) -> list[tuple[str, str]]:
+        pairs = list(zip(spelled[number], spelled[number][1:], strict=False))
+        for pair in pairs:
+            counts[pair] += sign * frequencies[number]
+            places[pair].add(number)
+        return pairs
+
+    for number in range(len(spelled)):
+        count(number, 1)
+    queue = [(-times, pair) for pair, times in counts.items()]
+    heapq.heapify(queue)
+    merges: list[tuple[str, str]] = []
+    while queue and len(merges) < limit:
+        times, pair = heapq.heappop(queue)
+        if -times != counts[pair] or times == 0:
+            continue  # its count has changed since: another entry has the new one
+        merges.append(pair)
+        changed: set[tuple[str, str]] = set()
+        for number in places.pop(pair):
+            changed.update(count(number, -1))
+            spelled[number] = _merge(spelled[number], pair)
+            changed.update(count(number, 1))
+        for other in changed:
+            heapq.heappush(queue, (-counts[other], other))
+    return merges
+
+
+def _merge(letters: list[str], pair: tuple[str, str]) -> list[str]:
+    """A word's pieces with every occurrence of the pair, from the left, made one."""
+    merged: list[str] = []
+    for letter in letters:
+        if merged and (merged[-1], letter) == pair:
+            merged[-1] += letter
+        else:
+            merged.append(letter)
+    return merged

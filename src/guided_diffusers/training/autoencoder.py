@@ -1,0 +1,170 @@
+"""Autoencoder training as a task of the engine: an autoencoder and, if asked for, a discriminator.
+
+A training sample at position p draws its latent with noise of (seed, p) alone. The trained model speaks raw
+latents; their mean and deviation are measured at the end and written into the configuration of what is saved.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..models.autoencoder import VariationalAutoencoder
+from ..models.discriminator import PatchDiscriminator
+from ..randomness import randn_for
+from . import autoencoder_losses as losses
+from . import autoencoder_measures as measures
+from .config import TrainingConfig, option
+from .data import ImageTextDataset
+from .engine import make_optimizer
+from .task import Metrics
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """The weights of the terms of `autoencoder_losses`."""
+
+    squared: float = option(0.0, "share of the squared in the reconstruction error: 0 is L1, 1 is L2")
+    kl_weight: float = option(1e-6, "weight of the divergence, a sum over the latent")
+    detail_weight: float = option(0.0, "weight of the strength of local detail")
+    adversarial_weight: float = option(0.0, "weight of the discriminator; 0: there is none")
+    adaptive: bool = option(True, "times the ratio of gradients at the decoder's last layer")
+    discriminator_start: float = option(0.2, "fraction of training after which the discriminator learns")
+    adversarial_start: float = option(0.25, "fraction of training after which the autoencoder learns from it")
+    discriminator_learning_rate: float = option(1e-3, "the discriminator's peak learning rate")
+
+    def __post_init__(self) -> None:
+        """Check ranges; ValueError names the field."""
+        for name in ("squared", "discriminator_start", "adversarial_start"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
+        for name in ("kl_weight", "detail_weight", "adversarial_weight"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig:
+    """What is measured on held-out images, and how the result is written."""
+
+    validation_split: str = option("test", "split of the same data that is held out")
+    validation_rows: int = option(1000, "of it, so many rows are measured while training; all at the end")
+    statistics_rows: int = option(10_000, "training rows that give the latents' mean and deviation")
+    float16: bool = option(False, "also write the variant fp16")
+
+
+class AutoencoderTask:
+    """Trains an autoencoder, or its decoder alone.
+
+    Args:
+        autoencoder: the model to train, in place.
+        discriminator: its opponent; required by an adversarial weight.
+        data: training images.
+        held_out: images for validation.
+        loss: weights of the loss.
+        export: what to measure and write.
+        training: the engine's configuration.
+        decoder_only: leave the encoder, and so all latents and their statistics, as they are.
+    """
+
+    averaged = ("autoencoder",)
+
+    def __init__(
+        self,
+        autoencoder: VariationalAutoencoder,
+        discriminator: PatchDiscriminator | None,
+        data: ImageTextDataset,
+        held_out: ImageTextDataset,
+        loss: LossConfig,
+        export: ExportConfig,
+        training: TrainingConfig,
+        decoder_only: bool = False,
+    ) -> None:
+        if loss.adversarial_weight > 0 and discriminator is None:
+            raise ValueError(f"adversarial_weight is {loss.adversarial_weight}: it needs a discriminator")
+        self.autoencoder, self.data, self.held_out, self.num_samples = autoencoder, data, held_out, len(data)
+        self.loss, self.export, self.training, self.decoder_only = loss, export, training, decoder_only
+        self.statistics = (autoencoder.config.latents_mean, autoencoder.config.latents_std)
+        autoencoder.register_to_config(latents_mean=None, latents_std=None)
+        if decoder_only:
+            autoencoder.encoder.requires_grad_(False)
+            if autoencoder.quant_conv is not None:
+                autoencoder.quant_conv.requires_grad_(False)
+        trained = [parameter for parameter in autoencoder.parameters() if parameter.requires_grad]
+        self.modules: dict[str, nn.Module] = {"autoencoder": autoencoder}
+        self.optimizers = {"autoencoder": make_optimizer(training, trained)}
+        self.discriminator = discriminator if loss.adversarial_weight > 0 else None
+        if self.discriminator is not None:
+            self.modules["discriminator"] = self.discriminator
+            rate, betas = loss.discriminator_learning_rate, (0.5, 0.9)
+            group = {"params": list(self.discriminator.parameters()), "lr": rate, "betas": betas}
+            self.optimizers["discriminator"] = make_optimizer(training, [group])
+        factor = 2 ** (len(autoencoder.config.block_out_channels) - 1)
+        self.latent_shape = (autoencoder.config.latent_channels, *(side // factor for side in data.shape[1:]))
+
+    def batch(self, indices: list[int], positions: list[int]) -> dict[str, Any]:
+        """Images, the noise of their posteriors' samples, and how far training is."""
+        size = self.training.batch_size
+        step_start = positions[0] // size * size  # the same on every process
+        return {
+            "images": self.data.pixels(indices),
+            "noise": randn_for(self.training.seed, positions, self.latent_shape),
+            "progress": step_start / self.training.num_images,
+        }
+
+    def losses(self, batch: dict[str, Any]) -> Iterator[tuple[str, Tensor, Metrics]]:
+        """The autoencoder's loss, then the discriminator's."""
+        images, weights = batch["images"], self.loss
+        with torch.set_grad_enabled(not self.decoder_only):
+            posterior = self.autoencoder.posterior(images)
+        output = self.autoencoder.decode(posterior.mean + posterior.std * batch["noise"]).sample.float()
+        reconstruction = losses.reconstruction_loss(output, images, weights.squared)
+        kl = losses.kl_per_image(posterior.mean, posterior.logvar).mean()
+        metrics = {"reconstruction": reconstruction, "kl": kl}
+        loss = reconstruction + weights.kl_weight * kl
+        if weights.detail_weight > 0:
+            metrics["detail"] = losses.detail_loss(output, images)
+            loss = loss + weights.detail_weight * metrics["detail"]
+        if self.discriminator is not None and batch["progress"] >= weights.adversarial_start:
+            metrics["adversarial"] = losses.adversarial_loss(self.discriminator(output).float())
+            weight = weights.adversarial_weight
+            if weights.adaptive:
+                last_layer = self.autoencoder.decoder.conv_out.weight
+                ratio = losses.adaptive_weight(reconstruction, metrics["adversarial"], last_layer)
+                metrics["adaptive_weight"] = ratio
+                weight = weight * ratio
+            loss = loss + weight * metrics["adversarial"]
+        yield "autoencoder", loss, {name: value.detach() for name, value in metrics.items()}
+        if self.discriminator is not None and batch["progress"] >= weights.discriminator_start:
+            real, fake = (self.discriminator(sample).float() for sample in (images, output.detach()))
+            yield "discriminator", losses.discriminator_loss(real, fake), {}
+
+    def validate(self, images_seen: int, modules: Mapping[str, nn.Module], folder: Path) -> Metrics:
+        """Measures reconstructions of held-out images and draws 24 of them."""
+        rows = range(min(self.export.validation_rows, len(self.held_out)))
+        path = folder / f"{images_seen:012d}.png"
+        measures.save_reconstructions(modules["autoencoder"], self.held_out, rows[:24], path)
+        return measures.measure_reconstructions(modules["autoencoder"], self.held_out, rows)
+
+    def save(self, folder: Path, modules: Mapping[str, nn.Module]) -> None:
+        """Writes the autoencoder, its latents standardised, and its figures on all held-out images."""
+        model = copy.deepcopy(modules["autoencoder"])
+        rows = range(min(self.export.statistics_rows, len(self.data)))
+        if self.decoder_only and None not in self.statistics:
+            model.set_latent_statistics(*self.statistics)
+        else:
+            model.set_latent_statistics(
+                *measures.latent_statistics(model, self.data, rows, self.training.seed)
+            )
+        figures = measures.measure_reconstructions(model, self.held_out, range(len(self.held_out)))
+        (folder / "metrics.json").write_text(json.dumps({**figures, "images": len(self.held_out)}, indent=2))
+        model.save_pretrained(folder)
+        if self.export.float16:
+            model.half().save_pretrained(folder, variant="fp16")
