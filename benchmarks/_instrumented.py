@@ -2,9 +2,9 @@
 
     python benchmarks/_instrumented.py TIMINGS.json SCRIPT.py [the script's own arguments]
 
-The methods in `PARTS` are wrapped before the script starts; a step ends when the optimizer has stepped. Time in
-none of them is what is left: the loop, its logging and waiting for data. Where torchvision is not installed, a
-script that imports its transforms gets those of _torchvision_stand_in.py.
+The methods in `PARTS` are wrapped before the script starts; a step ends when the optimizer has stepped. Time
+in none of them is what is left: the loop, its logging and waiting for data. Where torchvision is not
+installed, a script that imports its transforms gets those of _torchvision_stand_in.py.
 """
 
 from __future__ import annotations

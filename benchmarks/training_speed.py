@@ -3,8 +3,8 @@
     python training/data/fashion_mnist.py --output data/fashion
     python benchmarks/training_speed.py --diffusers CHECKOUT --data data/fashion --output training.json
 
-Both scripts run unmodified, in turn, each in a process of its own (_instrumented.py): a frozen text encoder, a
-frozen autoencoder, a denoiser trained in float32 with an average of its weights. Ours encodes images and
+Both scripts run unmodified, in turn, each in a process of its own (_instrumented.py): a frozen text encoder,
+a frozen autoencoder, a denoiser trained in float32 with an average of its weights. Ours encodes images and
 captions once, before training, and reads them from its cache; diffusers' does so at every step. The seconds
 that filling the cache takes are given too.
 """

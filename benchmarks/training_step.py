@@ -3,10 +3,10 @@
     python training/data/fashion_mnist.py --output data/fashion
     python benchmarks/training_step.py --data data/fashion --size 4M --output step-4M.json
 
-Our step is the engine's: the data's order, cached latents and embeddings, noise and levels by position, the weighted
-loss, clipping, the optimizer, the average of the weights, the log. The bare step is a copy of the same denoiser on one
-prepared batch: forward, mean squared error, backward, the same optimizer. Blocks of both alternate within one run of
-the engine, in the order A B, B A, A B, ...; the ratio's upper end should be at most 1.10.
+Our step is the engine's: the data's order, cached latents and embeddings, noise and levels by position, the
+weighted loss, clipping, the optimizer, the average of the weights, the log. The bare step is a copy of the
+same denoiser on one prepared batch: forward, mean squared error, backward, the same optimizer. Blocks of both
+alternate within one run of the engine, as A B, B A, A B, ...; the ratio's upper end should be at most 1.10.
 """
 
 from __future__ import annotations
@@ -160,7 +160,7 @@ def make_task(arguments: argparse.Namespace, config: TrainingConfig, folder: Pat
 
 
 def bare_step(task: TextToImageTask, config: TrainingConfig) -> Callable[[], None]:
-    """Forward, mean squared error, backward and optimizer on one prepared batch, with a copy of the denoiser."""
+    """Forward, mean squared error, backward, optimizer: a copy of the denoiser on one prepared batch."""
     denoiser: nn.Module = copy.deepcopy(task.components["unet"]).train()
     optimizer = make_optimizer(config, denoiser.parameters())
     positions = list(range(config.batch_size))

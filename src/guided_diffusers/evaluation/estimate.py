@@ -83,8 +83,10 @@ def ratio_of_means(
 
     def resampled_means(values: Tensor) -> Tensor:
         count = values.numel()
-        draws = (torch.randint(count, (count,), generator=generator) for _ in range(resamples))
-        return torch.stack([values[index].mean() for index in draws])
+        at_once = max(1, 1_000_000 // count)
+        sizes = [min(at_once, resamples - done) for done in range(0, resamples, at_once)]
+        draws = (torch.randint(count, (size, count), generator=generator) for size in sizes)
+        return torch.cat([values[index].mean(dim=1) for index in draws])
 
     ratios = resampled_means(top) / resampled_means(bottom)
     tail = (1 - confidence) / 2

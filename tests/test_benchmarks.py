@@ -1,0 +1,186 @@
+"""The benchmarks run, at the smallest sizes, and their arithmetic is right; no figure is judged here."""
+
+import argparse
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from datasets import Dataset, Features, Image, List, Value
+from huggingface_hub import ModelCard
+from PIL import Image as PILImage
+
+from guided_diffusers import TextToImagePipeline
+
+ROOT = Path(__file__).parents[1]
+NAMES = ["boot", "bag"]
+
+
+@pytest.fixture
+def benchmark(monkeypatch):
+    """Imports a script or module of benchmarks/ by its name."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    threads = torch.get_num_threads()
+    yield importlib.import_module
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """A folder as training/data/fashion_mnist.py makes it, with dark boots and bright bags."""
+    folder = tmp_path_factory.mktemp("fashion")
+    generator = torch.Generator().manual_seed(0)
+    features = Features(image=Image(), label=Value("int64"), name=Value("string"), text=List(Value("string")))
+    for split, rows in (("train", 64), ("test", 20)):
+        labels = [row % 2 for row in range(rows)]
+        pixels = (
+            torch.randint(100, (rows, 32, 32), generator=generator)
+            + 150 * torch.tensor(labels)[:, None, None]
+        )
+        columns = {
+            "image": [PILImage.fromarray(image.byte().numpy()) for image in pixels],
+            "label": labels,
+            "name": [NAMES[label] for label in labels],
+            "text": [[NAMES[label], f"a {NAMES[label]}"] for label in labels],
+        }
+        Dataset.from_dict(columns, features=features).to_parquet(folder / f"{split}.parquet")
+    return folder
+
+
+def test_a_ratio_is_the_median_over_pairs(benchmark):
+    pairs = benchmark("_pairs")
+    times = pairs.PairedTimes(first_s=[2.0, 3.0, 40.0], second_s=[1.0, 2.0, 10.0])
+    ratio = times.ratio()
+    assert ratio.value == 2.0 and (ratio.low, ratio.high) == (1.5, 4.0) and ratio.count == 3
+    assert times.report(bound=3.9)["within_bound"] is False
+    assert times.report(bound=4.1)["within_bound"] is True
+
+
+def test_pairs_alternate(benchmark):
+    calls = []
+    times = benchmark("_pairs").time_pairs(
+        lambda: calls.append("a"), lambda: calls.append("b"), pairs=4, warmup=1
+    )
+    assert "".join(calls) == "ab" + "abba" * 2
+    assert len(times.first_s) == len(times.second_s) == 4
+
+
+def test_inference_speed(benchmark):
+    """On tiny random weights: equal latents, guidance on exactly the steps asked for, all three ratios."""
+    script = benchmark("inference_speed")
+    arguments = argparse.Namespace(
+        size="tiny", checkpoint=None, batch_size=1, steps=5, guided_steps=2, guidance_scale=3.0, pairs=2
+    )
+    results = script.measure(arguments)
+    assert results["largest_difference"] <= 1e-4
+    assert results["guided_steps"] == 2
+    assert results["network_calls"] == 2 + 5 + 2  # prompt and negative prompt; steps; the decoder's two parts
+    assert set(script.BOUNDS) < set(results)
+
+
+def test_training_step(benchmark, data):
+    script = benchmark("training_step")
+    arguments = argparse.Namespace(
+        data=data, size="tiny", batch_size=2, pairs=2, block_steps=2, warmup_steps=1, rows=16
+    )
+    assert script.measure(arguments)["over_bare_step"]["ratio"]["count"] == 2
+
+
+def test_training_summary_adds_up(benchmark):
+    """Parts and the rest make up a step, save what a thread did beside it; warm-up steps do not count."""
+    script = benchmark("training_speed")
+    steps = [{"backward": 9.0}] * 2 + [{"backward": 0.3, "data (beside)": 5.0}] * 3
+    run = {"ends": [0.0, 9.0, 9.5, 10.0, 10.5], "steps": steps}
+    summary = script.summary([run], argparse.Namespace(warmup_steps=1, batch_size=8))
+    assert summary["images_per_second"] == 16
+    assert summary["step_ms"] == {"backward": 300, "data (beside)": 5000, "the rest": 200}
+
+
+def test_stand_in_transforms(benchmark):
+    transforms = benchmark("_torchvision_stand_in")
+    pixels = torch.arange(4 * 6, dtype=torch.uint8).reshape(4, 6)
+    chain = [
+        transforms.Resize(4),
+        transforms.CenterCrop(4),
+        transforms.ToTensor(),
+        transforms.Normalize([0.5], [0.5]),
+    ]
+    image = transforms.Compose(chain)(PILImage.fromarray(pixels.numpy()))
+    torch.testing.assert_close(image, (pixels[None, :, 1:5].float() / 127.5 - 1))
+
+
+def test_checkpoint_is_measured_and_described(benchmark, data, tmp_path, monkeypatch):
+    """Judge, measures, picture and card, each by its command."""
+    models = benchmark("_models")
+    size = models.Size(widths=(32, 32), layers=1, latent_size=8, text_width=32, vae_widths=(8, 8, 8))
+    pipeline = TextToImagePipeline(**models.random_components(size), default_guidance=2.0)
+    pipeline.save_pretrained(tmp_path / "tiny-32")
+    run = tmp_path / "run"
+    run.mkdir()
+    training = {"batch_size": 64, "learning_rate": 5e-4, "learning_rate_schedule": "cosine"}
+    training |= {"mixed_precision": "no", "ema_half_life_images": 25_000.0, "output_dir": "/somewhere/run"}
+    (run / "config.json").write_text(json.dumps({"training": training}))
+    (run / "log.jsonl").write_text('{"images": 50, "seconds": 1}\n{"images": 120000, "seconds": 600.0}\n')
+
+    def command(name, *options):
+        threads = () if name == "fashion_card" else ("--threads", 1)
+        monkeypatch.setattr(sys, "argv", [name, *map(str, (*options, *threads))])
+        benchmark(name).main()
+
+    judge, results, card = tmp_path / "judge.safetensors", tmp_path / "tiny-32.json", tmp_path / "tiny-32.md"
+    command(
+        "fashion_judge", "--data", data, "--output", judge, "--epochs", 8, "--batch-size", 16, "--width", 4
+    )
+    options = ["--gammas", 0, 1, "--images-per-class", 2, "--steps", 2, "--batch-size", 3, "--grid-images", 2]
+    options += ["--data", data, "--judge", judge, "--run", f"denoiser={run}"]
+    command(
+        "fashion_checkpoint",
+        "--checkpoint",
+        tmp_path / "tiny-32",
+        *options,
+        "--output",
+        results,
+        "--grid",
+        tmp_path / "grid.png",
+    )
+    command("fashion_card", "--results", results, "--output", card)
+
+    measured = json.loads(results.read_text())
+    assert [row["guidance"][0]["scale"] for row in measured["rows"]] == [0, 1, 2]
+    assert [row["default"] for row in measured["rows"]] == [False, False, True]
+    assert measured["real"]["sharpness"]["value"] == 1 and measured["real"]["variance_within_class"] == 1
+    assert measured["real"]["agreement"]["value"] == measured["judge"]["test_accuracy"]["value"]
+    assert measured["training"]["denoiser"]["config"]["training"]["output_dir"] == "run"
+    assert PILImage.open(tmp_path / "grid.png").height > 2 * 96
+    described = ModelCard.load(card)
+    assert described.data.license == "apache-2.0" and described.data.pipeline_tag == "text-to-image"
+    agreement = 100 * measured["rows"][2]["agreement"]["value"]
+    assert f"| **γ = 2 (default)** | {agreement:.1f}%" in described.text
+    assert "saw 120,000 images in 10 minutes, 200 a second" in described.text
+
+
+def test_images_do_not_depend_on_the_batch(benchmark, data):
+    fashion, models = benchmark("_fashion"), benchmark("_models")
+    size = models.Size(widths=(32, 32), layers=1, latent_size=8, text_width=32, vae_widths=(8, 8, 8))
+    pipeline = TextToImagePipeline(**models.random_components(size))
+    pipeline.set_progress_bar_config(disable=True)
+    captions = fashion.load_split(data / "test.parquet").captions
+    assert captions == [["boot", "a boot"], ["bag", "a bag"]]
+    guidance = importlib.import_module("guided_diffusers.guidance").ClassifierFreeGuidance(2.0)
+    made = [
+        fashion.generate(
+            pipeline,
+            captions,
+            guidance=guidance,
+            images_per_class=3,
+            num_inference_steps=2,
+            batch_size=batch_size,
+            seed=1,
+        )
+        for batch_size in (6, 4)
+    ]
+    assert made[0].labels.tolist() == [0, 0, 0, 1, 1, 1]
+    assert (made[0].images.int() - made[1].images.int()).abs().max() <= 1
+    assert made[0].images.float().std() > 1
