@@ -21,8 +21,8 @@ FROM_0_999 = np.linspace(0.999, 0.05, 9).tolist()
 class Case:
     """One scheduler, its configuration, and how it is run.
 
-    `coordinates` says what its tables mean (see `laws.mixture.levels_of`), `written` how its network writes its answer
-    where that is not the configured prediction type's name.
+    `coordinates` says what its tables mean (see `laws.mixture.levels_of`), `written` how its network
+    writes its answer where that is not the configured prediction type's name.
     """
 
     scheduler: type
@@ -45,18 +45,30 @@ class Case:
 
     def make(self) -> Any:
         """The scheduler, its timesteps not set."""
-        named = {} if self.scheduler.__name__.startswith("FlowMatch") else {"prediction_type": self.prediction_type}
+        named = (
+            {}
+            if self.scheduler.__name__.startswith("FlowMatch")
+            else {"prediction_type": self.prediction_type}
+        )
         scheduler = self.scheduler(**named, **self.config)
         if isinstance(scheduler, diffusers.FlowMatchHeunDiscreteScheduler):
             scheduler.sigma_max = 0.999  # it takes no sigmas; at sigma = 1 a classifier has no gradient
         return scheduler
 
     def __str__(self) -> str:
-        options = [f"{k}={v}" for k, v in {**self.config, **self.step_kwargs}.items() if k not in {*UNCLIPPED, *SHORT}]
-        return "-".join([self.scheduler.__name__.removesuffix("Scheduler"), self.written, *options, self.note]).strip("-")
+        options = [
+            f"{k}={v}"
+            for k, v in {**self.config, **self.step_kwargs}.items()
+            if k not in {*UNCLIPPED, *SHORT}
+        ]
+        return "-".join(
+            [self.scheduler.__name__.removesuffix("Scheduler"), self.written, *options, self.note]
+        ).strip("-")
 
 
-def _of(scheduler: type, coordinates: str, types: str, *configs: Mapping[str, Any], **kwargs: Any) -> list[Case]:
+def _of(
+    scheduler: type, coordinates: str, types: str, *configs: Mapping[str, Any], **kwargs: Any
+) -> list[Case]:
     """A case for each prediction type and configuration."""
     return [
         Case(scheduler=scheduler, coordinates=coordinates, prediction_type=kind, config=config, **kwargs)
@@ -89,12 +101,30 @@ BY_TIMESTEP = [
     *_of(diffusers.PNDMScheduler, "timestep", "epsilon v_prediction", {"skip_prk_steps": False}),
 ]
 PRESERVING = [
-    *_of(_MULTISTEP, "preserving", ALL, *_spaced(), KARRAS, {"algorithm_type": "sde-dpmsolver++"}, {"solver_order": 3}),
+    *_of(
+        _MULTISTEP,
+        "preserving",
+        ALL,
+        *_spaced(),
+        KARRAS,
+        {"algorithm_type": "sde-dpmsolver++"},
+        {"solver_order": 3},
+    ),
     *_of(_MULTISTEP, "preserving", ALL, {"algorithm_type": "dpmsolver", **TO_SIGMA_MIN}),
-    *_of(_SINGLESTEP, "preserving", ALL, {}, KARRAS, {"solver_order": 3}, {"algorithm_type": "sde-dpmsolver++"}),
+    *_of(
+        _SINGLESTEP, "preserving", ALL, {}, KARRAS, {"solver_order": 3}, {"algorithm_type": "sde-dpmsolver++"}
+    ),
     *_of(_SINGLESTEP, "preserving", ALL, {"algorithm_type": "dpmsolver", **TO_SIGMA_MIN}),
     *_of(diffusers.DEISMultistepScheduler, "preserving", ALL, *_spaced(), KARRAS, {"solver_order": 3}),
-    *_of(diffusers.UniPCMultistepScheduler, "preserving", ALL, *_spaced(), KARRAS, {"predict_x0": False, **TO_SIGMA_MIN}, **_UNIPC),
+    *_of(
+        diffusers.UniPCMultistepScheduler,
+        "preserving",
+        ALL,
+        *_spaced(),
+        KARRAS,
+        {"predict_x0": False, **TO_SIGMA_MIN},
+        **_UNIPC,
+    ),
 ]
 PRESERVING_FLOW = [
     *_of(_MULTISTEP, "flow", "flow_prediction epsilon sample", FLOW, tolerance=1e-6),
@@ -103,20 +133,52 @@ PRESERVING_FLOW = [
     *_of(diffusers.UniPCMultistepScheduler, "flow", "flow_prediction", FLOW, sigmas=FROM_0_999, **_UNIPC),
 ]
 EXPLODING = [
-    *_of(diffusers.EulerDiscreteScheduler, "exploding", ALL, *_spaced(), KARRAS, {"use_exponential_sigmas": True}),
+    *_of(
+        diffusers.EulerDiscreteScheduler,
+        "exploding",
+        ALL,
+        *_spaced(),
+        KARRAS,
+        {"use_exponential_sigmas": True},
+    ),
     *_of(diffusers.EulerAncestralDiscreteScheduler, "exploding", "epsilon v_prediction", *_spaced()),
     *_of(diffusers.HeunDiscreteScheduler, "exploding", "epsilon v_prediction", *_spaced(), KARRAS),
     *_of(diffusers.LMSDiscreteScheduler, "exploding", ALL, *_spaced(), KARRAS),
-    *_of(diffusers.KDPM2DiscreteScheduler, "exploding", "epsilon v_prediction", *_spaced(**SHORT), {**KARRAS, **SHORT}),
+    *_of(
+        diffusers.KDPM2DiscreteScheduler,
+        "exploding",
+        "epsilon v_prediction",
+        *_spaced(**SHORT),
+        {**KARRAS, **SHORT},
+    ),
 ]
 EDM = [
     *_of(diffusers.EDMEulerScheduler, "edm", "epsilon v_prediction", tolerance=1e-6),
-    *_of(diffusers.EDMEulerScheduler, "edm", "epsilon v_prediction", {"sigma_schedule": "exponential"}, tolerance=1e-6),
+    *_of(
+        diffusers.EDMEulerScheduler,
+        "edm",
+        "epsilon v_prediction",
+        {"sigma_schedule": "exponential"},
+        tolerance=1e-6,
+    ),
     *_of(diffusers.EDMDPMSolverMultistepScheduler, "edm", "epsilon v_prediction", tolerance=1e-6),
 ]
 FLOW_MATCH = [
-    *_of(diffusers.FlowMatchEulerDiscreteScheduler, "flow", "flow_prediction", sigmas=FROM_0_999, tolerance=1e-6),
-    *_of(diffusers.FlowMatchEulerDiscreteScheduler, "flow", "flow_prediction", {"shift": 3.0}, sigmas=FROM_0_999, tolerance=1e-6),
+    *_of(
+        diffusers.FlowMatchEulerDiscreteScheduler,
+        "flow",
+        "flow_prediction",
+        sigmas=FROM_0_999,
+        tolerance=1e-6,
+    ),
+    *_of(
+        diffusers.FlowMatchEulerDiscreteScheduler,
+        "flow",
+        "flow_prediction",
+        {"shift": 3.0},
+        sigmas=FROM_0_999,
+        tolerance=1e-6,
+    ),
     *_of(diffusers.FlowMatchHeunDiscreteScheduler, "flow", "flow_prediction", tolerance=1e-6),
 ]
 CASES = [*BY_TIMESTEP, *PRESERVING, *PRESERVING_FLOW, *EXPLODING, *EDM, *FLOW_MATCH]

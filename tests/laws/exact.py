@@ -13,7 +13,7 @@ from guided_diffusers import NoiseLevel
 
 
 def exact_denoiser(mixture: GaussianMixture = MIXTURE) -> Callable[..., Tensor]:
-    """E[x_0 | x_t, condition]; the condition is labels `(batch,)`, or None for the unconditional expectation."""
+    """E[x_0 | x_t, condition]; the condition is labels `(batch,)`, or None for the unconditional one."""
 
     def denoise(sample: Tensor, level: NoiseLevel, condition: Any = None) -> Tensor:
         return mixture.denoised(sample.double(), level.alpha, level.sigma, condition).to(sample.dtype)

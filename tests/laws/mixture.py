@@ -1,12 +1,13 @@
-"""A Gaussian mixture in the plane, whose denoiser and classifier are known exactly, and networks that are just that.
+"""A Gaussian mixture in the plane: its denoiser and its classifier are known exactly, here also as networks.
 
-With components N(m_k, v_k I) of weights w_k, x_t = alpha x_0 + sigma eps has components N(alpha m_k, s_k I) of the same
-weights, s_k = alpha^2 v_k + sigma^2, and
+With components N(m_k, v_k I) of weights w_k, x_t = alpha x_0 + sigma eps has components N(alpha m_k, s_k I)
+of the same weights, s_k = alpha^2 v_k + sigma^2, and
 
-    E[x_0 | x_t, k] = m_k + alpha v_k / s_k (x_t - alpha m_k),    p(k | x_t) = softmax_k(log w_k + log N(x_t; alpha m_k, s_k I)).
+    E[x_0 | x_t, k] = m_k + alpha v_k / s_k (x_t - alpha m_k),
+    p(k | x_t) = softmax_k(log w_k + log N(x_t; alpha m_k, s_k I)).
 
-Nothing here uses the package's tables: a network looks its noise level up by the timestep it receives, undoes the input
-scale, and writes its answer in its prediction type's own definition.
+Nothing here uses the package's tables: a network looks its noise level up by the timestep it receives, undoes
+the input scale, and writes its answer in its prediction type's own definition.
 """
 
 from __future__ import annotations
@@ -33,7 +34,11 @@ class GaussianMixture:
         """log p(k, x_t) up to a constant `(batch, K)`, and E[x_0 | x_t, k] `(batch, K, D)`."""
         variance = alpha**2 * self.deviations**2 + sigma**2
         offset = sample[:, None] - alpha * self.means
-        log_joint = self.weights.log() - sample.shape[1] / 2 * variance.log() - offset.square().sum(-1) / (2 * variance)
+        log_joint = (
+            self.weights.log()
+            - sample.shape[1] / 2 * variance.log()
+            - offset.square().sum(-1) / (2 * variance)
+        )
         gain = (alpha * self.deviations**2 / variance)[:, None]
         return log_joint, self.means + gain * offset
 
@@ -60,7 +65,7 @@ SIGMA_DATA = 0.5  # of the EDM schedulers' default configuration
 
 
 class MixtureNetwork(nn.Module):
-    """The exact denoiser as a network: `(input_scale x_t, timestep, class_labels) -> output` of a prediction type."""
+    """The exact denoiser as a network: `(input_scale x_t, timestep, class_labels) -> output`."""
 
     def __init__(self, levels: Levels, prediction_type: str, mixture: GaussianMixture = MIXTURE) -> None:
         super().__init__()
@@ -98,7 +103,7 @@ class MixtureNetwork(nn.Module):
 
 
 class MixtureClassifier(nn.Module):
-    """The exact noise-aware classifier as a network: `(input_scale x_t, timestep) -> log p(k | x_t)`, `(batch, K)`."""
+    """The exact noise-aware classifier: `(input_scale x_t, timestep) -> log p(k | x_t)`, `(batch, K)`."""
 
     def __init__(self, levels: Levels, mixture: GaussianMixture = MIXTURE) -> None:
         super().__init__()
@@ -131,12 +136,15 @@ COORDINATES: dict[str, Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]] = {
 def levels_of(scheduler: Any, coordinates: str) -> Levels:
     """The noise level at each listed timestep, read from a scheduler's arrays.
 
-    `coordinates` is "timestep" for schedulers that look alpha-bar up by timestep, else a key of COORDINATES. The second
-    stages of KDPM2 are at the interpolated sigmas.
+    `coordinates` is "timestep" for schedulers that look alpha-bar up by timestep, else a key of COORDINATES.
+    The second stages of KDPM2 are at the interpolated sigmas.
     """
     if coordinates == "timestep":
         table = getattr(scheduler, "_abar", scheduler.alphas_cumprod).double()  # ours keep float64
-        rows = [(table[int(t)].sqrt(), (1 - table[int(t)]).sqrt(), torch.ones_like(table[0])) for t in scheduler.timesteps]
+        rows = [
+            (table[int(t)].sqrt(), (1 - table[int(t)]).sqrt(), torch.ones_like(table[0]))
+            for t in scheduler.timesteps
+        ]
     else:
         tables = [scheduler.sigmas, getattr(scheduler, "sigmas_interpol", scheduler.sigmas)]
         sigmas = [tables[i % 2][i].double() for i in range(len(scheduler.timesteps))]

@@ -10,7 +10,12 @@ from laws.mixture import MixtureClassifier, MixtureNetwork, levels_of, log_prob_
 from torch import nn
 
 from guided_diffusers import Condition, GuidedDDIMScheduler, GuidedDDPMScheduler, ModelDenoiser, sampling_loop
-from guided_diffusers.guidance import AutoGuidance, ClassifierFreeGuidance, ClassifierGuidance, GuidanceInterval
+from guided_diffusers.guidance import (
+    AutoGuidance,
+    ClassifierFreeGuidance,
+    ClassifierGuidance,
+    GuidanceInterval,
+)
 from guided_diffusers.randomness import generator_for, randn_for
 
 STEPS = 10
@@ -104,7 +109,11 @@ class Elementwise(nn.Module):
     [
         (lambda: GuidedDDPMScheduler(clip_sample=False), Elementwise, 0.0),
         (diffusers.EulerAncestralDiscreteScheduler, Elementwise, 0.0),
-        (lambda: GuidedDDPMScheduler(clip_sample=False), lambda: counted()[0], 1e-12),  # softmax and sums: the order may follow the shape
+        (
+            lambda: GuidedDDPMScheduler(clip_sample=False),
+            lambda: counted()[0],
+            1e-12,
+        ),  # softmax and sums: the order may follow the shape
     ],
     ids=["GuidedDDPM", "EulerAncestral", "GuidedDDPM, mixture"],
 )

@@ -1,4 +1,4 @@
-"""Bayes' rule: the exact classifier at scale 1 makes the unconditional model the conditional one, everywhere."""
+"""Bayes' rule: the exact classifier at scale 1 makes the unconditional model the conditional one."""
 
 from __future__ import annotations
 

@@ -19,7 +19,9 @@ def blurred(sample, level, condition=None):
 
 
 def sampled(denoiser, condition=None, **kwargs):
-    return sampling_loop(denoiser, GuidedDDIMScheduler(clip_sample=False), draw(6, 2), condition, 12, **kwargs)
+    return sampling_loop(
+        denoiser, GuidedDDIMScheduler(clip_sample=False), draw(6, 2), condition, 12, **kwargs
+    )
 
 
 def close(ours, expected):
@@ -47,7 +49,10 @@ def test_classifier_free_guidance_is_classifier_guidance_with_bayes_classifier(g
 def test_classifier_free_guidance_and_a_classifier_add_up():
     """gamma through the null condition and s through a classifier guide together as gamma + s."""
     both = ClassifierFreeGuidance(2.0) + ClassifierGuidance(exact_log_prob(LABELS), 1.5)
-    close(sampled(both(exact_denoiser()), LABELS), sampled(ClassifierFreeGuidance(3.5)(exact_denoiser()), LABELS))
+    close(
+        sampled(both(exact_denoiser()), LABELS),
+        sampled(ClassifierFreeGuidance(3.5)(exact_denoiser()), LABELS),
+    )
 
 
 def test_a_sum_is_the_sum_of_its_shifts_in_any_order():
@@ -73,7 +78,9 @@ def test_auto_guidance():
     for scale, expected in [(1.0, strong), (0.0, weak), (2.5, weak + 2.5 * (strong - weak))]:
         close(AutoGuidance(blurred, scale)(exact_denoiser())(sample, level, LABELS), expected)
     denoiser = exact_denoiser()
-    close(AutoGuidance(denoiser, 4.0)(denoiser)(sample, level, LABELS), strong)  # a model is no guide to itself
+    close(
+        AutoGuidance(denoiser, 4.0)(denoiser)(sample, level, LABELS), strong
+    )  # a model is no guide to itself
 
 
 @pytest.mark.parametrize(
@@ -93,7 +100,7 @@ def test_scales_of_each_sample_are_separate_runs(term):
 
 
 def test_through_the_predicted_x0_with_a_linear_gaussian_likelihood():
-    """x_0 ~ N(m, v I) and y = x_0 + N(0, r I): the gradient through D, and the exact posterior, in closed form."""
+    """x_0 ~ N(m, v I), y = x_0 + N(0, r I): the gradient through D and the exact posterior in closed form."""
     mean, v, r, s = 0.3, 0.8, 0.2, 1.6
     y = draw(6, 2, seed=3)
 
@@ -125,7 +132,11 @@ def test_through_the_predicted_x0_beside_other_terms():
         return -(x0 - 1).square().sum(1)
 
     sample, level = draw(6, 2), level_at(0.8)
-    terms = [ClassifierGuidance(log_prob, 0.4, through="denoised"), ClassifierFreeGuidance(3.0), AutoGuidance(blurred, 1.8)]
+    terms = [
+        ClassifierGuidance(log_prob, 0.4, through="denoised"),
+        ClassifierFreeGuidance(3.0),
+        AutoGuidance(blurred, 1.8),
+    ]
     base = exact_denoiser()(sample, level, LABELS)
     expected = base + sum(term(exact_denoiser())(sample, level, LABELS) - base for term in terms)
     guided = (terms[0] + terms[1] + terms[2])(exact_denoiser())(sample, level, LABELS)

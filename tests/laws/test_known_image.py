@@ -1,7 +1,7 @@
 """A denoiser that knows the image: whatever the scheduler, the path ends at it.
 
-The law compares the schedulers' own reading of the network's output with this package's table: were a noise level or a
-row wrong, the sampler would see another x_0 than the denoiser's, and end elsewhere.
+The law compares the schedulers' own reading of the network's output with this package's table: were a noise
+level or a row wrong, the sampler would see another x_0 than the denoiser's, and end elsewhere.
 """
 
 from __future__ import annotations
@@ -26,9 +26,12 @@ def test_a_run_ends_at_the_image_that_the_denoiser_knows(case: Case) -> None:
 
     ended = sampling_loop(lambda sample, level, condition: image, scheduler, noise, None, case.steps, **how)
 
-    start, end = noise_level(scheduler, scheduler.timesteps[0]), next_noise_level(scheduler, len(scheduler.timesteps) - 1)
+    start, end = (
+        noise_level(scheduler, scheduler.timesteps[0]),
+        next_noise_level(scheduler, len(scheduler.timesteps) - 1),
+    )
     epsilon = (noise * getattr(scheduler, "init_noise_sigma", 1.0) - start.alpha * image) / start.sigma
     left = 0 if end.sigma == 0 else end.sigma * epsilon  # some schedulers stop short of the clean end
-    # PNDM's own discretisation averages outputs of different noise levels; the rest are exact on straight paths.
+    # PNDM averages outputs of different noise levels; the others are exact on straight paths.
     tolerance = 0.1 if isinstance(scheduler, diffusers.PNDMScheduler) else 1e-5
     torch.testing.assert_close(ended, (end.alpha * image + left).to(case.dtype), rtol=0, atol=tolerance)

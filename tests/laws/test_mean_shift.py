@@ -1,4 +1,4 @@
-"""The mean-shift form is Algorithm 1 of Dhariwal and Nichol: mu + s Sigma g with the posterior variance Sigma."""
+"""The mean-shift form is Algorithm 1 of Dhariwal and Nichol, mu + s Sigma g, with the posterior variance."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_under_euler_ancestral_it_moves_the_mean_by_the_variance_of_the_step():
     for index, timestep in enumerate(scheduler.timesteps[:-1]):
         scheduler.scale_model_input(sample, timestep)
         level, following = noise_level(scheduler, timestep), next_noise_level(scheduler, index)
-        # Its noise has variance sigma'^2 (sigma^2 - sigma'^2) / sigma^2: the posterior's, where x_t = x_0 + sigma eps.
+        # Its noise has the posterior's variance for x_t = x_0 + sigma eps.
         variance = following.sigma**2 * (level.sigma**2 - following.sigma**2) / level.sigma**2
         gradient = SCALE * gradient_at(sample, level)
         x0 = exact_denoiser()(sample, level)

@@ -1,8 +1,8 @@
 """Runs of the exact denoiser draw from the mixture: class fractions, means and deviations.
 
 With responsibilities r_k(x) = p(k | x) of the clean mixture, E[r_k] = w_k, E[r_k (x - m_k)] = 0 and
-E[r_k |x - m_k|^2] = w_k D v_k hold exactly, overlap or not. Each estimate must lie within 4.5 of its own standard errors;
-the seeds are fixed, and the many steps keep the sampler's own error well below.
+E[r_k (x - m_k)_d^2] = w_k v_k hold exactly, overlap or not. Each estimate must lie within 4.5 of its own
+standard errors; the seeds are fixed, and the many steps keep the sampler's own error well below.
 """
 
 from __future__ import annotations
@@ -30,7 +30,10 @@ def assert_within_standard_errors(values, expected, what, bound=4.5):
     ("scheduler", "steps"),
     [
         (GuidedDDPMScheduler(variance_type="fixed_small", **UNCLIPPED), 400),
-        (GuidedDDPMScheduler(variance_type="fixed_large", beta_schedule="squaredcos_cap_v2", **UNCLIPPED), 250),
+        (
+            GuidedDDPMScheduler(variance_type="fixed_large", beta_schedule="squaredcos_cap_v2", **UNCLIPPED),
+            250,
+        ),
         (GuidedDDIMScheduler(**UNCLIPPED), 200),
         (diffusers.DPMSolverMultistepScheduler(use_karras_sigmas=True), 40),
         (diffusers.HeunDiscreteScheduler(use_karras_sigmas=True), 40),

@@ -1,0 +1,119 @@
+import pytest
+import torch
+from laws.exact import draw, exact_denoiser, exact_log_prob, level_at
+
+from guided_diffusers import Condition, NoiseLevel
+from guided_diffusers.guidance import AutoGuidance, ClassifierFreeGuidance, ClassifierGuidance
+
+LABELS = torch.tensor([0, 1, 2, 0])
+
+
+class TestClassifierFree:
+    def test_it_extrapolates_from_the_null_condition(self):
+        def denoise(sample, level, condition):
+            return condition.positive["value"] * torch.ones_like(sample)
+
+        condition = Condition({"value": 3.0}, {"value": 1.0})
+        x0 = ClassifierFreeGuidance(2.5)(denoise)(torch.zeros(2, 2), level_at(1.0), condition)
+        assert x0.unique().item() == 1 + 2.5 * (3 - 1)
+
+    def test_any_object_may_be_the_condition(self):
+        class Label:
+            def __init__(self, labels, null=None):
+                self.labels, self.null = labels, null
+
+        def denoise(sample, level, condition):
+            return exact_denoiser()(sample, level, condition.labels)
+
+        null = Label(torch.full_like(LABELS, -1))
+        sample, level = draw(4, 2), level_at(0.7)
+        ours = ClassifierFreeGuidance(3.0)(denoise)(sample, level, Label(LABELS, null))
+        expected = ClassifierFreeGuidance(3.0)(exact_denoiser())(sample, level, LABELS)
+        torch.testing.assert_close(ours, expected, rtol=0, atol=1e-12)
+
+
+class TestClassifier:
+    def test_it_is_the_papers_form_on_epsilon(self):
+        """epsilon - s sigma g (Dhariwal and Nichol, algorithm 2)."""
+        sample, level, s = draw(4, 2), level_at(0.7), 2.2
+        x0 = exact_denoiser()(sample, level)
+        epsilon = (sample - level.alpha * x0) / level.sigma
+        moving = sample.clone().requires_grad_()
+        gradient = torch.autograd.grad(exact_log_prob(LABELS)(moving, level).sum(), moving)[0]
+        guided = ClassifierGuidance(exact_log_prob(LABELS), s)(exact_denoiser())(sample, level)
+        expected = epsilon - s * level.sigma * gradient
+        torch.testing.assert_close(
+            (sample - level.alpha * guided) / level.sigma, expected, rtol=0, atol=1e-12
+        )
+
+    def test_it_receives_sample_level_and_condition(self):
+        sample, level = draw(4, 2), level_at(0.7, timestep=torch.tensor(31), input_scale=0.5)
+        received = []
+
+        def log_prob(*args):
+            received.extend(args)
+            return args[0].sum(1)
+
+        ClassifierGuidance(log_prob, 1.0)(exact_denoiser())(sample, level, LABELS)
+        assert torch.equal(received[0], sample) and received[1] is level and received[2] is LABELS
+        assert received[0].requires_grad and not sample.requires_grad
+
+    def test_through_denoised_it_receives_the_predicted_x0(self):
+        sample, level, received = draw(4, 2), level_at(0.7), []
+
+        def log_prob(x0, level, condition):
+            received.append(x0)
+            return x0.sum(1)
+
+        ClassifierGuidance(log_prob, 1.0, through="denoised")(exact_denoiser())(sample, level, LABELS)
+        torch.testing.assert_close(received[0].detach(), exact_denoiser()(sample, level, LABELS))
+
+    def test_it_works_under_no_grad_and_in_half_precision_inputs(self):
+        guided = ClassifierGuidance(exact_log_prob(LABELS), 1.0)(exact_denoiser())
+        sample, level = draw(4, 2), level_at(0.7)
+        with torch.no_grad():
+            x0 = guided(sample, level)
+        torch.testing.assert_close(x0, exact_denoiser()(sample, level, LABELS), rtol=0, atol=1e-12)
+        half = guided(sample.half(), level)
+        torch.testing.assert_close(half.double(), x0, rtol=0, atol=0.05)
+
+    def test_at_pure_noise_it_is_left_out(self):
+        guided = ClassifierGuidance(lambda sample, level, condition: -sample.square().sum(1), 2.0)(
+            exact_denoiser()
+        )
+        level = NoiseLevel(alpha=torch.tensor([0.0, 0.6]), sigma=torch.tensor([1.0, 0.8]))
+
+        def denoise(sample, level, condition):
+            return torch.zeros_like(sample)
+
+        x0 = ClassifierGuidance(lambda sample, level, condition: sample.sum(1), 2.0)(denoise)(
+            torch.ones(2, 3), level
+        )
+        assert x0[0].tolist() == [0.0] * 3
+        torch.testing.assert_close(x0[1], torch.full((3,), 2 * 0.64 / 0.6))
+        assert guided(draw(2, 2), NoiseLevel(alpha=0.0, sigma=1.0)).isfinite().all()
+
+    @pytest.mark.parametrize(("name", "value"), [("form", "both"), ("through", "x0")])
+    def test_unknown_options(self, name, value):
+        with pytest.raises(ValueError, match=f"{name} is '{value}'; allowed: '"):
+            ClassifierGuidance(exact_log_prob(LABELS), 1.0, **{name: value})
+
+
+class TestAuto:
+    def test_the_weak_network_gets_the_same_condition(self):
+        received = []
+
+        def weak(sample, level, condition):
+            received.append(condition)
+            return 0.5 * sample
+
+        AutoGuidance(weak, 2.0)(exact_denoiser())(draw(4, 2), level_at(1.0), LABELS)
+        assert len(received) == 1 and received[0] is LABELS
+
+    def test_scale_1_asks_nothing(self):
+        def never(*args):
+            raise AssertionError("asked at the neutral scale")
+
+        sample, level = draw(4, 2), level_at(1.0)
+        guided = AutoGuidance(never, 1.0)(exact_denoiser())
+        assert torch.equal(guided(sample, level, LABELS), exact_denoiser()(sample, level, LABELS))
