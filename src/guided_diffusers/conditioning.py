@@ -15,8 +15,9 @@ class Condition:
     """The keyword arguments of a network, with and without the condition.
 
     Args:
-        positive: Keyword arguments, such as `{"encoder_hidden_states": (batch, length, width)}`. Tensors have the batch
-            first; nested mappings are allowed; anything that is not a tensor must be the same in `negative`.
+        positive: Keyword arguments, such as `{"encoder_hidden_states": (batch, length, width)}`. Tensors have
+            the batch first; nested mappings are allowed; anything that is not a tensor must be the same in
+            `negative`.
         negative: The same keys for the null condition (an empty or a negative prompt, the null class).
     """
 
@@ -28,7 +29,9 @@ class Condition:
         for name in ("positive", "negative"):
             value = getattr(self, name)
             if not isinstance(value, Mapping) and not (name == "negative" and value is None):
-                raise TypeError(f"{name} is a {type(value).__name__}; allowed: a mapping of the network's arguments")
+                raise TypeError(
+                    f"{name} is a {type(value).__name__}; allowed: a mapping of the network's arguments"
+                )
 
     @cached_property
     def null(self) -> Condition:
@@ -38,7 +41,9 @@ class Condition:
             ValueError: There is no `negative`.
         """
         if self.negative is None:
-            raise ValueError("this Condition has no negative: classifier-free guidance needs Condition(positive, negative)")
+            raise ValueError(
+                "this Condition has no negative: classifier-free guidance needs Condition(positive, negative)"
+            )
         return Condition(self.negative)
 
 
@@ -54,7 +59,7 @@ def words_beyond(tokenizer: Any, prompt: str, max_length: int | None = None) -> 
         The words that fall off, empty where none do.
     """
     max_length = max_length or tokenizer.model_max_length
-    ids = tokenizer(prompt, truncation=False, add_special_tokens=True).input_ids
+    ids = tokenizer(prompt, truncation=False, add_special_tokens=True, verbose=False).input_ids
     if len(ids) <= max_length:
         return ""
     return tokenizer.decode(ids[max_length - 1 : -1]).strip()

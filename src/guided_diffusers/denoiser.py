@@ -1,7 +1,7 @@
 """Denoisers: what every algorithm of this package works on.
 
-A denoiser is any callable `(sample, level, condition) -> x_0`, the estimate E[x_0 | x_t, condition], of the sample's
-shape. Plain functions work. `ModelDenoiser` makes one of a network and its prediction type.
+A denoiser is any callable `(sample, level, condition) -> x_0`, the estimate E[x_0 | x_t, condition], of the
+sample's shape. Plain functions work. `ModelDenoiser` makes one of a network and its prediction type.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from torch import Tensor
 
 from guided_diffusers.noise_level import NoiseLevel, broadcast
 from guided_diffusers.prediction import PREDICTION_TYPES, at_least_float32, to_denoised
-
 
 _COMPUTE_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -54,15 +53,15 @@ def as_denoised(answer: Tensor | Denoised) -> Denoised:
 class ModelDenoiser:
     """A network as a denoiser.
 
-    The network is called as `model(input_scale * x_t, timestep, **condition)` in its own dtype and may return a
-    tensor, a tuple that begins with one, or an output object with `.sample`. Twice the sample's channels mean learned
-    variance: the second half becomes `Denoised.extra`.
+    The network is called as `model(input_scale * x_t, timestep, **condition)` in its own dtype and may return
+    a tensor, a tuple that begins with one, or an output object with `.sample`. Twice the sample's channels
+    mean learned variance: the second half becomes `Denoised.extra`.
 
     Args:
         model: The network, such as a `UNet2DConditionModel`.
         prediction_type: What it predicts: one of `guided_diffusers.prediction.PREDICTION_TYPES`.
-        clip: What is done to x_0 before any guidance sees it: None, nothing; a number c, clipping to [-c, c]; a
-            function `x_0 -> x_0`, such as `DynamicThreshold`.
+        clip: What is done to x_0 before any guidance sees it: None, nothing; a number c, clipping to [-c, c];
+            a function `x_0 -> x_0`, such as `DynamicThreshold`.
 
     Raises:
         ValueError: An unknown prediction type, or a clip that is not positive.
@@ -75,7 +74,9 @@ class ModelDenoiser:
         clip: float | Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         if prediction_type not in PREDICTION_TYPES:
-            raise ValueError(f"prediction_type is {prediction_type!r}; allowed: {', '.join(PREDICTION_TYPES)}")
+            raise ValueError(
+                f"prediction_type is {prediction_type!r}; allowed: {', '.join(PREDICTION_TYPES)}"
+            )
         if clip is not None and not callable(clip) and not clip > 0:
             raise ValueError(f"clip is {clip!r}; allowed: None, a number above 0, or a function of x_0")
         self.model = model
@@ -108,8 +109,8 @@ class ModelDenoiser:
             output, extra = output.split(channels, dim=1)
         elif output.shape != sample.shape:
             raise ValueError(
-                f"the network's output has shape {tuple(output.shape)} for a sample of {tuple(sample.shape)}; allowed: "
-                "the sample's shape, or twice its channels (learned variance)"
+                f"the network's output has shape {tuple(output.shape)} for a sample of "
+                f"{tuple(sample.shape)}; allowed: its shape, or twice its channels (learned variance)"
             )
         x0 = to_denoised(output, sample, level, self.prediction_type)
         if self.clip is not None:
@@ -148,23 +149,26 @@ def _arguments(condition: Any) -> Mapping[str, Any]:
     arguments = getattr(condition, "positive", condition)
     if not isinstance(arguments, Mapping):
         raise TypeError(
-            f"condition is a {type(condition).__name__}; a network needs a Condition or a mapping of its keyword arguments"
+            f"condition is a {type(condition).__name__}; a network needs a Condition or a mapping of its "
+            "keyword arguments"
         )
     return arguments
 
 
 def _concatenated(many: Sequence[Any], path: str = "") -> Any:
-    """Join the keyword arguments of several conditions along the batch; what is not a tensor must be the same in all."""
+    """Join the arguments of several conditions along the batch; what is no tensor must be the same in all."""
     first = many[0]
     if len(many) == 1:
         return first
     if isinstance(first, Mapping):
         if any(not isinstance(other, Mapping) or other.keys() != first.keys() for other in many):
-            raise ValueError(f"conditions of one step differ in their arguments{path and f' under {path}'}: {list(many)}")
+            raise ValueError(
+                f"conditions of one step differ in their arguments{path and f' under {path}'}: {list(many)}"
+            )
         return {key: _concatenated([each[key] for each in many], f"{path}.{key}".strip(".")) for key in first}
     if isinstance(first, Tensor):
-        if any(other.shape[1:] != first.shape[1:] for other in many):
-            shapes = ", ".join(str(tuple(other.shape)) for other in many)
+        if any(not isinstance(other, Tensor) or other.shape[1:] != first.shape[1:] for other in many):
+            shapes = ", ".join(str(tuple(getattr(other, "shape", ()))) for other in many)
             raise ValueError(f"condition {path!r} has shapes {shapes}; they may differ in the batch only")
         return torch.cat(list(many))
     if any(other is not first and other != first for other in many):
@@ -179,7 +183,11 @@ def _repeated_timestep(timestep: Any, count: int, device: torch.device) -> Any:
 
 
 def _dtype_of(model: Any, default: torch.dtype) -> torch.dtype:
-    """The dtype a network computes in. Its first parameter says so; one stored in less (quantised, layerwise cast) does not."""
+    """The dtype a network computes in.
+
+    Its first parameter says so, which is quick to ask; where that is stored in less (quantised, layerwise
+    cast) the model itself does.
+    """
     first = next(model.parameters(), None) if isinstance(model, torch.nn.Module) else None
     if first is not None and first.dtype in _COMPUTE_DTYPES:
         return first.dtype

@@ -4,8 +4,9 @@ Every diffusion process used here noises a sample as
 
     x_t = alpha x_0 + sigma eps,    eps ~ N(0, I),
 
-in the coordinates of the scheduler's own sample: variance-preserving (alpha^2 + sigma^2 = 1), variance-exploding
-(alpha = 1) or flow matching (alpha = 1 - sigma). A `NoiseLevel` is one such pair, with what the network is told.
+in the coordinates of the scheduler's own sample: variance-preserving (alpha^2 + sigma^2 = 1),
+variance-exploding (alpha = 1) or flow matching (alpha = 1 - sigma). A `NoiseLevel` is one such pair, with
+what the network is told.
 """
 
 from __future__ import annotations
@@ -27,9 +28,10 @@ class NoiseLevel:
     Args:
         alpha: Signal scale, in [0, 1]; 0-dim or `(batch,)`. Kept in float64.
         sigma: Noise scale, >= 0; of alpha's shape. Kept in float64.
-        timestep: What the network receives as its timestep, in the scheduler's own units; 0-dim or `(batch,)`.
-        input_scale: The network sees `input_scale * x_t` (1 for variance-preserving processes and flow matching,
-            `1 / sqrt(1 + sigma^2)` for variance-exploding ones). Kept in float64.
+        timestep: What the network receives as its timestep, in the scheduler's own units; 0-dim or
+            `(batch,)`.
+        input_scale: The network sees `input_scale * x_t` (1 for variance-preserving processes and flow
+            matching, `1 / sqrt(1 + sigma^2)` for variance-exploding ones). Kept in float64.
     """
 
     alpha: Tensor | float
@@ -68,6 +70,7 @@ def broadcast(coefficient: Tensor | float, sample: Tensor) -> Tensor:
         return coefficient.to(sample.dtype)  # a 0-dim CPU tensor multiplies a tensor of any device
     if coefficient.ndim > 1 or coefficient.shape[0] not in (1, sample.shape[0]):
         raise ValueError(
-            f"a per-sample value has shape {tuple(coefficient.shape)}; allowed: () or ({sample.shape[0]},), one a sample"
+            f"a per-sample value has shape {tuple(coefficient.shape)}; allowed: () or ({sample.shape[0]},), "
+            "one a sample"
         )
     return coefficient.to(sample.device, sample.dtype).reshape(-1, *[1] * (sample.ndim - 1))

@@ -1,7 +1,7 @@
 """What a network predicts, as one table: x_0 = c_skip x_t + c_out output.
 
-Every prediction type is linear in the sample and the output, so a type is one row `(c_skip, c_out)` of functions of
-the noise level (alpha, sigma). With eps = (x_t - alpha x_0) / sigma and n = alpha^2 + sigma^2:
+Every prediction type is linear in the sample and the output, so a type is one row `(c_skip, c_out)` of
+functions of the noise level (alpha, sigma). With eps = (x_t - alpha x_0) / sigma and n = alpha^2 + sigma^2:
 
 | type | the network's output | c_skip | c_out |
 |---|---|---|---|
@@ -15,9 +15,10 @@ the noise level (alpha, sigma). With eps = (x_t - alpha x_0) / sigma and n = alp
 where n = sigma_data^2 + sigma^2 = 1 / input_scale^2 in the rows of EDM.
 
 References:
-    Salimans and Ho, "Progressive Distillation for Fast Sampling of Diffusion Models" (arXiv:2202.00512), appendix D: v.
-    Karras et al., "Elucidating the Design Space of Diffusion-Based Generative Models" (arXiv:2206.00364), table 1: EDM.
-    Lipman et al., "Flow Matching for Generative Modeling" (arXiv:2210.02747): flow.
+    Salimans and Ho, "Progressive Distillation for Fast Sampling of Diffusion Models" (arXiv:2202.00512),
+    appendix D: v. Karras et al., "Elucidating the Design Space of Diffusion-Based Generative Models"
+    (arXiv:2206.00364), table 1: EDM. Lipman et al., "Flow Matching for Generative Modeling"
+    (arXiv:2210.02747): flow.
 """
 
 from __future__ import annotations

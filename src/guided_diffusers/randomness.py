@@ -1,7 +1,7 @@
 """Randomness as a function of position: (seed, global sample index) and nothing else.
 
-What a sample is made of must not depend on the rank, the number of processes or the batch it falls into. So each
-sample has a generator of its own, seeded by a hash of the run's seed and the sample's global index.
+What a sample is made of must not depend on the rank, the number of processes or the batch it falls into. So
+each sample has a generator of its own, seeded by a hash of the run's seed and the sample's global index.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _MASK = (1 << 64) - 1
 
 
 def _mix(value: int) -> int:
-    """The finaliser of SplitMix64 (Steele, Lea and Flood, 2014): a bijection of 64 bits in which every bit counts."""
+    """The finaliser of SplitMix64 (Steele, Lea and Flood, 2014): a well-mixing bijection of 64 bits."""
     value = (value + 0x9E3779B97F4A7C15) & _MASK
     value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
     value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & _MASK
@@ -27,7 +27,8 @@ def seed_for(seed: int, sample_index: int) -> int:
 
     Args:
         seed: The run's seed, any integer.
-        sample_index: The sample's global index, any integer: its place in the whole run, not in a batch or on a rank.
+        sample_index: The sample's global index, any integer: its place in the whole run, not in a batch or on
+            a rank.
 
     Returns:
         An integer in [0, 2^63), which `torch.Generator.manual_seed` takes as it is.
@@ -48,7 +49,7 @@ def randn_for(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """Standard normal noise with one generator a sample, drawn on the CPU so that it is the same on every device.
+    """Standard normal noise with one generator a sample, drawn on the CPU: the same on every device.
 
     Args:
         seed: The run's seed.

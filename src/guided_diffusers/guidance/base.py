@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import MISSING, dataclass, field, fields, replace
 from typing import Any, ClassVar
 
 import torch
@@ -254,4 +254,7 @@ def _term_from(entry: Mapping[str, Any], networks: Mapping[str, Any]) -> Guidanc
                 f"{name} needs {key}=, which a configuration cannot hold: pass it beside the configuration"
             )
         arguments[key] = networks[key]
+    for key, f in declared.items():
+        if key not in arguments and f.default is f.default_factory is MISSING:
+            raise ValueError(f"{name} needs {key}, which the configuration does not give")
     return cls(**arguments)

@@ -3,8 +3,8 @@
     x_0 = D_null + gamma (D_cond - D_null) = D_cond + (gamma - 1) (D_cond - D_null)
 
 gamma = 1 is the conditional model, gamma = 0 the unconditional one. The paper's w is gamma - 1: its
-(1 + w) eps_cond - w eps_null is this with gamma = 1 + w. The form is the same for x_0, epsilon and v, which are
-linear in one another at a given x_t.
+(1 + w) eps_cond - w eps_null is this with gamma = 1 + w. The form is the same for x_0, epsilon and v, which
+are linear in one another at a given x_t.
 
 References:
     Ho and Salimans, "Classifier-Free Diffusion Guidance" (arXiv:2207.12598), equation 6.

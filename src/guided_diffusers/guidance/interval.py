@@ -1,11 +1,11 @@
 """The interval of noise levels in which a guidance term is active.
 
-Limits are in sigma / alpha, the noise-to-signal ratio: it means the same under every scheduler and number of steps,
-which a fraction of the steps does not.
+Limits are in sigma / alpha, the noise-to-signal ratio: it means the same under every scheduler and number of
+steps, which a fraction of the steps does not.
 
 References:
-    Kynkaanniemi et al., "Applying Guidance in a Limited Interval Improves Sample and Distribution Quality in Diffusion
-    Models" (arXiv:2404.07724).
+    Kynkaanniemi et al., "Applying Guidance in a Limited Interval Improves Sample and Distribution Quality in
+    Diffusion Models" (arXiv:2404.07724).
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ class GuidanceInterval:
 
     Args:
         low: Lower limit, excluded; >= 0.
-        high: Upper limit, included; above `low`, may be infinite. Pure noise (alpha = 0) is inside only if it is.
+        high: Upper limit, included; above `low`, may be infinite. Pure noise (alpha = 0) is inside only if it
+            is.
 
     Raises:
         ValueError: Limits that are not numbers, or out of order.
@@ -42,7 +43,9 @@ class GuidanceInterval:
         except (TypeError, ValueError):
             low = high = math.nan
         if not 0 <= low < high:
-            raise ValueError(f"interval is ({self.low!r}, {self.high!r}]; allowed: 0 <= low < high, in sigma / alpha")
+            raise ValueError(
+                f"interval is ({self.low!r}, {self.high!r}]; allowed: 0 <= low < high, in sigma / alpha"
+            )
         object.__setattr__(self, "low", low)
         object.__setattr__(self, "high", high)
 
@@ -58,7 +61,9 @@ class GuidanceInterval:
         if isinstance(value, Sequence) and not isinstance(value, str) and len(value) == 2:
             low, high = value
             return cls(0.0 if low is None else low, math.inf if high is None else high)
-        raise ValueError(f"interval is {value!r}; allowed: a GuidanceInterval, a pair (low, high) in sigma / alpha, or None")
+        raise ValueError(
+            f"interval is {value!r}; allowed: a GuidanceInterval, a pair (low, high) in sigma / alpha, None"
+        )
 
     def to_config(self) -> list[float | None]:
         """The pair as JSON: an infinite high is null."""

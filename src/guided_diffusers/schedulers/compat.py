@@ -1,5 +1,4 @@
-"""What a scheduler of diffusers contributes here: noise levels, and the row of the prediction table it
-speaks.
+"""What a scheduler of diffusers contributes here: noise levels, and its row of the prediction table.
 
 This is the one place of the package that looks at a scheduler's type. Schedulers come in two kinds: those
 that look alpha-bar up by timestep (DDPM, DDIM, PNDM), and those that keep a table of sigmas along the steps.
@@ -131,7 +130,8 @@ def prediction_type_of(scheduler: Any) -> str:
     if configured == misread and coordinates is _variance_preserving:
         raise ValueError(
             f"prediction_type is {configured!r} with use_flow_sigmas={with_flow_sigmas}, of which "
-            f"{type(scheduler).__name__} makes a wrong x_0; use flow_prediction with flow sigmas, v_prediction without"
+            f"{type(scheduler).__name__} makes a wrong x_0; use flow_prediction with flow sigmas and "
+            "v_prediction without"
         )
     return "sample" if configured == "original_sample" else configured
 
@@ -143,7 +143,7 @@ def reads_variance(scheduler: Any) -> bool:
 
 
 def takes(scheduler: Any, name: str) -> bool:
-    """Whether a scheduler's `set_timesteps` takes custom `timesteps` or `sigmas`, and uses them as they are."""
+    """Whether a scheduler's `set_timesteps` takes custom `timesteps` or `sigmas` and uses them as given."""
     bent = name == "sigmas" and _coordinates(scheduler) is _edm  # through its own schedule once more
     return name in inspect.signature(scheduler.set_timesteps).parameters and not bent
 
@@ -157,7 +157,7 @@ def check_supported(scheduler: Any) -> None:
         )
     if getattr(scheduler.config, "invert_sigmas", False):
         raise ValueError(
-            "a scheduler with invert_sigmas=True is not supported: its sigmas are the signal's, not the noise's"
+            "a scheduler with invert_sigmas=True is not supported: its sigmas are those of the signal"
         )
 
 
@@ -170,10 +170,14 @@ def _has_sigmas(scheduler: Any) -> bool:
 
 
 def _timesteps_are_set(scheduler: Any) -> bool:
+    """Whether a run's timesteps are listed; Heun, LMS and KDPM2 list one over all of training's when made."""
+    if scheduler.timesteps is None:
+        return False
+    train = scheduler.config.num_train_timesteps
     return (
         getattr(scheduler, "num_inference_steps", None) is not None
         or getattr(scheduler, "custom_timesteps", False)
-        or len(scheduler.timesteps) != scheduler.config.num_train_timesteps
+        or len(scheduler.timesteps) not in (train, train + 1)
     )
 
 
