@@ -66,12 +66,12 @@ class PromptEncoding:
                     "allowed: one for all, or one a prompt"
                 )
             negative_prompt_embeds = self._embed(negatives, device, prompt_embeds.shape[1])
-        return (
-            self._repeated(prompt_embeds, device, num_images_per_prompt),
-            self._repeated(negative_prompt_embeds, device, num_images_per_prompt)
-            if do_classifier_free_guidance
-            else None,
-        )
+        prompt_embeds = self._repeated(prompt_embeds, device, num_images_per_prompt)
+        if do_classifier_free_guidance:
+            negative_prompt_embeds = self._repeated(negative_prompt_embeds, device, num_images_per_prompt)
+        else:
+            negative_prompt_embeds = None
+        return prompt_embeds, negative_prompt_embeds
 
     def _embed(
         self,

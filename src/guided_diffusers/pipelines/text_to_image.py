@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from diffusers.image_processor import VaeImageProcessor
+from diffusers.pipelines.pipeline_utils import StableDiffusionMixin
 from diffusers.pipelines.stable_diffusion.pipeline_output import StableDiffusionPipelineOutput
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils.torch_utils import randn_tensor
@@ -28,7 +29,7 @@ from guided_diffusers.pipelines.run import PromptedRun
 from guided_diffusers.sampling import sampling_loop
 
 
-class TextToImagePipeline(PromptEncoding, GuidedPipeline):
+class TextToImagePipeline(PromptEncoding, GuidedPipeline, StableDiffusionMixin):
     """Text-to-image generation with classifier-free and any other guidance.
 
     A folder saved by StableDiffusionPipeline loads here. Guidance is classifier-free by `guidance_scale`, or
