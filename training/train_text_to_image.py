@@ -15,22 +15,16 @@ from typing import Any, Literal
 import diffusers
 import torch
 from diffusers import UNet2DConditionModel
-from guided_diffusers.training.cache import cached_embeddings, cached_latents
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from guided_diffusers import schedulers
 from guided_diffusers.models import VariationalAutoencoder
+from guided_diffusers.training import text_to_image as t2i
+from guided_diffusers.training.cache import cached_embeddings, cached_latents
 from guided_diffusers.training.captions import text_config_for, train_tokenizer
 from guided_diffusers.training.config import TrainingConfig, option, parse_config
 from guided_diffusers.training.data import DataConfig, ImageTextDataset
 from guided_diffusers.training.engine import make_accelerator, make_optimizer, train
-from guided_diffusers.training.text_to_image import (
-    DenoisingConfig,
-    DrawingConfig,
-    FrozenText,
-    JointText,
-    TextToImageTask,
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,8 +58,8 @@ class TextToImageConfig:
     unet_pretrained: str | None = option(None, "folder or Hub id of a UNet2DConditionModel to start from")
     scheduler: str = option("GuidedDDIMScheduler", "class of ours or of diffusers, saved for sampling")
     scheduler_arguments: dict[str, Any] = field(default_factory=dict, metadata={"help": "its arguments"})
-    denoising: DenoisingConfig = field(default_factory=DenoisingConfig)
-    drawing: DrawingConfig = field(default_factory=DrawingConfig)
+    denoising: t2i.DenoisingConfig = field(default_factory=t2i.DenoisingConfig)
+    drawing: t2i.DrawingConfig = field(default_factory=t2i.DrawingConfig)
 
 
 def make_text(config: TextConfig, captions: list[str]) -> tuple[CLIPTokenizer, CLIPTextModel]:
@@ -103,7 +97,7 @@ def make_scheduler(config: TextToImageConfig) -> Any:
     return cls(**config.scheduler_arguments)
 
 
-def make_task(config: TextToImageConfig, device: torch.device) -> TextToImageTask:
+def make_task(config: TextToImageConfig, device: torch.device) -> t2i.TextToImageTask:
     """Components, cached latents and text, and the optimizer."""
     torch.manual_seed(config.training.seed)
     data = ImageTextDataset(config.data)
@@ -119,13 +113,13 @@ def make_task(config: TextToImageConfig, device: torch.device) -> TextToImageTas
     }
     latents = cached_latents(vae.to(device), data)
     if config.text.encoder == "joint":
-        trained, text = ("unet", "text_encoder"), JointText(tokenizer, captions)
+        trained, text = ("unet", "text_encoder"), t2i.JointText(tokenizer, captions)
     else:
         text_encoder.requires_grad_(False).eval()
-        embeddings = cached_embeddings(text_encoder.to(device), tokenizer, captions)
-        trained, text = ("unet",), FrozenText(captions, embeddings)
+        embeddings = cached_embeddings(text_encoder.to(device), tokenizer, captions, config.data.cache_dir)
+        trained, text = ("unet",), t2i.FrozenText(captions, embeddings)
     parameters = [parameter for name in trained for parameter in components[name].parameters()]
-    return TextToImageTask(
+    return t2i.TextToImageTask(
         components,
         trained,
         make_optimizer(config.training, parameters),

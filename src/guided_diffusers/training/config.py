@@ -157,7 +157,11 @@ def _leaves(cls: type, prefix: str = "") -> Iterator[tuple[str, Any, Field]]:
 
 
 def _parser(cls: type) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=cls.__doc__, allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        usage="%(prog)s [--config FILE.yaml] [--dry_run] [--help] [--key value ...]",
+        description=cls.__doc__,
+        allow_abbrev=False,
+    )
     parser.add_argument("--config", metavar="FILE.yaml", help="YAML file with any of the keys below, nested")
     parser.add_argument("--dry_run", action="store_true", help="print the configuration as JSON and exit")
     leaves = list(_leaves(cls))
@@ -267,4 +271,5 @@ def _is_dict(kind: Any) -> bool:
 def _name(kind: Any) -> str:
     if typing.get_origin(kind) is Literal:
         return "{" + ",".join(map(str, typing.get_args(kind))) + "}"
-    return getattr(kind, "__name__", str(kind)) if typing.get_origin(kind) is None else str(kind)
+    plain = getattr(kind, "__name__", None) if typing.get_origin(kind) is None else None
+    return plain or str(kind).replace("typing.", "")
