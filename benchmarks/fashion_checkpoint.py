@@ -8,7 +8,8 @@ r"""Measures a text-to-image checkpoint of Fashion-MNIST over guidance scales an
 Each row is 1,000 images, 100 a class: the judge's agreement with the prompt, high-frequency energy over that
 of the 10,000 real test images, variance within classes over theirs, and images a second. With
 `--gammas default --scheduler dpmsolver++ --steps 15` it tries another sampler at the
-checkpoint's own guidance.
+checkpoint's own guidance. Rows take minutes each: measure some in another process, one thread a process, and
+take them over with `--rows-from OTHER.json`.
 """
 
 from __future__ import annotations
@@ -70,8 +71,9 @@ def _arguments() -> argparse.Namespace:
         "--run", action="append", default=[], help="NAME=FOLDER of a training run to describe"
     )
     parser.add_argument("--gammas", nargs="+", default=GAMMAS, help='guidance scales, and "default"')
+    parser.add_argument("--rows-from", type=Path, nargs="+", default=[], help="results to take rows from")
     parser.add_argument("--images-per-class", type=int, default=100)
-    parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--steps", type=int, default=25)
     parser.add_argument("--scheduler", choices=sorted(SCHEDULERS), help="by default the checkpoint's own")
     parser.add_argument("--batch-size", type=int, default=125)
     parser.add_argument("--seed", type=int, default=0)
@@ -90,7 +92,11 @@ def measured_rows(
     if default not in asked:
         asked.append(default)
     rows = []
+    known = rows_known(arguments)
     for guidance in asked:
+        if (row := known.get(json.dumps(guidance.to_config()))) is not None:
+            rows.append({**row, "default": guidance == default})
+            continue
         made = generate(
             pipeline,
             real.captions,
@@ -113,6 +119,30 @@ def measured_rows(
         )
         rows.append(row)
     return rows
+
+
+def rows_known(arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """Rows of earlier results by their guidance.
+
+    Raises:
+        ValueError: If they were measured with another checkpoint, seed, number of steps or scheduler.
+    """
+    rows = {}
+    for path in arguments.rows_from:
+        earlier = json.loads(path.read_text())
+        if earlier["settings"] != settings(arguments):
+            raise ValueError(f"--rows-from {path} was measured with {earlier['settings']}: measure it anew")
+        rows |= {json.dumps(row["guidance"]): row for row in earlier["rows"]}
+    return rows
+
+
+def settings(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What the rows of a table must have in common."""
+    names = ("images_per_class", "steps", "scheduler", "seed", "threads")
+    return {
+        "checkpoint": Path(arguments.checkpoint).name,
+        **{name: getattr(arguments, name) for name in names},
+    }
 
 
 def default_guidance(pipeline: TextToImagePipeline) -> Guidance:
@@ -168,7 +198,7 @@ def describe(
         "prediction_type": pipeline.scheduler.config.prediction_type,
         "scheduler": type(pipeline.scheduler).__name__,
         "steps": arguments.steps,
-        "seed": arguments.seed,
+        "settings": settings(arguments),
         "default_guidance": pipeline.config.default_guidance,
         "judge": judge,
         "machine": machine(),

@@ -111,7 +111,7 @@ def components_of(checkpoint: str | None, size: str) -> dict[str, Any]:
         return random_components(SIZES[size])
     folder = checkpoint if Path(checkpoint).is_dir() else pretrained(checkpoint)
     pipeline = TextToImagePipeline.from_pretrained(folder)
-    scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, steps_offset=0, clip_sample=False)
+    scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, steps_offset=1, clip_sample=False)
     return {**pipeline.components, "scheduler": scheduler}
 
 

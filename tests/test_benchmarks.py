@@ -145,6 +145,18 @@ def test_checkpoint_is_measured_and_described(benchmark, data, tmp_path, monkeyp
         "--grid",
         tmp_path / "grid.png",
     )
+    first = json.loads(results.read_text())
+    command(
+        "fashion_checkpoint",
+        "--checkpoint",
+        tmp_path / "tiny-32",
+        *options,
+        "--rows-from",
+        results,
+        "--output",
+        results,
+    )
+    assert json.loads(results.read_text())["rows"] == first["rows"]
     command("fashion_card", "--results", results, "--output", card)
 
     measured = json.loads(results.read_text())
@@ -184,3 +196,19 @@ def test_images_do_not_depend_on_the_batch(benchmark, data):
     assert made[0].labels.tolist() == [0, 0, 0, 1, 1, 1]
     assert (made[0].images.int() - made[1].images.int()).abs().max() <= 1
     assert made[0].images.float().std() > 1
+
+
+@pytest.mark.parametrize("results", sorted((ROOT / "model_cards").glob("*.json")), ids=lambda path: path.stem)
+def test_shipped_card(benchmark, results):
+    """A card in the repository is what the command makes of its figures, and they are what was asked for."""
+    measured = json.loads(results.read_text())
+    card = benchmark("fashion_card").card(measured, f"../docs/images/{results.stem}-grid.png", results.name)
+    assert results.with_suffix(".md").read_text() == card
+    assert (ROOT / "docs" / "images" / f"{results.stem}-grid.png").is_file()
+    assert measured["judge"]["test_accuracy"]["value"] >= 0.9
+    default = next(row for row in measured["rows"] if row["default"])
+    scales = {row["guidance"][0]["scale"]: row for row in measured["rows"] if len(row["guidance"]) == 1}
+    assert {0, 1, 1.5, 2, 3, 5, 8} <= set(scales)
+    assert all(row["images"] == 1000 for row in measured["rows"])
+    assert default["agreement"]["value"] >= 0.97 and scales[1]["agreement"]["value"] >= 0.85
+    assert 0.9 <= default["sharpness"]["value"] <= 1.1
