@@ -3,6 +3,7 @@
 import io
 import json
 import logging
+import zipfile
 from collections import Counter
 from pathlib import Path
 
@@ -206,7 +207,9 @@ def test_missing_captions_matter_to_text_training_only(tmp_path):
         DataConfig(path=str(tmp_path / "a.parquet"), resolution=8, cache_dir=str(tmp_path))
     )
     assert data.pixels([0, 1, 2]).shape == (3, 3, 8, 8)
-    assert set(data.captions([0] * 20, range(20))) == {"a"} and data.all_captions() == ["a"]
+    assert set(data.captions([0] * 20, range(20))) == {"a"}
+    with pytest.raises(ValueError, match="row 1 .*no caption"):
+        data.all_captions()
     for row in (1, 2):
         with pytest.raises(ValueError, match=f"row {row} .*no caption in column 'text'"):
             data.captions([row], [0])
@@ -278,3 +281,18 @@ def test_decoding_applies_the_orientation():
     pixels = np.array([[10, 20], [30, 40]], np.uint8)
     Image.fromarray(pixels).save(buffer, format="PNG", exif=exif)
     assert decode_image(buffer.getvalue(), 2, 1)[0].tolist() == [[40, 30], [20, 10]]
+
+
+def test_images_inside_an_archive(folder, tmp_path):
+    archive = tmp_path / "images.zip"
+    with zipfile.ZipFile(archive, "w") as file:
+        for number in range(5):
+            file.write(folder / f"{number}.png", f"{number}.png")
+    paths = [f"zip://{number}.png::{archive}" for number in range(5)]
+    features = Features(image=ImageFeature(), text=Value("string"))
+    rows = [{"bytes": None, "path": path} for path in paths]
+    source = Dataset.from_dict({"image": rows, "text": ["a"] * 5}, features=features)
+    source = source.cast_column("image", ImageFeature(decode=False))
+    config = DataConfig(path="in memory", resolution=8, cache_dir=str(tmp_path / "cache"))
+    data = ImageTextDataset(config, source)
+    assert torch.equal(data.pixels(range(5)), open_folder(folder).pixels(range(5)))

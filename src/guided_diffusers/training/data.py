@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import fsspec
 import numpy as np
 import torch
 from datasets import Image as ImageFeature
@@ -60,10 +61,9 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         """Checks the values; raises ValueError naming the one that is wrong."""
-        if self.channels not in (1, 3):
-            raise ValueError(f"channels is {self.channels}: use 1 (grey) or 3 (RGB)")
-        if self.on_corrupt not in ("raise", "skip"):
-            raise ValueError(f'on_corrupt is {self.on_corrupt!r}: use "raise" or "skip"')
+        for name, allowed in (("channels", (1, 3)), ("on_corrupt", ("raise", "skip"))):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; allowed: {allowed}")
         if self.resolution < 1:
             raise ValueError(f"resolution is {self.resolution}: use a number of pixels, at least 1")
 
@@ -143,8 +143,7 @@ class ImageTextDataset:
         """Opens the dataset (or takes an open one, as from `load_image_text`) and decodes it if need be.
 
         Raises:
-            ValueError: a row has no image or a corrupt one and `on_corrupt` is "raise" (its row and path are
-            named).
+            ValueError: a row, named, has no image or a corrupt one, and `on_corrupt` is "raise".
         """
         self.config = config
         self._dataset = load_image_text(config) if dataset is None else dataset
@@ -205,33 +204,35 @@ class ImageTextDataset:
         Raises:
             ValueError: there is no caption column, or a row has no caption (its number is named).
         """
-        rows = self.rows[np.asarray(indices)]
         chosen = []
-        for row, options, position in zip(rows, self._caption_options(rows), positions, strict=True):
-            options = _texts(options)
-            if not options:
-                raise ValueError(
-                    f"row {row} of {self.config.path!r} has no caption in column "
-                    f'{self.config.caption_column!r}: give it one (an empty string "" trains the '
-                    "unconditional case) or drop the row"
-                )
+        for options, position in zip(self._options(self.rows[np.asarray(indices)]), positions, strict=True):
             chosen.append(options[(seed_for(seed, int(position)) >> 8) % len(options)])
         return chosen
 
     def all_captions(self) -> list[str]:
-        """Every distinct caption of the dataset, sorted: what a tokenizer is trained on."""
-        unique = set()
+        """Every distinct caption of the dataset, sorted: what a tokenizer is trained on.
+
+        Raises:
+            ValueError: as of `captions`, for any row.
+        """
+        unique: set[str] = set()
         for start in range(0, self._images, 10_000):
-            for options in self._caption_options(self.rows[: self._images][start : start + 10_000]):
-                unique.update(_texts(options))
+            unique.update(*self._options(self.rows[: self._images][start : start + 10_000]))
         return sorted(unique)
 
-    def _caption_options(self, rows: np.ndarray) -> list[Any]:
+    def _options(self, rows: np.ndarray) -> list[list[str]]:
+        """The captions of each of some rows of the source, at least one each."""
+        config = self.config
         if self._captions is None:
-            raise ValueError(
-                f"caption_column is None: name a column of {self.config.path!r} to train on text"
-            )
-        return self._captions[rows][self.config.caption_column]
+            raise ValueError(f"caption_column is None: name a column of {config.path!r} to train on text")
+        options = [_texts(cell) for cell in self._captions[rows][config.caption_column]]
+        for row, texts in zip(rows, options, strict=True):
+            if not texts:
+                raise ValueError(
+                    f"row {row} of {config.path!r} has no caption in column {config.caption_column!r}: "
+                    'give it one (an empty string "" trains the unconditional case) or drop the row'
+                )
+        return options
 
     def _decode(self, stem: Path) -> None:
         config, count = self.config, len(self._dataset)
@@ -268,7 +269,10 @@ class ImageTextDataset:
         if cell is None or (cell.get("bytes") is None and not cell.get("path")):
             return "has no image"
         try:
-            data = cell["bytes"] if cell.get("bytes") is not None else Path(cell["path"]).read_bytes()
+            data = cell.get("bytes")
+            if data is None:
+                with fsspec.open(cell["path"], "rb") as file:  # a file, or one inside an archive
+                    data = file.read()
             return decode_image(data, self.config.resolution, self.config.channels)
         except FileNotFoundError:
             return f"has no image: the file {cell['path']} does not exist"
