@@ -1,7 +1,6 @@
 """The terms of an autoencoder's loss.
 
-    loss = reconstruction + kl_weight * KL + detail_weight * detail + adversarial_weight * adaptive *
-    adversarial
+    loss = reconstruction + kl_weight KL + detail_weight detail + adversarial_weight adaptive adversarial
 
 The reconstruction error is a **mean** over the pixels of an image, the Kullback-Leibler divergence a **sum**
 over its latent (in nats), and both are means over the batch. The code of the latent diffusion paper sums the
