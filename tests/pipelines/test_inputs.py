@@ -9,13 +9,19 @@ from typing import Any
 import pytest
 import torch
 from diffusers import DDIMScheduler, LCMScheduler
+from tiny import CONTEXT, WIDTH, stable_diffusion_schedule, tiny_components
 
 from guided_diffusers import TextToImagePipeline
 from guided_diffusers.guidance import ClassifierFreeGuidance
 
-from .conftest import CONTEXT, WIDTH, stable_diffusion_schedule, tiny_components
-
 EMBEDS = torch.zeros(1, CONTEXT, WIDTH)
+
+
+@pytest.fixture
+def pipeline() -> TextToImagePipeline:
+    pipe = TextToImagePipeline(**tiny_components())
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
 
 
 @pytest.mark.parametrize(
@@ -28,11 +34,18 @@ EMBEDS = torch.zeros(1, CONTEXT, WIDTH)
         ({"prompt_embeds": EMBEDS}, "prompt and prompt_embeds"),
         ({"negative_prompt": 3}, "negative_prompt"),
         ({"negative_prompt": ["a", "b"]}, "negative_prompt has 2"),
-        ({"negative_prompt": "a", "negative_prompt_embeds": EMBEDS}, "negative_prompt and negative_prompt_embeds"),
+        (
+            {"negative_prompt": "a", "negative_prompt_embeds": EMBEDS},
+            "negative_prompt and negative_prompt_embeds",
+        ),
         ({"prompt": None, "prompt_embeds": [1]}, "prompt_embeds is a list"),
         ({"prompt": None, "prompt_embeds": torch.zeros(1, CONTEXT, WIDTH + 1)}, "prompt_embeds has shape"),
         (
-            {"prompt": None, "prompt_embeds": EMBEDS, "negative_prompt_embeds": torch.zeros(1, CONTEXT - 1, WIDTH)},
+            {
+                "prompt": None,
+                "prompt_embeds": EMBEDS,
+                "negative_prompt_embeds": torch.zeros(1, CONTEXT - 1, WIDTH),
+            },
             "negative_prompt_embeds",
         ),
         ({"negative_prompt_embeds": torch.zeros(2, CONTEXT, WIDTH)}, "negative_prompt_embeds has 2"),
@@ -40,7 +53,10 @@ EMBEDS = torch.zeros(1, CONTEXT, WIDTH)
         ({"guidance_scale": float("inf")}, "guidance_scale is inf"),
         ({"guidance_scale": [1.0, 2.0]}, "guidance_scale has 2"),
         ({"guidance_scale": 2, "guidance": ClassifierFreeGuidance(2)}, "guidance and guidance_scale"),
-        ({"guidance_interval": (1, 2), "guidance": ClassifierFreeGuidance(2)}, "guidance and guidance_interval"),
+        (
+            {"guidance_interval": (1, 2), "guidance": ClassifierFreeGuidance(2)},
+            "guidance and guidance_interval",
+        ),
         ({"guidance_interval": (2, 1)}, "interval"),
         ({"guidance_interval": 3}, "interval"),
         ({"guidance": 3.0}, "guidance is a float"),
@@ -88,10 +104,12 @@ def test_epsilon_prediction_at_zero_terminal_snr_is_refused() -> None:
         pipe("a boot")
 
 
-@pytest.mark.parametrize("default", [float("nan"), True, [{"term": "Magic"}], [{"term": "ClassifierFreeGuidance", "w": 1}]])
-def test_default_guidance_that_is_none_of_ours(components: dict[str, Any], default: Any) -> None:
+@pytest.mark.parametrize(
+    "default", [float("nan"), True, [{"term": "Magic"}], [{"term": "ClassifierFreeGuidance", "w": 1}]]
+)
+def test_default_guidance_that_is_none_of_ours(default: Any) -> None:
     with pytest.raises(ValueError):
-        TextToImagePipeline(**components, default_guidance=default)
+        TextToImagePipeline(**tiny_components(), default_guidance=default)
 
 
 def test_pickles_are_refused_and_safetensors_always_written(
@@ -113,7 +131,9 @@ def test_a_missing_file_is_named(pipeline: TextToImagePipeline, tmp_path: Path) 
         TextToImagePipeline.from_pretrained(tmp_path)
 
 
-def test_folder_says_which_library_its_components_are_of(pipeline: TextToImagePipeline, tmp_path: Path) -> None:
+def test_folder_says_which_library_its_components_are_of(
+    pipeline: TextToImagePipeline, tmp_path: Path
+) -> None:
     pipeline.save_pretrained(tmp_path)
     index = json.loads((tmp_path / "model_index.json").read_text())
     assert index["vae"] == ["guided_diffusers", "VariationalAutoencoder"]

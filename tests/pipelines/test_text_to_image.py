@@ -8,12 +8,23 @@ from typing import Any
 import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, EulerDiscreteScheduler, UNet2DConditionModel
+from tiny import CONTEXT, LATENT, WIDTH, stable_diffusion_schedule, tiny_components, tiny_unet
 from torch import Tensor
 
 from guided_diffusers import ModelDenoiser, TextToImagePipeline, noise_level
-from guided_diffusers.guidance import AutoGuidance, ClassifierFreeGuidance, ClassifierGuidance, GuidanceInterval
+from guided_diffusers.guidance import (
+    AutoGuidance,
+    ClassifierFreeGuidance,
+    ClassifierGuidance,
+    GuidanceInterval,
+)
 
-from .conftest import CONTEXT, WIDTH, stable_diffusion_schedule, tiny_components, tiny_unet
+
+@pytest.fixture
+def pipeline() -> TextToImagePipeline:
+    pipe = TextToImagePipeline(**tiny_components())
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
 
 
 def latents_of(pipe: TextToImagePipeline, prompt: Any = "a boot", **arguments: Any) -> Tensor:
@@ -23,21 +34,26 @@ def latents_of(pipe: TextToImagePipeline, prompt: Any = "a boot", **arguments: A
 
 def count_batches(unet: UNet2DConditionModel) -> list[int]:
     batches: list[int] = []
-    unet.register_forward_pre_hook(lambda module, args, kwargs: batches.append(len(args[0])), with_kwargs=True)
+    unet.register_forward_pre_hook(
+        lambda module, args, kwargs: batches.append(len(args[0])), with_kwargs=True
+    )
     return batches
 
 
 def test_output_types_and_shapes(pipeline: TextToImagePipeline) -> None:
     images = {
         kind: pipeline(
-            ["a boot", "a bag"], num_inference_steps=2, output_type=kind, generator=torch.Generator().manual_seed(0)
+            ["a boot", "a bag"],
+            num_inference_steps=2,
+            output_type=kind,
+            generator=torch.Generator().manual_seed(0),
         ).images
         for kind in ("pil", "np", "pt", "latent")
     }
     assert [image.size for image in images["pil"]] == [(16, 16)] * 2
-    assert images["np"].shape == (2, 16, 16, 3)
-    assert images["pt"].shape == (2, 3, 16, 16)
-    assert images["latent"].shape == (2, 4, 8, 8)
+    assert images["np"].shape == (2, 16, 16, 1)
+    assert images["pt"].shape == (2, 1, 16, 16)
+    assert images["latent"].shape == (2, *LATENT)
     assert 0 <= images["np"].min() and images["np"].max() <= 1
     torch.testing.assert_close(torch.from_numpy(images["np"]).permute(0, 3, 1, 2), images["pt"])
     decoded = (pipeline.vae.decode(images["latent"]).sample / 2 + 0.5).clamp(0, 1)
@@ -46,7 +62,7 @@ def test_output_types_and_shapes(pipeline: TextToImagePipeline) -> None:
 
 def test_return_dict_false_gives_the_pair(pipeline: TextToImagePipeline) -> None:
     images, flagged = pipeline("a boot", num_inference_steps=1, output_type="pt", return_dict=False)
-    assert images.shape == (1, 3, 16, 16) and flagged is None
+    assert images.shape == (1, 1, 16, 16) and flagged is None
 
 
 def test_unconditional_and_conditional_ends_of_the_scale(pipeline: TextToImagePipeline) -> None:
@@ -54,12 +70,16 @@ def test_unconditional_and_conditional_ends_of_the_scale(pipeline: TextToImagePi
     conditional = latents_of(pipeline, guidance_scale=1)
     torch.testing.assert_close(latents_of(pipeline, guidance_scale=1, negative_prompt="bag"), conditional)
     unconditional = latents_of(pipeline, guidance_scale=0)
-    torch.testing.assert_close(latents_of(pipeline, "another thing", guidance_scale=0), unconditional, rtol=0, atol=1e-4)
+    torch.testing.assert_close(
+        latents_of(pipeline, "another thing", guidance_scale=0), unconditional, rtol=0, atol=1e-4
+    )
     torch.testing.assert_close(latents_of(pipeline, "", guidance_scale=1), unconditional, rtol=0, atol=1e-4)
     assert (conditional - unconditional).abs().max() > 1e-3
 
 
-def test_the_network_runs_once_a_step_and_doubled_only_while_guidance_is_active(pipeline: TextToImagePipeline) -> None:
+def test_the_network_runs_once_a_step_and_doubled_only_while_guidance_is_active(
+    pipeline: TextToImagePipeline,
+) -> None:
     batches = count_batches(pipeline.unet)
     latents_of(pipeline, ["a boot", "a bag"], guidance_scale=3)
     assert batches == [4, 4, 4, 4]
@@ -89,7 +109,7 @@ def test_guidance_terms_and_scale_agree(pipeline: TextToImagePipeline) -> None:
 
 
 def test_classifier_guidance_moves_the_sample_uphill(pipeline: TextToImagePipeline) -> None:
-    target = torch.full((1, 4, 8, 8), 2.0)
+    target = torch.full((1, *LATENT), 2.0)
 
     def log_prob(sample: Tensor, level: Any, condition: Any) -> Tensor:
         return -(sample - level.alpha.float() * target).square().flatten(1).sum(1) / 2
@@ -100,7 +120,7 @@ def test_classifier_guidance_moves_the_sample_uphill(pipeline: TextToImagePipeli
 
 
 def test_per_image_scales_equal_separate_runs(pipeline: TextToImagePipeline) -> None:
-    noise = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(3))
+    noise = torch.randn(2, *LATENT, generator=torch.Generator().manual_seed(3))
     both = latents_of(pipeline, ["a boot", "a bag"], latents=noise, guidance_scale=[2.0, 5.0])
     for index, (prompt, scale) in enumerate([("a boot", 2.0), ("a bag", 5.0)]):
         one = latents_of(pipeline, prompt, latents=noise[index : index + 1], guidance_scale=scale)
@@ -119,7 +139,7 @@ def test_one_generator_an_image_makes_images_independent_of_the_batch(cls: type)
 
 
 def test_images_per_prompt_repeat_each_prompt(pipeline: TextToImagePipeline) -> None:
-    noise = torch.randn(4, 4, 8, 8, generator=torch.Generator().manual_seed(3))
+    noise = torch.randn(4, *LATENT, generator=torch.Generator().manual_seed(3))
     repeated = latents_of(pipeline, ["a boot", "a bag"], num_images_per_prompt=2, latents=noise)
     spelled = latents_of(pipeline, ["a boot", "a boot", "a bag", "a bag"], latents=noise)
     torch.testing.assert_close(repeated, spelled)
@@ -128,15 +148,21 @@ def test_images_per_prompt_repeat_each_prompt(pipeline: TextToImagePipeline) -> 
 def test_precomputed_embeddings(pipeline: TextToImagePipeline) -> None:
     positive, negative = pipeline.encode_prompt(["a boot", "a bag"], torch.device("cpu"), 1, True, "coat")
     assert positive.shape == negative.shape == (2, CONTEXT, WIDTH)
-    given = latents_of(pipeline, None, prompt_embeds=positive, negative_prompt_embeds=negative, guidance_scale=4)
-    torch.testing.assert_close(given, latents_of(pipeline, ["a boot", "a bag"], negative_prompt="coat", guidance_scale=4))
+    given = latents_of(
+        pipeline, None, prompt_embeds=positive, negative_prompt_embeds=negative, guidance_scale=4
+    )
+    torch.testing.assert_close(
+        given, latents_of(pipeline, ["a boot", "a bag"], negative_prompt="coat", guidance_scale=4)
+    )
     alone, none = pipeline.encode_prompt("a boot", torch.device("cpu"), 2, False)
     assert alone.shape == (2, CONTEXT, WIDTH) and none is None
     skipped, _ = pipeline.encode_prompt("a boot", torch.device("cpu"), 1, False, clip_skip=1)
     assert (skipped - alone[:1]).abs().max() > 1e-3
 
 
-def test_words_beyond_the_context_are_named(pipeline: TextToImagePipeline, caplog: pytest.LogCaptureFixture) -> None:
+def test_words_beyond_the_context_are_named(
+    pipeline: TextToImagePipeline, caplog: pytest.LogCaptureFixture
+) -> None:
     root = logging.getLogger("diffusers")
     module = logging.getLogger("guided_diffusers.pipelines.text_to_image")
     for logger in (root, module):
@@ -158,7 +184,9 @@ def test_default_guidance_is_used_saved_and_overridden(pipeline: TextToImagePipe
     again = TextToImagePipeline.from_pretrained(tmp_path)
     again.set_progress_bar_config(disable=True)
     torch.testing.assert_close(latents_of(again), by_default, rtol=0, atol=1e-6)
-    torch.testing.assert_close(latents_of(pipe, guidance_interval=(0, None)), latents_of(pipe, guidance_scale=2.5))
+    torch.testing.assert_close(
+        latents_of(pipe, guidance_interval=(0, None)), latents_of(pipe, guidance_scale=2.5)
+    )
     assert not torch.allclose(latents_of(pipe, guidance_scale=1), by_default)
 
 
@@ -174,7 +202,8 @@ def test_callback_sees_and_changes_the_run(pipeline: TextToImagePipeline) -> Non
     assert seen == [(i, int(t), set(names)) for i, t in enumerate(pipeline.scheduler.timesteps)]
     torch.testing.assert_close(watched, latents_of(pipeline))
     zeroed = latents_of(
-        pipeline, callback_on_step_end=lambda p, i, t, x: {"latents": torch.zeros_like(x["latents"])} if i == 3 else x
+        pipeline,
+        callback_on_step_end=lambda p, i, t, x: {"latents": torch.zeros_like(x["latents"])} if i == 3 else x,
     )
     assert zeroed.abs().max() == 0
     assert pipeline.num_timesteps == 4
@@ -232,7 +261,7 @@ def test_clip_sample_is_switched_off_in_a_copy() -> None:
 def test_half_precision_network_keeps_latents_in_float32(pipeline: TextToImagePipeline) -> None:
     full = latents_of(pipeline)
     pipeline.unet.to(torch.bfloat16)
-    half = latents_of(pipeline, latents=torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0)))
+    half = latents_of(pipeline, latents=torch.randn(1, *LATENT, generator=torch.Generator().manual_seed(0)))
     assert half.dtype == torch.float32
     assert (half - full).abs().max() < 0.1 * full.abs().max()
     assert pipeline("a boot", num_inference_steps=1, output_type="pt").images.isfinite().all()
@@ -242,7 +271,8 @@ def test_network_that_learns_its_variance() -> None:
     from guided_diffusers import GuidedDDPMScheduler
 
     components = tiny_components(
-        unet=tiny_unet(out_channels=8), scheduler=GuidedDDPMScheduler(variance_type="learned_range", clip_sample=False)
+        unet=tiny_unet(out_channels=2 * LATENT[0]),
+        scheduler=GuidedDDPMScheduler(variance_type="learned_range", clip_sample=False),
     )
     pipe = TextToImagePipeline(**components)
     pipe.set_progress_bar_config(disable=True)
