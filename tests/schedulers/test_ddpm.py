@@ -6,7 +6,7 @@ from diffusers import DDPMPipeline, DDPMScheduler, DPMSolverMultistepScheduler, 
 from diffusers.configuration_utils import FrozenDict
 
 from guided_diffusers.schedulers import GuidedDDPMScheduler
-from guided_diffusers.schedulers.variance_preserving import BETA_SCHEDULES, TIMESTEP_SPACINGS
+from guided_diffusers.schedulers.chain import BETA_SCHEDULES, TIMESTEP_SPACINGS
 
 FIXED = ("fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log")
 LEARNED = ("learned", "learned_range")

@@ -24,7 +24,7 @@ from diffusers.models.modeling_outputs import AutoencoderKLOutput
 from diffusers.utils import BaseOutput
 from torch import Tensor
 
-from .safe import PICKLE_SUFFIXES, SafeWeightsMixin
+from guided_diffusers.models.safe import PICKLE_SUFFIXES, SafeWeightsMixin
 
 # What AutoencoderKL means by a configuration that does not mention scaling_factor.
 _AUTOENCODER_KL_SCALING_FACTOR = 0.18215

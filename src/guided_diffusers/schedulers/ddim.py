@@ -20,7 +20,8 @@ from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from guided_diffusers.noise_level import broadcast
+from guided_diffusers.prediction import at_least_float32
+from guided_diffusers.schedulers.chain import root, shaped
 from guided_diffusers.schedulers.variance_preserving import VariancePreservingMixin
 
 
@@ -95,14 +96,14 @@ class GuidedDDIMScheduler(VariancePreservingMixin, DDIMScheduler):
             raise ValueError(f"eta is {eta}; allowed: 0 (deterministic) to 1 (ancestral)")
         output, _ = self._split(model_output, sample)
         dtype = torch.promote_types(output.dtype, sample.dtype)
-        x0, raw = self._denoise(output, timestep, sample)
-        epsilon = self._epsilon(x0 if use_clipped_model_output else raw, timestep, sample)
+        sample, place, chain = at_least_float32(sample), self._place(timestep), self._chain
+        x0, raw = self._denoise(output, place, sample)
 
-        place, chain = self._place(timestep), self._chain
-        abar = chain.abar_previous[place]
-        variance = eta**2 * chain.posterior_variance[place]
-        direction = (1 - abar - variance).clamp_min(0).sqrt()
-        previous = broadcast(abar.sqrt(), x0) * x0 + broadcast(direction, x0) * epsilon
+        alpha, sigma = (shaped(chain.at(name, place), sample) for name in ("alpha", "sigma"))
+        epsilon = (sample - alpha * (x0 if use_clipped_model_output else raw)) / sigma
+        abar = chain.at("abar_previous", place)
+        fresh = eta**2 * chain.at("posterior_variance", place)
+        previous = shaped(root(abar), x0) * x0 + shaped(root(1 - abar - fresh), x0) * epsilon
         if eta > 0:
             if variance_noise is not None and generator is not None:
                 raise ValueError("generator and variance_noise were both given; give one source of noise")
@@ -110,6 +111,6 @@ class GuidedDDIMScheduler(VariancePreservingMixin, DDIMScheduler):
                 variance_noise = randn_tensor(
                     output.shape, generator=generator, device=output.device, dtype=output.dtype
                 )
-            previous = previous + broadcast(variance.sqrt(), x0) * variance_noise
+            previous = previous + shaped(root(fresh), x0) * variance_noise
         result = previous.to(dtype), x0.to(dtype)
         return DDIMSchedulerOutput(*result) if return_dict else result

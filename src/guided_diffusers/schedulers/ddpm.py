@@ -33,10 +33,18 @@ from torch import Tensor
 
 from guided_diffusers.noise_level import broadcast
 from guided_diffusers.prediction import at_least_float32
-from guided_diffusers.schedulers.variance_preserving import Chain, VariancePreservingMixin
+from guided_diffusers.schedulers.chain import Place, shaped
+from guided_diffusers.schedulers.variance_preserving import VariancePreservingMixin
 
+# The table of the chain that holds the variance of each fixed type.
+_FIXED = {
+    "fixed_small": "posterior_variance",
+    "fixed_small_log": "limited_posterior_variance",
+    "fixed_large": "limited_beta",
+    "fixed_large_log": "limited_beta",
+}
 LEARNED = ("learned", "learned_range")
-VARIANCE_TYPES = ("fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log", *LEARNED)
+VARIANCE_TYPES = (*_FIXED, *LEARNED)
 
 
 class GuidedDDPMScheduler(VariancePreservingMixin, DDPMScheduler):
@@ -82,13 +90,9 @@ class GuidedDDPMScheduler(VariancePreservingMixin, DDPMScheduler):
         Returns:
             (mean, variance) of x0's shape, at least float32; at the last listed timestep (x0, 0).
         """
-        chain, place = self._chain, self._place(timestep)
-        sample = at_least_float32(sample)
-        abar, previous, beta = chain.abar[place], chain.abar_previous[place], chain.beta[place]
-        of_x0 = previous.sqrt() * beta / (1 - abar)
-        of_sample = (1 - beta).sqrt() * (1 - previous) / (1 - abar)
-        mean = broadcast(of_x0, sample) * x0.to(sample.dtype) + broadcast(of_sample, sample) * sample
-        return mean, _expand(chain.posterior_variance[place], sample)
+        sample, place = at_least_float32(sample), self._place(timestep)
+        mean = self._posterior_mean(x0.to(sample.dtype), sample, place)
+        return mean, _filled(shaped(self._chain.at("posterior_variance", place), sample), sample)
 
     def log_variance(self, timestep: Tensor | int, predicted: Tensor | None = None) -> Tensor:
         """The log-variance of the reverse step, limited at the clean end where that would be minus infinity.
@@ -104,18 +108,12 @@ class GuidedDDPMScheduler(VariancePreservingMixin, DDPMScheduler):
         Raises:
             ValueError: An unknown `config.variance_type`, or a timestep that is not listed.
         """
-        chain, place, kind = self._chain, self._place(timestep), self._known_variance_type()
-        if kind not in LEARNED:
-            large = kind in ("fixed_large", "fixed_large_log")
-            return (_large_variance(chain).log() if large else chain.log_posterior_variance)[place]
-        if predicted is None:
-            return chain.log_posterior_variance[place]
-        predicted = at_least_float32(predicted)
-        if kind == "learned":
-            return predicted
-        low = broadcast(chain.log_posterior_variance[place], predicted)
-        high = broadcast(chain.beta[place].log(), predicted)
-        return low + (predicted + 1) / 2 * (high - low)
+        place, kind = self._place(timestep), self._known_variance_type()
+        if kind in LEARNED and predicted is not None:
+            return self._learned_log_variance(predicted, place)
+        if kind in ("fixed_large", "fixed_large_log"):
+            return self._chain.limited_beta[place].log()
+        return self._chain.log_posterior_variance[place]
 
     def reverse(
         self, model_output: Tensor, timestep: Tensor | int, sample: Tensor
@@ -135,9 +133,10 @@ class GuidedDDPMScheduler(VariancePreservingMixin, DDPMScheduler):
                 type, or epsilon prediction at zero SNR.
         """
         output, predicted = self._split(model_output, sample)
-        x0, _ = self._denoise(output, timestep, sample)
-        mean, _ = self.posterior(x0, sample, timestep)
-        return mean, self._variance(timestep, predicted, mean), x0
+        sample, place = at_least_float32(sample), self._place(timestep)
+        x0, _ = self._denoise(output, place, sample)
+        variance = self._variance(predicted, place, sample)
+        return self._posterior_mean(x0, sample, place), _filled(variance, sample), x0
 
     def step(
         self,
@@ -167,18 +166,24 @@ class GuidedDDPMScheduler(VariancePreservingMixin, DDPMScheduler):
         """
         output, predicted = self._split(model_output, sample)
         dtype = torch.promote_types(output.dtype, sample.dtype)
-        x0, _ = self._denoise(output, timestep, sample)
-        drawn, _ = self.posterior(x0, sample, timestep)
-        noisy = self._place(timestep) < len(self._chain.timesteps) - 1
+        sample, place = at_least_float32(sample), self._place(timestep)
+        x0, _ = self._denoise(output, place, sample)
+        drawn = self._posterior_mean(x0, sample, place)
+        noisy = torch.as_tensor(place < len(self._chain.timesteps) - 1)
         if guidance_gradient is not None or noisy.any():
-            variance = self._variance(timestep, predicted, drawn)
+            variance = self._variance(predicted, place, sample)
         if guidance_gradient is not None:
             drawn = drawn + variance * guidance_gradient.to(drawn.dtype)
         if noisy.any():
             noise = randn_tensor(output.shape, generator=generator, device=output.device, dtype=output.dtype)
-            drawn = drawn + broadcast(noisy, drawn) * variance.sqrt() * noise
+            drawn = drawn + broadcast(noisy, drawn) * variance**0.5 * noise
         result = drawn.to(dtype), x0.to(dtype)
         return DDPMSchedulerOutput(*result) if return_dict else result
+
+    def _posterior_mean(self, x0: Tensor, sample: Tensor, place: Place) -> Tensor:
+        of_x0 = shaped(self._chain.at("posterior_of_x0", place), sample)
+        of_sample = shaped(self._chain.at("posterior_of_sample", place), sample)
+        return of_x0 * x0 + of_sample * sample
 
     def _known_variance_type(self) -> str:
         kind = self.config.variance_type
@@ -186,21 +191,26 @@ class GuidedDDPMScheduler(VariancePreservingMixin, DDPMScheduler):
             raise ValueError(f"variance_type is {kind!r}; allowed: {', '.join(VARIANCE_TYPES)}")
         return kind
 
-    def _variance(self, timestep: Tensor | int, predicted: Tensor | None, like: Tensor) -> Tensor:
-        """The variance of a reverse step, of `like`'s shape and dtype."""
+    def _variance(self, predicted: Tensor | None, place: Place, sample: Tensor) -> Tensor | float:
+        """The variance of a reverse step, such that it multiplies a sample."""
         kind = self._known_variance_type()
-        if kind in LEARNED:
-            if predicted is None:
-                raise ValueError(
-                    f"variance_type is {kind!r}, which needs {2 * like.shape[1]} channels of model_output; "
-                    f"it has {like.shape[1]}: use a fixed variance_type with this network"
-                )
-            return self.log_variance(timestep, predicted).exp()
-        if (
-            kind == "fixed_small"
-        ):  # the one that is exactly 0 at the clean end, where its logarithm is limited
-            return _expand(self._chain.posterior_variance[self._place(timestep)], like)
-        return _expand(self.log_variance(timestep).exp(), like)
+        if kind in _FIXED:
+            return shaped(self._chain.at(_FIXED[kind], place), sample)
+        if predicted is None:
+            channels = sample.shape[1]
+            raise ValueError(
+                f"variance_type is {kind!r}, which needs {2 * channels} channels of model_output; it has "
+                f"{channels}: use a fixed variance_type with this network"
+            )
+        return self._learned_log_variance(predicted, place).exp()
+
+    def _learned_log_variance(self, predicted: Tensor, place: Place) -> Tensor:
+        predicted = at_least_float32(predicted)
+        if self.config.variance_type == "learned":
+            return predicted
+        low = shaped(self._chain.at("log_posterior_variance", place), predicted)
+        high = shaped(self._chain.at("log_beta", place), predicted)
+        return low + (predicted + 1) / 2 * (high - low)
 
     def _get_variance(
         self, t: Tensor | int, predicted_variance: Tensor | None = None, variance_type: str | None = None
@@ -208,14 +218,10 @@ class GuidedDDPMScheduler(VariancePreservingMixin, DDPMScheduler):
         """DDPMScheduler's name for the variance (never its logarithm or root) of the step from t."""
         if variance_type not in (None, self.config.variance_type):
             raise ValueError(f"variance_type is {variance_type!r}; set it in the configuration instead")
-        if self.config.variance_type == "fixed_small":
+        if self._known_variance_type() == "fixed_small":
             return self._chain.posterior_variance[self._place(t)]
         return self.log_variance(t, predicted_variance).exp()
 
 
-def _large_variance(chain: Chain) -> Tensor:
-    return torch.cat([chain.beta[:-1], chain.log_posterior_variance[-1:].exp()])
-
-
-def _expand(value: Tensor, like: Tensor) -> Tensor:
-    return broadcast(value, like).to(like.device).expand_as(like)
+def _filled(value: Tensor | float, like: Tensor) -> Tensor:
+    return value.expand_as(like) if isinstance(value, Tensor) else torch.full_like(like, value)
