@@ -39,6 +39,9 @@ generate: $(STAMP)
 	@if [ -n "$$PROMPT" ]; then set -- "$$PROMPT"; else set -- $(PROMPTS); fi; \
 	$(BIN)/guided-diffusers generate --num-images "$$NUM_IMAGES" --output "$$OUTPUT" -- "$$@"
 
+# The tests' models are so small that a second thread only costs.
+test test-all: export OMP_NUM_THREADS := 1
+
 test: $(STAMP)
 	$(BIN)/python -m pytest -q -m "not slow"
 

@@ -62,7 +62,7 @@ _HOME = {
     "ModelMixin": "diffusers",
     "SchedulerMixin": "diffusers",
 }
-_SUBMODULES = ("evaluation", "guidance", "models", "pipelines", "schedulers", "training")
+_SUBMODULES = ("evaluation", "guidance", "losses", "models", "pipelines", "randomness", "schedulers", "training")
 
 
 def __getattr__(name: str) -> Any:

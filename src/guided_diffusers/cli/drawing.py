@@ -42,6 +42,7 @@ def load_pipeline(
     """
     import torch
     from diffusers.utils import logging
+    from transformers.utils import logging as transformers_logging
 
     from guided_diffusers import TextToImagePipeline, pretrained
     from guided_diffusers.checkpoints import shipped
@@ -58,7 +59,8 @@ def load_pipeline(
             f"checkpoint={checkpoint!r} is no folder, no Hub repository (owner/name) and no checkpoint that "
             f"ships with the package, which are: {', '.join(shipped())}"
         )
-    logging.disable_progress_bar()  # of loading; drawing has its own
+    for library in (logging, transformers_logging):
+        library.disable_progress_bar()  # of loading; drawing has its own
     pipeline = TextToImagePipeline.from_pretrained(source)
     if scheduler is not None:
         pipeline.scheduler = make_scheduler(scheduler, pipeline.scheduler.config)

@@ -1,0 +1,53 @@
+"""What the README shows works: its Python runs, its commands and files are there."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[1]
+TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", TEXT, flags=re.DOTALL | re.MULTILINE)
+
+
+def test_the_python_runs_in_order():
+    """The pipeline, then a sum of terms, then the loop by hand; what a reader brings comes from the first."""
+    first, terms, loop = [block for block in blocks("python") if "push_to_hub" not in block]
+    scope: dict[str, Any] = {}
+    exec(first, scope)
+    pipeline = scope["pipeline"]
+    pipeline.set_progress_bar_config(disable=True)
+    assert [image.size for image in scope["images"]] == [(32, 32)] * 2
+
+    from guided_diffusers import ModelDenoiser
+
+    scope["weak"] = ModelDenoiser(pipeline.unet, pipeline.scheduler.config.prediction_type)
+    exec(terms, scope)
+    assert len(scope["images"]) == 1
+
+    scope["unet"] = pipeline.unet
+    with torch.no_grad():
+        embeddings = pipeline.encode_prompt("a photo of a bag", torch.device("cpu"))
+        scope["prompts"], scope["empty_prompts"] = embeddings
+        size = pipeline.unet.config.sample_size
+        scope["noise"] = torch.randn(1, pipeline.unet.config.in_channels, size, size)
+        exec(loop, scope)
+    assert scope["sample"].shape == scope["noise"].shape
+    assert scope["sample"].isfinite().all()
+
+
+@pytest.mark.parametrize("target", re.findall(r"^make (\S+)", "\n".join(blocks("sh")), flags=re.MULTILINE))
+def test_every_make_target_is_there(target: str):
+    assert re.search(rf"^{re.escape(target)}:", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
+
+
+@pytest.mark.parametrize("path", re.findall(r"\]\((?!http)([^)]+)\)|((?:training|docs)/[\w/]+\.\w+)", TEXT))
+def test_every_file_that_it_names_is_there(path: tuple[str, str]):
+    assert (ROOT / (path[0] or path[1])).exists()
