@@ -62,7 +62,16 @@ _HOME = {
     "ModelMixin": "diffusers",
     "SchedulerMixin": "diffusers",
 }
-_SUBMODULES = ("evaluation", "guidance", "losses", "models", "pipelines", "randomness", "schedulers", "training")
+_SUBMODULES = (
+    "evaluation",
+    "guidance",
+    "losses",
+    "models",
+    "pipelines",
+    "randomness",
+    "schedulers",
+    "training",
+)
 
 
 def __getattr__(name: str) -> Any:
