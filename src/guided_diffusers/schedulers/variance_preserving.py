@@ -143,9 +143,8 @@ class VariancePreservingMixin:
     def _mix(self, timesteps: Tensor, first: Tensor, second: Tensor, dtype: torch.dtype) -> Tensor:
         abar = self._abar[torch.as_tensor(timesteps).long().cpu()]
         first, second = at_least_float32(first), at_least_float32(second)
-        return (broadcast(abar.sqrt(), first) * first + broadcast((1 - abar).sqrt(), first) * second).to(
-            dtype
-        )
+        alpha, sigma = broadcast(abar.sqrt(), first), broadcast((1 - abar).sqrt(), first)
+        return (alpha * first + sigma * second).to(dtype)
 
 
 def _as_int(name: str, value: Any) -> int:
