@@ -69,6 +69,7 @@ def pipeline() -> TextToImagePipeline:
         ({"height": 15}, "height is 15"),
         ({"width": -16}, "width is -16"),
         ({"output_type": "jpeg"}, "output_type"),
+        ({"eta": float("nan")}, "eta is nan"),
         ({"generator": 3}, "generator"),
         ({"generator": [torch.Generator()] * 2}, "generator is a list of 2"),
         ({"latents": torch.zeros(1, 3, 8, 8)}, "latents"),

@@ -23,6 +23,12 @@ def check_count(name: str, value: Any) -> None:
         raise ValueError(f"{name} is {value!r}; allowed: an integer of at least 1")
 
 
+def check_fraction(name: str, value: Any) -> None:
+    """Raise ValueError where `value` is not a number in [0, 1]."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+        raise ValueError(f"{name} is {value!r}; allowed: a number from 0 to 1")
+
+
 def check_size(name: str, value: Any, multiple: int) -> None:
     """Raise ValueError where a height or width is not a positive multiple of the autoencoder's factor."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1 or value % multiple:

@@ -49,5 +49,5 @@ def _refuse_pickles(folder: Path, skip: set[str]) -> None:
         if pickles and not any(component.glob("*.safetensors")):
             raise OSError(
                 f"{component} has pickled weights ({', '.join(pickles)}) and no safetensors: pickles are "
-                "refused, because loading one runs code. If you trust it, load it in diffusers and save it again"
+                "refused, because loading one runs code. If you trust it, save it again from diffusers"
             )

@@ -112,7 +112,7 @@ class TextToImagePipeline(PromptEncoding, GuidedPipeline, StableDiffusionMixin):
         generator: torch.Generator | list[torch.Generator] | None,
         latents: Tensor | None = None,
     ) -> Tensor:
-        """Standard normal latents `(batch_size, channels, height / f, width / f)`, float32, or those given."""
+        """Standard normal latents `(batch_size, channels, height / f, width / f)`, float32, or the given."""
         if latents is None:
             shape = (
                 batch_size,
@@ -193,12 +193,6 @@ class TextToImagePipeline(PromptEncoding, GuidedPipeline, StableDiffusionMixin):
         if hasattr(callback_on_step_end, "tensor_inputs"):
             callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
         height, width = self._default_size(height, width)
-        inputs.check_choice("output_type", output_type, inputs.OUTPUT_TYPES)
-        inputs.check_names(
-            "callback_on_step_end_tensor_inputs",
-            callback_on_step_end_tensor_inputs,
-            self._callback_tensor_inputs,
-        )
         self.check_inputs(
             prompt,
             height,
@@ -208,6 +202,9 @@ class TextToImagePipeline(PromptEncoding, GuidedPipeline, StableDiffusionMixin):
             prompt_embeds,
             negative_prompt_embeds,
             generator,
+            eta,
+            output_type,
+            callback_on_step_end_tensor_inputs,
         )
         prompts = 1 if isinstance(prompt, str) else len(prompt) if prompt is not None else len(prompt_embeds)
         images = prompts * num_images_per_prompt
@@ -236,27 +233,16 @@ class TextToImagePipeline(PromptEncoding, GuidedPipeline, StableDiffusionMixin):
         run = PromptedRun(
             self, ModelDenoiser(self.unet, prediction_type), prompt_embeds, negative_prompt_embeds
         )
-        with self.progress_bar(total=self._num_timesteps) as progress:
-
-            def after_step(index: int, timestep: Tensor, sample: Tensor) -> Tensor:
-                progress.update()
-                if callback_on_step_end is None:
-                    return sample
-                return run.call_back(
-                    callback_on_step_end, callback_on_step_end_tensor_inputs, index, timestep, sample
-                )
-
-            sample = sampling_loop(
-                run,
-                self.scheduler,
-                noise,
-                num_inference_steps=num_inference_steps,
-                timesteps=timesteps,
-                sigmas=sigmas,
-                generator=generator,
-                callback=after_step,
-                step_kwargs={"eta": eta} if _takes_eta(self.scheduler) else None,
-            )
+        sample = self._sample(
+            run,
+            noise,
+            (callback_on_step_end, callback_on_step_end_tensor_inputs),
+            num_inference_steps=num_inference_steps,
+            timesteps=timesteps,
+            sigmas=sigmas,
+            generator=generator,
+            step_kwargs={"eta": eta} if _takes_eta(self.scheduler) else None,
+        )
         decoded, flagged = self._decode(sample, output_type, generator)
         self.maybe_free_model_hooks()
         if not return_dict:
@@ -273,8 +259,15 @@ class TextToImagePipeline(PromptEncoding, GuidedPipeline, StableDiffusionMixin):
         prompt_embeds: Any = None,
         negative_prompt_embeds: Any = None,
         generator: Any = None,
+        eta: Any = 0.0,
+        output_type: Any = "pil",
+        callback_on_step_end_tensor_inputs: Any = ("latents",),
     ) -> None:
         """Check the arguments of a call; ValueError names the first that is wrong."""
+        inputs.check_choice("output_type", output_type, inputs.OUTPUT_TYPES)
+        names = callback_on_step_end_tensor_inputs
+        inputs.check_names("callback_on_step_end_tensor_inputs", names, self._callback_tensor_inputs)
+        inputs.check_fraction("eta", eta)
         inputs.check_size("height", height, self.vae_scale_factor)
         inputs.check_size("width", width, self.vae_scale_factor)
         inputs.check_count("num_images_per_prompt", num_images_per_prompt)
@@ -312,6 +305,23 @@ class TextToImagePipeline(PromptEncoding, GuidedPipeline, StableDiffusionMixin):
                     f"{tuple(negative_prompt_embeds.shape)}; allowed: one shape"
                 )
         inputs.check_generator(generator, prompts * num_images_per_prompt)
+
+    def _sample(
+        self,
+        run: PromptedRun,
+        noise: Tensor,
+        callback: tuple[Callable | None, Sequence[str]],
+        **arguments: Any,
+    ) -> Tensor:
+        """The sampling loop with a progress bar and the user's callback, `(function, tensor names)`."""
+        function, names = callback
+        with self.progress_bar(total=self._num_timesteps) as progress:
+
+            def after_step(index: int, timestep: Tensor, sample: Tensor) -> Tensor:
+                progress.update()
+                return sample if function is None else run.call_back(function, names, index, timestep, sample)
+
+            return sampling_loop(run, self.scheduler, noise, callback=after_step, **arguments)
 
     def _default_size(self, height: int | None, width: int | None) -> tuple[int, int]:
         size = self.unet.config.sample_size
