@@ -190,3 +190,18 @@ def test_which_schedulers_read_a_learned_variance():
         assert not reads_variance(diffusers.DPMSolverMultistepScheduler(variance_type=kind))
     assert not reads_variance(diffusers.DDPMScheduler())
     assert not reads_variance(diffusers.FlowMatchEulerDiscreteScheduler())
+
+
+@pytest.mark.parametrize(
+    "name", ["DDPMScheduler", "PNDMScheduler", "EulerDiscreteScheduler", "EDMEulerScheduler"]
+)
+def test_a_timestep_a_sample(name):
+    scheduler = getattr(diffusers, name)()
+    scheduler.set_timesteps(10)
+    timesteps = scheduler.timesteps[[0, 4, 9]]
+    together = noise_level(scheduler, timesteps)
+    for i, timestep in enumerate(timesteps):
+        alone = noise_level(scheduler, timestep)
+        for value in ("alpha", "sigma", "input_scale"):
+            assert getattr(together, value).shape == (3,)
+            assert getattr(together, value)[i] == getattr(alone, value)

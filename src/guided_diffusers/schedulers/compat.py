@@ -63,11 +63,11 @@ def noise_level(scheduler: Any, timestep: Tensor | float) -> NoiseLevel:
     Args:
         scheduler: A scheduler of this package or of diffusers (`SUPPORTED_SCHEDULERS`), after
             `set_timesteps`.
-        timestep: A timestep listed in `scheduler.timesteps`. While a run is under way, the entry at the
-            scheduler's `step_index` is meant where a timestep is listed more than once.
+        timestep: A timestep listed in `scheduler.timesteps`, or `(batch,)` of them. While a run is under way,
+            the entry at the scheduler's `step_index` is meant where a timestep is listed more than once.
 
     Returns:
-        The level, 0-dim, read from the scheduler's own table.
+        The level, of timestep's shape, read from the scheduler's own table.
 
     Raises:
         ValueError: An unsupported scheduler, `set_timesteps` not called yet, or a timestep that is not
@@ -77,6 +77,8 @@ def noise_level(scheduler: Any, timestep: Tensor | float) -> NoiseLevel:
     check_supported(scheduler)
     if not _timesteps_are_set(scheduler):
         raise ValueError(f"{type(scheduler).__name__} has no timesteps yet: call its set_timesteps first")
+    if isinstance(timestep, Tensor) and timestep.ndim == 1:
+        return _stacked([noise_level(scheduler, t) for t in timestep], timestep)
     index = _index_of(scheduler, timestep)
     if _has_sigmas(scheduler):
         return _level_at_sigma(scheduler, _sigmas(scheduler, index)[index], timestep)
@@ -213,3 +215,10 @@ def _level_at_timestep(scheduler: Any, timestep: Any) -> NoiseLevel:
         return scheduler.noise_level(timestep)
     abar = scheduler.alphas_cumprod[int(timestep)].double()
     return NoiseLevel(alpha=abar.sqrt(), sigma=(1 - abar).sqrt(), timestep=timestep)
+
+
+def _stacked(levels: list[NoiseLevel], timestep: Tensor) -> NoiseLevel:
+    alpha, sigma, input_scale = (
+        torch.stack([getattr(level, name) for level in levels]) for name in ("alpha", "sigma", "input_scale")
+    )
+    return NoiseLevel(alpha=alpha, sigma=sigma, timestep=timestep, input_scale=input_scale)
