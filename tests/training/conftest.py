@@ -68,12 +68,12 @@ def run(tmp_path):
     def run_task(name="run", crash_at=None, dropout=0.1, **overrides):
         defaults = {
             "output_dir": str(tmp_path / name),
-            "num_images": 240,
+            "num_images": 160,
             "batch_size": 8,
             "warmup_images": 16,
             "ema_half_life_images": 40.0,
             "checkpoint_every_images": 64,
-            "validate_every_images": 120,
+            "validate_every_images": 80,
             "log_every_images": 40,
         }
         config = TrainingConfig(**{**defaults, **overrides})

@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.tracking import GeneralTracker
 from diffusers import UNet2DModel
 
 from guided_diffusers.training.config import TrainingConfig
@@ -44,12 +46,12 @@ def test_stopping_and_resuming_is_bit_equal_to_never_having_stopped(run):
 def test_a_crash_between_checkpoints_loses_no_bit(run):
     whole, whole_folder = run("whole", prefetch_batches=0)
     with pytest.raises(RuntimeError, match="a crash"):
-        run("crashed", crash_at=190)
+        run("crashed", crash_at=150)
     resumed, resumed_folder = run("crashed")
     assert resumed.seen[0][1][0] == 128  # the newest multiple of 64 before the crash
     assert_same(weights(whole), weights(resumed))
     validations = [r for r in records(resumed_folder) if "validation" in r]
-    assert [r["images"] for r in validations] == [120, 240]  # neither lost nor written twice
+    assert [r["images"] for r in validations] == [80, 160]  # neither lost nor written twice
     assert records(whole_folder)[-2:] == records(resumed_folder)[-2:]
 
 
@@ -70,7 +72,7 @@ def test_accumulating_gradients_equals_the_big_batch(run):
 
 
 def test_the_loss_goes_down(run):
-    _, folder = run(num_images=480, dropout=0.0, learning_rate=1e-2, warmup_images=0)
+    _, folder = run(num_images=400, dropout=0.0, learning_rate=1e-2, warmup_images=0)
     losses = [record["unet"] for record in records(folder) if "unet" in record]
     assert losses[-1] < 0.75 * losses[0]
 
@@ -78,22 +80,22 @@ def test_the_loss_goes_down(run):
 def test_a_run_leaves_log_snapshots_validation_checkpoints_and_the_averaged_model(run):
     task, folder = run()
     logged = [record for record in records(folder) if "unet" in record]
-    assert [record["images"] for record in logged] == [40, 80, 120, 160, 200, 240]
+    assert [record["images"] for record in logged] == [40, 80, 120, 160]
     assert all(len(record["parity"]) == 2 and record["unet_gradient_norm"] > 0 for record in logged)
     assert logged[0]["unet"] == pytest.approx(sum(logged[0]["parity"]) / 2)
-    assert {r["images"]: r["validation"] for r in records(folder) if "validation" in r}[240] == {
+    assert {r["images"]: r["validation"] for r in records(folder) if "validation" in r}[160] == {
         "answer": 42.0
     }
-    assert sorted(int(path.name) for path in (folder / "snapshots").iterdir()) == [16, 32, 64, 120]
-    weak = UNet2DModel.from_pretrained(folder / "snapshots" / "120" / "unet").state_dict()
+    assert sorted(int(path.name) for path in (folder / "snapshots").iterdir()) == [16, 24, 40, 80]
+    weak = UNet2DModel.from_pretrained(folder / "snapshots" / "80" / "unet").state_dict()
     exported, raw = final(folder), task.modules["unet"].state_dict()
     assert not torch.equal(exported["conv_in.weight"], raw["conv_in.weight"])
     assert not torch.equal(exported["conv_in.weight"], weak["conv_in.weight"])
     assert [path.name for path in sorted((folder / "checkpoints").iterdir())] == [
-        "000000000192",
-        "000000000240",
+        "000000000128",
+        "000000000160",
     ]
-    assert json.loads((folder / "config.json").read_text())["num_images"] == 240
+    assert json.loads((folder / "config.json").read_text())["num_images"] == 160
     assert [path.suffix for path in folder.rglob("*") if path.suffix in (".bin", ".pt", ".pkl", ".pth")] == []
 
 
@@ -176,6 +178,42 @@ def test_a_batch_that_does_not_split_is_named(tmp_path):
     config = TrainingConfig(output_dir=str(tmp_path), batch_size=8)
     with pytest.raises(ValueError, match="batch_size.*8 for 3 x 1"):
         train(TwoPlayers(), config, accelerator=ThreeProcesses())
+
+
+def test_resuming_with_another_configuration_says_what_changed(run, caplog):
+    run(stop_at_images=16)
+    assert "another configuration" not in caplog.text
+    run(stop_at_images=24, learning_rate=1e-4)
+    assert "learning_rate: 0.001 -> 0.0001" in caplog.text
+    assert "seed" not in caplog.text
+
+
+class Remembering(GeneralTracker):
+    """A tracker of accelerate that keeps what it is told."""
+
+    name, requires_logging_directory = "remembering", False
+
+    def __init__(self):
+        super().__init__()
+        self.config, self.logged = None, []
+
+    tracker = property(lambda self: self)
+
+    def store_init_configuration(self, values):
+        self.config = values
+
+    def log(self, values, step=None, **kwargs):
+        self.logged.append((step, values))
+
+
+def test_trackers_get_the_same_records(denoising, tmp_path):
+    tracker = Remembering()
+    config = TrainingConfig(output_dir=str(tmp_path), num_images=16, batch_size=8, log_every_images=8)
+    train(denoising(config), config, accelerator=Accelerator(log_with=tracker))
+    assert [step for step, _ in tracker.logged] == [8, 16]
+    assert tracker.logged[1][1]["unet"] == records(tmp_path)[1]["unet"]
+    assert tracker.logged[1][1]["parity/1"] == records(tmp_path)[1]["parity"][1]
+    assert tracker.config["num_images"] == "16"
 
 
 def test_every_epoch_is_another_permutation():

@@ -12,9 +12,11 @@ task may then call any method of its modules and take `torch.autograd.grad`, as 
 
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -30,26 +32,13 @@ from .ema import ExponentialMovingAverage
 from .log import JsonLines, Meter, flatten
 from .order import data_order
 from .schedule import learning_rate_factor
+from .setup import average_gradients, make_accelerator, make_optimizer, set_memory_options
 from .state import restore_training, training_state
 from .task import Metrics, Task
 
+__all__ = ["Metrics", "Task", "Trainer", "make_accelerator", "make_optimizer", "train"]
+
 logger = logging.getLogger(__name__)
-
-
-def make_optimizer(config: TrainingConfig, parameters: Iterable[Any]) -> torch.optim.AdamW:
-    """AdamW as the configuration says, over parameters or parameter groups."""
-    return torch.optim.AdamW(
-        parameters, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay, fused=True
-    )
-
-
-def make_accelerator(config: TrainingConfig) -> Accelerator:
-    """The process group, device, precision and trackers that the configuration asks for."""
-    return Accelerator(
-        mixed_precision=config.mixed_precision,
-        log_with=list(config.report_to) or None,
-        project_dir=config.output_dir,
-    )
 
 
 def train(
@@ -94,7 +83,7 @@ class Trainer:
         averaged = {name: task.modules[name] for name in task.averaged}
         self.ema = ExponentialMovingAverage(averaged, config.ema_half_life_images, config.ema_ramp_up)
         for module in task.modules.values():
-            _prepare(module, config)
+            set_memory_options(module, config)
         self.parameters = {
             name: [p for group in optimizer.param_groups for p in group["params"]]
             for name, optimizer in task.optimizers.items()
@@ -104,9 +93,7 @@ class Trainer:
                 group["initial_lr"] = group["lr"]
         self.optimizers = {name: accelerator.prepare_optimizer(o) for name, o in task.optimizers.items()}
         self.meter = Meter()
-        if accelerator.is_main_process:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            (self.folder / "config.json").write_text(to_json(full_config))
+        self.full_config = full_config
 
     def run(self) -> None:
         """The loop: one pass of it is one optimisation step."""
@@ -185,7 +172,7 @@ class Trainer:
         """Average the gradient over processes, clip it, step one optimizer."""
         parameters = [p for p in self.parameters[name] if p.grad is not None]
         if self.accelerator.num_processes > 1:
-            _average_gradients(self.accelerator, parameters)
+            average_gradients(self.accelerator, parameters)
         optimizer = self.optimizers[name]
         self.accelerator.unscale_gradients(optimizer)
         limit = self.config.max_grad_norm or float("inf")
@@ -232,8 +219,7 @@ class Trainer:
             record |= {"learning_rate": rates, "images_per_second": round(speed, 1)}
             self.lines.write(seen, record)
             logger.info("%d images: %s", seen, record)
-        if accelerator.trackers:
-            accelerator.log(flatten(record), step=seen)
+        accelerator.log(flatten(record), step=seen)
 
     def exported(self) -> dict[str, nn.Module]:
         """All modules by name, averaged where there is an average."""
@@ -252,6 +238,7 @@ class Trainer:
         meter.add(self.task.validate(seen, self.exported(), self.folder / "validation") or {})
         if metrics := meter.read():
             self.lines.write(seen, {"validation": metrics})
+            self.accelerator.log(flatten({"validation": metrics}), step=seen)
 
     def export(self) -> None:
         """Write final/ anew, with the averaged weights."""
@@ -262,6 +249,7 @@ class Trainer:
     def save_checkpoint(self, seen: int) -> None:
         """Write all that resuming needs."""
         tensors, plain = training_state(self.task, self.ema, self.accelerator)
+        tensors["meter"] = self.meter.state_dict()
         save_checkpoint(self.folder / "checkpoints", seen, tensors, plain, self.config.keep_checkpoints)
 
     def resume(self) -> int:
@@ -270,30 +258,28 @@ class Trainer:
         if path is not None:
             tensors, plain = load_checkpoint(path)
             restore_training(self.task, self.ema, self.accelerator, tensors, plain)
+            if self.accelerator.num_processes == 1:  # of several, only the main one's sums were saved
+                self.meter.load_state_dict(tensors.get("meter", {}), self.accelerator.device)
             seen = plain["images_seen"]
             logger.info("resuming after %d images from %s", seen, path)
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self.record_config(resuming=path is not None)
             self.lines = JsonLines(self.folder / "log.jsonl", seen)
             self.logged = (seen, self.lines.seconds)
-        if self.config.report_to:
-            self.accelerator.init_trackers(self.folder.name)
+        if self.accelerator.log_with:
+            plain = {name: str(value) for name, value in flatten(asdict(self.full_config)).items()}
+            self.accelerator.init_trackers(self.folder.name, config=plain)
         return seen
 
-
-def _prepare(module: nn.Module, config: TrainingConfig) -> None:
-    if config.channels_last:
-        module.to(memory_format=torch.channels_last)
-    if config.gradient_checkpointing:
-        for name in (
-            "enable_gradient_checkpointing",
-            "gradient_checkpointing_enable",
-        ):  # diffusers, transformers
-            if hasattr(module, name):
-                getattr(module, name)()
-
-
-def _average_gradients(accelerator: Accelerator, parameters: list[nn.Parameter]) -> None:
-    flat = accelerator.reduce(torch.cat([p.grad.flatten() for p in parameters]), "mean")
-    for parameter, mean in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
-        parameter.grad.copy_(mean.view_as(parameter))
+    def record_config(self, resuming: bool) -> None:
+        """Write config.json; a run that goes on with another configuration is told what changed."""
+        file, text = self.folder / "config.json", to_json(self.full_config)
+        if resuming and file.exists():
+            before, now = (flatten(json.loads(version)) for version in (file.read_text(), text))
+            for name in sorted({*before, *now}):
+                if before.get(name) != now.get(name):
+                    change = f"{before.get(name)} -> {now.get(name)}"
+                    logger.warning("resuming with another configuration: %s: %s", name, change)
+        file.write_text(text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -37,10 +38,19 @@ class Meter:
     def _summed(value: Tensor | float | ByBin) -> Tensor:
         """(bins, 2): sum and count."""
         if isinstance(value, ByBin):
-            bins = torch.nn.functional.one_hot(value.bins, value.num_bins).double()
-            return torch.stack([value.values.double() @ bins, bins.sum(0)], dim=-1)
-        value = torch.as_tensor(value).detach().double()
+            values = _precise(value.values.detach())
+            bins = torch.nn.functional.one_hot(value.bins, value.num_bins).to(values.dtype)
+            return torch.stack([values @ bins, bins.sum(0)], dim=-1)
+        value = _precise(torch.as_tensor(value).detach())
         return torch.stack([value.sum(), value.new_tensor(value.numel())])
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The sums so far: a record that spans an interruption is then the same as without it."""
+        return dict(self._sums)
+
+    def load_state_dict(self, state: Mapping[str, Tensor], device: torch.device) -> None:
+        """Go on from what `state_dict` gave."""
+        self._sums = {name: sums.to(device) for name, sums in state.items()}
 
     def read(self, reduce: Callable[[Tensor], Tensor] = lambda sums: sums) -> dict[str, Any]:
         """The means by name - a list for a `ByBin`, with None for a bin without samples - then start anew.
@@ -89,7 +99,8 @@ class JsonLines:
     def write(self, images: int, record: Mapping[str, Any]) -> None:
         """Append a record at a position in training."""
         with self.path.open("a") as file:
-            file.write(json.dumps({"images": images, "seconds": round(self.seconds, 3), **record}) + "\n")
+            whole = {"images": images, "seconds": round(self.seconds, 3), **record}
+            file.write(json.dumps(_finite(whole), allow_nan=False) + "\n")
 
 
 def flatten(record: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
@@ -103,6 +114,19 @@ def flatten(record: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
         else:
             flat[prefix + name] = value
     return flat
+
+
+def _precise(value: Tensor) -> Tensor:
+    return value.float() if value.device.type == "mps" else value.double()  # which has no float64
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN and no infinity: None stands for them."""
+    if isinstance(value, Mapping):
+        return {name: _finite(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _parsed(line: str) -> dict[str, Any] | None:

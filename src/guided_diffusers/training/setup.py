@@ -1,0 +1,48 @@
+"""What a run is made with: the accelerator, optimizers, memory options, gradients over processes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from .config import TrainingConfig
+
+
+def make_optimizer(config: TrainingConfig, parameters: Iterable[Any]) -> torch.optim.AdamW:
+    """AdamW as the configuration says, over parameters or parameter groups."""
+    return torch.optim.AdamW(
+        parameters, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay, fused=True
+    )
+
+
+def make_accelerator(config: TrainingConfig) -> Accelerator:
+    """The process group, device, precision and trackers that the configuration asks for."""
+    return Accelerator(
+        mixed_precision=config.mixed_precision,
+        log_with=list(config.report_to) or None,
+        project_dir=config.output_dir,
+    )
+
+
+def set_memory_options(module: nn.Module, config: TrainingConfig) -> None:
+    """Channels-last convolutions and recomputed activations, where asked for and where the module can."""
+    if config.channels_last:
+        module.to(memory_format=torch.channels_last)
+    if config.gradient_checkpointing:
+        for name in (
+            "enable_gradient_checkpointing",
+            "gradient_checkpointing_enable",
+        ):  # diffusers, transformers
+            if hasattr(module, name):
+                getattr(module, name)()
+
+
+def average_gradients(accelerator: Accelerator, parameters: list[nn.Parameter]) -> None:
+    """The mean over processes of each gradient, in one message."""
+    flat = accelerator.reduce(torch.cat([p.grad.flatten() for p in parameters]), "mean")
+    for parameter, mean in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
+        parameter.grad.copy_(mean.view_as(parameter))
