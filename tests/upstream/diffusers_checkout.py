@@ -1,7 +1,7 @@
 """Modules of diffusers' own tests, from the checkout of diffusers named by DIFFUSERS_CHECKOUT.
 
 Nothing of them is kept here: the checkout's package `tests` is imported under the name `diffusers_tests`, and
-its classes are subclassed with an attribute changed. Without a checkout the adapters are skipped. To run them:
+its classes are subclassed with an attribute changed. Without a checkout all are skipped. To run them:
 
     pip install parameterized torchsde
     DIFFUSERS_CHECKOUT=/path/to/diffusers python -m pytest tests/upstream
