@@ -183,8 +183,9 @@ def test_a_batch_that_does_not_split_is_named(tmp_path):
 def test_resuming_with_another_configuration_says_what_changed(run, caplog):
     run(stop_at_images=16)
     assert "another configuration" not in caplog.text
-    run(stop_at_images=24, learning_rate=1e-4)
+    task, _ = run(stop_at_images=24, learning_rate=1e-4)
     assert "learning_rate: 0.001 -> 0.0001" in caplog.text
+    assert task.optimizers["unet"].param_groups[0]["initial_lr"] == 1e-4  # and the new one counts
     assert "seed" not in caplog.text
 
 

@@ -48,13 +48,15 @@ def restore_training(
 
 
 def optimizer_state(optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """An optimizer's state as flat tensors, `<parameter's index>.<name>`, and plain data (the rest)."""
-    whole = optimizer.state_dict()
+    """What an optimizer has gathered: flat tensors, `<parameter's index>.<name>`, and plain data (the rest).
+
+    Its settings (learning rate, betas) are not in it: they are the configuration's.
+    """
     tensors, plain = {}, {}
-    for index, values in whole["state"].items():
+    for index, values in optimizer.state_dict()["state"].items():
         for name, value in values.items():
             (tensors if isinstance(value, Tensor) else plain)[f"{index}.{name}"] = value
-    return tensors, {"plain": plain, "param_groups": whole["param_groups"]}
+    return tensors, {"plain": plain}
 
 
 def load_optimizer(optimizer: Optimizer, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
@@ -67,7 +69,4 @@ def load_optimizer(optimizer: Optimizer, tensors: Mapping[str, Tensor], state: M
         if isinstance(value, Tensor) and value.shape == parameter.shape and value.dim():
             value = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
         whole.setdefault(int(index), {})[name] = value
-    groups = [{**group} for group in state["param_groups"]]
-    for group in groups:
-        group |= {"betas": tuple(group["betas"])} if "betas" in group else {}  # JSON has no tuples
-    optimizer.load_state_dict({"state": whole, "param_groups": groups})
+    optimizer.load_state_dict({"state": whole, "param_groups": optimizer.state_dict()["param_groups"]})
