@@ -73,7 +73,14 @@ class TestTheLoop:
     def test_dtypes(self, given, returned):
         returned = torch.float32 if given == torch.float16 else returned
         for scheduler in (GuidedDDIMScheduler(), diffusers.EulerDiscreteScheduler(), GuidedDDPMScheduler()):
-            assert sampled(scheduler, draw(4, 2).to(given)).dtype == returned
+            seen = []
+
+            def denoise(sample, level, condition, seen=seen):
+                seen.append(sample.dtype)
+                return 0.5 * sample
+
+            assert sampling_loop(denoise, scheduler, draw(4, 2).to(given), None, 3).dtype == returned
+            assert seen == [returned] * 3
 
     def test_no_graph_is_kept(self):
         assert not sampled(GuidedDDIMScheduler(), draw(4, 2).requires_grad_()).requires_grad
