@@ -167,9 +167,12 @@ class TestAlgebra:
             AutoGuidance(guided, 2.0)(exact_denoiser())(sample, level, LABELS), 2 * x0 - strong
         )
 
-    def test_the_callers_graph_is_not_kept(self):
+    @pytest.mark.parametrize("through", ["classifier", "denoised"])
+    def test_no_graph_leaves_a_step(self, through):
         sample = draw(4, 2).requires_grad_()
-        guided = ClassifierGuidance(log_prob, 1.0)(lambda x, level, condition: Denoised(2 * x, 3 * x))
+        guided = ClassifierGuidance(log_prob, 1.0, through=through)(
+            lambda x, level, condition: Denoised(2 * x, 3 * x)
+        )
         answer = guided.run(Step(sample=sample, level=level_at(1.0)))
         assert not answer.x0.requires_grad and not answer.extra.requires_grad
         assert sample.grad is None
