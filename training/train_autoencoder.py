@@ -13,11 +13,13 @@ from typing import Any
 
 import torch
 
+from guided_diffusers import TextToImagePipeline
 from guided_diffusers.models import VariationalAutoencoder
 from guided_diffusers.models.discriminator import PatchDiscriminator
 from guided_diffusers.training.autoencoder import AutoencoderTask, ExportConfig, LossConfig
 from guided_diffusers.training.config import TrainingConfig, option, parse_config
 from guided_diffusers.training.data import DataConfig, ImageTextDataset
+from guided_diffusers.training.denoised_latents import DenoisedLatents
 from guided_diffusers.training.engine import make_accelerator, train
 
 
@@ -38,10 +40,15 @@ class AutoencoderConfig:
     pretrained: str | None = option(None, "folder or Hub id of a VariationalAutoencoder to start from")
     decoder_only: bool = option(False, "train the decoder alone: latents stay what they are in `pretrained`")
 
+    denoiser: str | None = option(None, "folder or Hub id of a TextToImagePipeline whose latents to decode")
+    denoiser_maximum: float = option(1.0, "the highest sigma / alpha it denoises from")
+
     def __post_init__(self) -> None:
         """Check that there is an encoder to leave alone."""
         if self.decoder_only and self.pretrained is None:
             raise ValueError("decoder_only needs a trained encoder: name one in `pretrained`")
+        if self.denoiser is not None and not self.decoder_only:
+            raise ValueError("denoiser needs decoder_only: its latents are those of one encoder")
 
 
 def make_autoencoder(config: AutoencoderConfig) -> VariationalAutoencoder:
@@ -51,6 +58,14 @@ def make_autoencoder(config: AutoencoderConfig) -> VariationalAutoencoder:
     channels = config.data.channels
     sizes = {"in_channels": channels, "out_channels": channels, "sample_size": config.data.resolution}
     return VariationalAutoencoder(**{**sizes, **config.autoencoder})
+
+
+def make_denoised(config: AutoencoderConfig) -> DenoisedLatents | None:
+    """The denoiser whose estimates the decoder sees, if there is one."""
+    if config.denoiser is None:
+        return None
+    pipeline = TextToImagePipeline.from_pretrained(config.denoiser)
+    return DenoisedLatents(pipeline, config.denoiser_maximum, config.training.seed)
 
 
 def main() -> None:
@@ -72,6 +87,7 @@ def main() -> None:
         config.export,
         config.training,
         config.decoder_only,
+        make_denoised(config),
     )
     train(task, config.training, config, accelerator)
 

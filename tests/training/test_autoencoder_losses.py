@@ -65,6 +65,14 @@ def test_the_detail_loss_forgives_phase_and_not_blur():
     ).abs().mean()  # a pixelwise error says the opposite
 
 
+def test_the_gain_moves_the_target_of_the_detail_loss():
+    images = rand(1, 1, 16, 16)
+    strengths = [
+        losses.detail_loss(scale * images, images, gain=1.2).item() for scale in (1.0, 1.1, 1.2, 1.3)
+    ]
+    assert min(strengths) == strengths[2] < 1e-3 and losses.detail_loss(images, images) == 0
+
+
 def test_the_detail_loss_has_gradients_at_flat_images():
     flat = torch.zeros(1, 1, 8, 8, requires_grad=True)
     losses.detail_loss(flat, rand(1, 1, 8, 8)).backward()

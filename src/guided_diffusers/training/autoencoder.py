@@ -23,6 +23,7 @@ from . import autoencoder_losses as losses
 from . import autoencoder_measures as measures
 from .config import TrainingConfig, option
 from .data import ImageTextDataset
+from .denoised_latents import DenoisedLatents
 from .engine import make_optimizer
 from .task import Metrics
 
@@ -34,6 +35,7 @@ class LossConfig:
     squared: float = option(0.0, "share of the squared in the reconstruction error: 0 is L1, 1 is L2")
     kl_weight: float = option(1e-6, "weight of the divergence, a sum over the latent")
     detail_weight: float = option(0.0, "weight of the strength of local detail")
+    detail_gain: float = option(1.0, "the strength of detail to aim at, over that of the originals")
     adversarial_weight: float = option(0.0, "weight of the discriminator; 0: there is none")
     adaptive: bool = option(True, "times the ratio of gradients at the decoder's last layer")
     discriminator_start: float = option(0.2, "fraction of training after which the discriminator learns")
@@ -45,7 +47,7 @@ class LossConfig:
         for name in ("squared", "discriminator_start", "adversarial_start"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
-        for name in ("kl_weight", "detail_weight", "adversarial_weight"):
+        for name in ("kl_weight", "detail_weight", "detail_gain", "adversarial_weight"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
 
@@ -72,6 +74,10 @@ class AutoencoderTask:
         export: what to measure and write.
         training: the engine's configuration.
         decoder_only: leave the encoder, and so all latents and their statistics, as they are.
+        denoised: the decoder sees a denoiser's estimates of the latents; with decoder_only.
+
+    Raises:
+        ValueError: an adversarial weight without a discriminator, or `denoised` without decoder_only.
     """
 
     averaged = ("autoencoder",)
@@ -86,11 +92,15 @@ class AutoencoderTask:
         export: ExportConfig,
         training: TrainingConfig,
         decoder_only: bool = False,
+        denoised: DenoisedLatents | None = None,
     ) -> None:
+        if denoised is not None and not decoder_only:
+            raise ValueError("a denoiser's latents are those of one encoder: they need decoder_only")
         if loss.adversarial_weight > 0 and discriminator is None:
             raise ValueError(f"adversarial_weight is {loss.adversarial_weight}: it needs a discriminator")
         self.autoencoder, self.data, self.held_out, self.num_samples = autoencoder, data, held_out, len(data)
         self.loss, self.export, self.training, self.decoder_only = loss, export, training, decoder_only
+        self.denoised = denoised
         self.statistics = (autoencoder.config.latents_mean, autoencoder.config.latents_std)
         autoencoder.register_to_config(latents_mean=None, latents_std=None)
         if decoder_only:
@@ -113,24 +123,32 @@ class AutoencoderTask:
         """Images, the noise of their posteriors' samples, and how far training is."""
         size = self.training.batch_size
         step_start = positions[0] // size * size  # the same on every process
-        return {
+        batch = {
             "images": self.data.pixels(indices),
             "noise": randn_for(self.training.seed, positions, self.latent_shape),
             "progress": step_start / self.training.num_images,
         }
+        if self.denoised is not None:
+            batch["level"], batch["level_noise"] = self.denoised.draw(positions, self.latent_shape)
+        return batch
 
     def losses(self, batch: dict[str, Any]) -> Iterator[tuple[str, Tensor, Metrics]]:
         """The autoencoder's loss, then the discriminator's."""
         images, weights = batch["images"], self.loss
         with torch.set_grad_enabled(not self.decoder_only):
             posterior = self.autoencoder.posterior(images)
-        output = self.autoencoder.decode(posterior.mean + posterior.std * batch["noise"]).sample.float()
+        latents = posterior.mean + posterior.std * batch["noise"]
+        if self.denoised is not None:
+            mean, std = (latents.new_tensor(values).view(1, -1, 1, 1) for values in self.statistics)
+            estimate = self.denoised((latents - mean) / std, batch["level"], batch["level_noise"])
+            latents = (mean + std * estimate).to(latents.dtype)
+        output = self.autoencoder.decode(latents).sample.float()
         reconstruction = losses.reconstruction_loss(output, images, weights.squared)
         kl = losses.kl_per_image(posterior.mean, posterior.logvar).mean()
         metrics = {"reconstruction": reconstruction, "kl": kl}
         loss = reconstruction + weights.kl_weight * kl
         if weights.detail_weight > 0:
-            metrics["detail"] = losses.detail_loss(output, images)
+            metrics["detail"] = losses.detail_loss(output, images, weights.detail_gain)
             loss = loss + weights.detail_weight * metrics["detail"]
         if self.discriminator is not None and batch["progress"] >= weights.adversarial_start:
             metrics["adversarial"] = losses.adversarial_loss(self.discriminator(output).float())
