@@ -62,8 +62,8 @@ def detail_loss(reconstruction: Tensor, images: Tensor, gain: float = 1.0, windo
     it in the wrong phase but something to leave it out. It is a crude, deterministic stand-in for a
     discriminator.
 
-    `gain` is what to aim at, in originals: slightly above 1 makes up for detail that is lost on average, be it
-    here (the absolute error settles on the median of a strength, below its mean) or in a denoiser before.
+    `gain` is what to aim at, in originals: slightly above 1 makes up for detail that is lost on average, be
+    it here (the absolute error settles on the median of a strength, below its mean) or in a denoiser before.
     """
 
     def strength(batch: Tensor) -> Tensor:
