@@ -122,8 +122,8 @@ def _count_words(captions: Iterable[str]) -> Counter[str]:
 def _learn_merges(words: Mapping[str, int], limit: int) -> list[tuple[str, str]]:
     """At most `limit` merges, the most frequent pair first.
 
-    Equal counts are settled by the pair's spelling, so that the same captions always give the same tokenizer, and
-    a training that is resumed the same token ids. (The library tokenizers' trainer settles them by chance.)
+    Equal counts are settled by the pair's spelling, so that the same captions always give the same tokenizer,
+    and a resumed training the same token ids. (The library tokenizers' trainer settles them by chance.)
     """
     spelled = [[*word[:-1], word[-1] + "</w>"] for word in words]
     frequencies = list(words.values())
