@@ -1,0 +1,68 @@
+"""Puts a checkpoint together from training runs: a TextToImagePipeline in half the size, and a weak network.
+
+    python training/export_text_to_image.py --pipeline runs/fashion_text_to_image/final \
+        --autoencoder runs/fashion_autoencoder_decoder/final --weak runs/fashion_text_to_image/snapshots/62528
+        \
+        --scheduler GuidedDDPMScheduler --guidance_scale 2 --output fashion-32
+
+Networks are written in float16 and loaded as float32, but for the text encoder, which stays float32:
+transformers loads it as it finds it. The weak network goes to `weak_unet/`, beside the pipeline and not part
+of it; it is loaded by `UNet2DConditionModel.from_pretrained(folder, subfolder="weak_unet")`.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from diffusers import UNet2DConditionModel
+
+from guided_diffusers import TextToImagePipeline, VariationalAutoencoder, schedulers
+
+
+def main() -> None:
+    """Parse the command line and write the folder."""
+    arguments = _arguments()
+    cls = getattr(schedulers, arguments.scheduler, None)
+    if cls is None:
+        raise SystemExit(
+            f"error: --scheduler {arguments.scheduler} is not one of guided_diffusers.schedulers"
+        )
+    trained = TextToImagePipeline.from_pretrained(arguments.pipeline)
+    vae = trained.vae
+    if arguments.autoencoder is not None:
+        vae = VariationalAutoencoder.from_pretrained(arguments.autoencoder)
+    pipeline = TextToImagePipeline(
+        vae=vae.half(),
+        text_encoder=trained.text_encoder.float(),
+        tokenizer=trained.tokenizer,
+        unet=trained.unet.half(),
+        scheduler=cls.from_config(trained.scheduler.config),
+        requires_safety_checker=False,
+        default_guidance=arguments.guidance_scale,
+    )
+    pipeline.save_pretrained(arguments.output)
+    if arguments.weak is not None:
+        weak = UNet2DConditionModel.from_pretrained(arguments.weak / "unet", use_safetensors=True)
+        weak.half().save_pretrained(arguments.output / "weak_unet")
+    size = sum(path.stat().st_size for path in arguments.output.rglob("*") if path.is_file())
+    print(f"{arguments.output}: {size / 1e6:.1f} MB")
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--pipeline", type=Path, required=True, help="final/ of a text-to-image run")
+    parser.add_argument("--autoencoder", type=Path, help="another autoencoder with the same latents")
+    parser.add_argument("--weak", type=Path, help="a folder of snapshots/ of the same run")
+    parser.add_argument(
+        "--scheduler", default="GuidedDDPMScheduler", help="one of guided_diffusers.schedulers"
+    )
+    parser.add_argument("--guidance_scale", type=float, required=True, help="the default guidance")
+    parser.add_argument("--output", type=Path, required=True, help="the folder to write")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
