@@ -13,6 +13,7 @@ of it; it is loaded by `UNet2DConditionModel.from_pretrained(folder, subfolder="
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 
 from diffusers import UNet2DConditionModel
@@ -45,8 +46,17 @@ def main() -> None:
     if arguments.weak is not None:
         weak = UNet2DConditionModel.from_pretrained(arguments.weak / "unet", use_safetensors=True)
         weak.half().save_pretrained(arguments.output / "weak_unet")
+    for path in arguments.output.rglob("*.json"):
+        _forget_origin(path)
     size = sum(path.stat().st_size for path in arguments.output.rglob("*") if path.is_file())
     print(f"{arguments.output}: {size / 1e6:.1f} MB")
+
+
+def _forget_origin(path: Path) -> None:
+    """Take out the folder that a configuration was loaded from: it means nothing elsewhere."""
+    config = json.loads(path.read_text())
+    if config.pop("_name_or_path", None) is not None:
+        path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
 def _arguments() -> argparse.Namespace:

@@ -97,25 +97,30 @@ class ModelDenoiser:
             _repeated_timestep(level.timestep, count, sample.device),
             _concatenated([_arguments(condition) for condition in conditions]),
         )
-        return [self._read(part, sample, level) for part in output.chunk(count)]
+        return self._read(output.unflatten(0, (count, -1)), sample, level)
 
     def _forward(self, scaled: Tensor, timestep: Any, arguments: Mapping[str, Any]) -> Tensor:
         output = self.model(scaled, timestep, **arguments)
         return output if isinstance(output, Tensor) else output[0]
 
-    def _read(self, output: Tensor, sample: Tensor, level: NoiseLevel) -> Denoised:
-        channels, extra = sample.shape[1], None
-        if output.shape[1] == 2 * channels:
-            output, extra = output.split(channels, dim=1)
-        elif output.shape != sample.shape:
+    def _read(self, outputs: Tensor, sample: Tensor, level: NoiseLevel) -> list[Denoised]:
+        """One answer a condition from `(conditions, batch, ...)`: the arithmetic is done once for all."""
+        channels, count = sample.shape[1], len(outputs)
+        extras: Sequence[Tensor | None] = [None] * count
+        if outputs.shape[2] == 2 * channels:
+            outputs, extras = outputs.split(channels, dim=2)
+        elif outputs.shape[1:] != sample.shape:
             raise ValueError(
-                f"the network's output has shape {tuple(output.shape)} for a sample of "
+                f"the network's output has shape {tuple(outputs.shape[1:])} for a sample of "
                 f"{tuple(sample.shape)}; allowed: its shape, or twice its channels (learned variance)"
             )
-        x0 = to_denoised(output, sample, level, self.prediction_type)
-        if self.clip is not None:
-            x0 = self.clip(x0) if callable(self.clip) else x0.clamp(-self.clip, self.clip)
-        return Denoised(x0, extra)
+        denoised = to_denoised(outputs, sample, level, self.prediction_type).unbind(0)
+        return [Denoised(self._clipped(x0), extra) for x0, extra in zip(denoised, extras, strict=True)]
+
+    def _clipped(self, x0: Tensor) -> Tensor:
+        if self.clip is None:
+            return x0
+        return self.clip(x0) if callable(self.clip) else x0.clamp(-self.clip, self.clip)
 
 
 class DynamicThreshold:

@@ -99,8 +99,8 @@ def to_denoised(output: Tensor, sample: Tensor, level: NoiseLevel, prediction_ty
     """Read x_0 from a network's output.
 
     Args:
-        output: The network's output, `(batch, ...)`.
-        sample: x_t, of output's shape, unscaled.
+        output: The network's output, `(batch, ...)`, or several: `(count, batch, ...)`.
+        sample: x_t, `(batch, ...)`, unscaled.
         level: The noise level of x_t.
         prediction_type: One of `PREDICTION_TYPES`.
 

@@ -80,12 +80,11 @@ def sampling_loop(
     if "generator" in inspect.signature(scheduler.step).parameters:
         step_kwargs["generator"] = list(generator) if isinstance(generator, Sequence) else generator
     memory: dict[str, Any] = {}
+    following = noise_level(scheduler, scheduler.timesteps[0])
     for index, timestep in enumerate(scheduler.timesteps):
         if hasattr(scheduler, "scale_model_input"):
-            scheduler.scale_model_input(
-                sample[:1], timestep
-            )  # for the step state it initialises: trap of multi-stage ones
-        level, following = noise_level(scheduler, timestep), next_noise_level(scheduler, index)
+            scheduler.scale_model_input(sample[:1], timestep)  # sets up a multi-stage one's state
+        level, following = following, next_noise_level(scheduler, index)
         step = Step(sample=sample, level=level, next_level=following, condition=condition, memory=memory)
         denoised = guided.run(step)
         output = from_denoised(denoised.x0, sample, level, prediction_type)
