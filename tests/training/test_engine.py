@@ -1,6 +1,7 @@
 """The engine: resuming to the bit, accumulation, the order of data, what a run leaves behind."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from guided_diffusers.training.config import TrainingConfig
 from guided_diffusers.training.engine import make_accelerator, train
 from guided_diffusers.training.order import data_order, uniform_for
 from guided_diffusers.training.schedule import learning_rate_factor
+from guided_diffusers.training.setup import single_threaded_executor
 
 
 def weights(task):
@@ -255,3 +257,16 @@ def test_an_accelerator_follows_the_configuration(tmp_path):
         assert Path(accelerator.project_dir) == tmp_path
     finally:
         AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def test_the_prefetching_thread_computes_with_one_thread_and_leaves_the_others_theirs():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with single_threaded_executor() as executor:
+            assert executor.submit(torch.get_num_threads).result() == 1
+            assert torch.get_num_threads() == 2
+            with ThreadPoolExecutor(1) as other:
+                assert other.submit(torch.get_num_threads).result() == 2
+    finally:
+        torch.set_num_threads(before)

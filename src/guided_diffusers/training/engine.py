@@ -15,7 +15,6 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -32,7 +31,13 @@ from .ema import ExponentialMovingAverage
 from .log import JsonLines, Meter, flatten
 from .order import data_order
 from .schedule import learning_rate_factor
-from .setup import average_gradients, make_accelerator, make_optimizer, set_memory_options
+from .setup import (
+    average_gradients,
+    make_accelerator,
+    make_optimizer,
+    set_memory_options,
+    single_threaded_executor,
+)
 from .state import restore_training, training_state
 from .task import Metrics, Task
 
@@ -121,7 +126,7 @@ class Trainer:
         if not ahead:
             yield from (self.to_device(self.prepare(start)) for start in starts)
             return
-        with ThreadPoolExecutor(1) as thread:
+        with single_threaded_executor() as thread:
             pending = [thread.submit(self.prepare, start) for start in starts[:ahead]]
             for start in starts:
                 batch = pending.pop(0).result()
