@@ -1,4 +1,4 @@
-"""What a run is made with: the accelerator, optimizers, memory options, gradients over processes, a thread."""
+"""What a run is made with: accelerator, optimizers, memory options, mean gradients, the background thread."""
 
 from __future__ import annotations
 
