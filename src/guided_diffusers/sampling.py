@@ -79,13 +79,20 @@ def sampling_loop(
     step_kwargs = dict(step_kwargs or {})
     if "generator" in inspect.signature(scheduler.step).parameters:
         step_kwargs["generator"] = list(generator) if isinstance(generator, Sequence) else generator
-    memory: dict[str, Any] = {}
+    memory: dict[Any, Any] = {}
     following = noise_level(scheduler, scheduler.timesteps[0])
     for index, timestep in enumerate(scheduler.timesteps):
         if hasattr(scheduler, "scale_model_input"):
             scheduler.scale_model_input(sample[:1], timestep)  # sets up a multi-stage one's state
         level, following = following, next_noise_level(scheduler, index)
-        step = Step(sample=sample, level=level, next_level=following, condition=condition, memory=memory)
+        step = Step(
+            sample=sample,
+            level=level,
+            next_level=following,
+            condition=condition,
+            memory=memory,
+            prediction_type=prediction_type,
+        )
         denoised = guided.run(step)
         output = from_denoised(denoised.x0, sample, level, prediction_type)
         if with_variance and denoised.extra is not None:

@@ -2,18 +2,26 @@
 
 from guided_diffusers.guidance.auto import AutoGuidance
 from guided_diffusers.guidance.base import Guidance, GuidanceSum, Guided, Query, Step
+from guided_diffusers.guidance.cfg_plus_plus import CFGPlusPlus
+from guided_diffusers.guidance.cfg_zero_star import CFGZeroStar
 from guided_diffusers.guidance.classifier import ClassifierGuidance
 from guided_diffusers.guidance.classifier_free import ClassifierFreeGuidance
 from guided_diffusers.guidance.interval import GuidanceInterval
+from guided_diffusers.guidance.projected import ProjectedGuidance
+from guided_diffusers.guidance.rescale import RescaledGuidance
 
 __all__ = [
     "AutoGuidance",
+    "CFGPlusPlus",
+    "CFGZeroStar",
     "ClassifierFreeGuidance",
     "ClassifierGuidance",
     "Guidance",
     "GuidanceInterval",
     "GuidanceSum",
     "Guided",
+    "ProjectedGuidance",
     "Query",
+    "RescaledGuidance",
     "Step",
 ]

@@ -34,13 +34,15 @@ class Step:
         next_level: The level the step arrives at; None outside a sampling run.
         condition: What the denoiser is told.
         memory: Values that last from step to step of one run: the only state a term may have.
+        prediction_type: What the run's scheduler reads, and so its model predicts; None outside a run.
     """
 
     sample: Tensor
     level: NoiseLevel
     next_level: NoiseLevel | None = None
     condition: Any = None
-    memory: dict[str, Any] = field(default_factory=dict)
+    memory: dict[Any, Any] = field(default_factory=dict)
+    prediction_type: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -1,0 +1,67 @@
+"""Classifier-free guidance with the model's output rescaled to the conditional one's deviation.
+
+    o = o_null + gamma (o_cond - o_null);  o' = phi o std(o_cond) / std(o) + (1 - phi) o
+
+o is the model's output, in whatever it predicts, and std is over one sample: a strong scale widens the
+output, which shows as overexposed images, and rescaling undoes it. Defined on the output, so x_0 is converted
+to it and back.
+
+References:
+    Lin et al., "Common Diffusion Noise Schedules and Sample Steps are Flawed" (arXiv:2305.08891), section 3.4.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from guided_diffusers.denoiser import Denoised
+from guided_diffusers.guidance.base import Step
+from guided_diffusers.guidance.classifier_free import ClassifierFreeGuidance
+from guided_diffusers.prediction import from_denoised, to_denoised
+
+
+@dataclass(frozen=True)
+class RescaledGuidance(ClassifierFreeGuidance):
+    """Classifier-free guidance, rescaled.
+
+    Args:
+        scale: gamma: 1 is unguided and costs nothing. A number, or one a sample.
+        interval: Where the term is active, in sigma / alpha; None is everywhere.
+        rescale: phi in [0, 1]: 0 is plain classifier-free guidance; the paper recommends 0.7.
+        prediction_type: What the model predicts; None is what the sampling loop's scheduler reads.
+
+    Raises:
+        ValueError: `rescale` outside [0, 1]; on use, a prediction type that nobody names.
+    """
+
+    rescale: float = 0.7
+    prediction_type: str | None = None
+
+    def __post_init__(self) -> None:
+        """Check phi."""
+        super().__post_init__()
+        if not 0 <= self.rescale <= 1:
+            raise ValueError(f"rescale is {self.rescale!r}; allowed: from 0 to 1")
+
+    def shift(self, step: Step, own: Denoised, answers: Sequence[Denoised]) -> Tensor:
+        """x_0 of the rescaled output, less D_cond."""
+        prediction_type = self.prediction_type or step.prediction_type
+        if prediction_type is None:
+            raise ValueError(
+                "rescaling is defined on the model's output, and outside a sampling run nobody says what "
+                "that is: give prediction_type="
+            )
+        plain = super().shift(step, own, answers)
+        conditional = from_denoised(own.x0, step.sample, step.level, prediction_type)
+        guided = from_denoised(own.x0 + plain, step.sample, step.level, prediction_type)
+        ratio = _deviation(conditional) / _deviation(guided).clamp(min=1e-12)
+        rescaled = guided * (self.rescale * ratio + 1 - self.rescale)
+        return to_denoised(rescaled, step.sample, step.level, prediction_type) - own.x0
+
+
+def _deviation(output: Tensor) -> Tensor:
+    """The standard deviation within each sample, `(batch, 1, ...)`."""
+    return output.std(dim=tuple(range(1, output.ndim)), keepdim=True)
