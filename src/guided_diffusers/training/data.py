@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import glob
 import hashlib
-import io
 import json
 import logging
 import os
@@ -26,11 +25,12 @@ import numpy as np
 import torch
 from datasets import Image as ImageFeature
 from datasets import load_dataset
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
 from ..randomness import seed_for
 from .config import option
+from .decoding import decode_image
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -52,6 +52,7 @@ class DataConfig:
     image_column: str = option("image", "the column with the images")
     caption_column: str | None = option("text", "column of captions: strings or lists of them; null: none")
     resolution: int = option(32, "height and width in pixels: the shorter side is resized, the middle kept")
+    crop: int | None = option(None, "cut out the middle square of so many pixels first; null: do not")
     channels: Literal[1, 3] = option(3, "1 (grey) or 3 (RGB)")
     mirror: bool = option(False, "add the mirror image of every image as a row of its own: twice the rows")
     on_corrupt: Literal["raise", "skip"] = option(
@@ -66,6 +67,8 @@ class DataConfig:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; allowed: {allowed}")
         if self.resolution < 1:
             raise ValueError(f"resolution is {self.resolution}: use a number of pixels, at least 1")
+        if self.crop is not None and self.crop < 1:
+            raise ValueError(f"crop is {self.crop}: use a number of pixels, at least 1, or null for no crop")
 
 
 def load_image_text(config: DataConfig) -> Dataset:
@@ -95,32 +98,6 @@ def load_image_text(config: DataConfig) -> Dataset:
     if len(dataset) == 0:
         raise ValueError(f"{config.path!r} has no rows in split {config.split!r}")
     return dataset.cast_column(config.image_column, ImageFeature(decode=False))
-
-
-def decode_image(data: bytes, resolution: int, channels: int) -> np.ndarray:
-    """Decodes an image file and brings it to size.
-
-    The orientation of the file's EXIF data is applied, transparency is laid over white, the shorter side is
-    resized to `resolution` (bicubic, with antialiasing) and the middle is cut out. An image of the right
-    size is left as it is.
-
-    Returns:
-        `(channels, resolution, resolution)`, uint8.
-
-    Raises:
-        OSError, SyntaxError, ValueError: as PIL does for files that are corrupt.
-    """
-    image = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
-    if image.mode.startswith("I;16"):
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    image = image.convert("L" if channels == 1 else "RGB")
-    if image.size != (resolution, resolution):
-        image = ImageOps.fit(image, (resolution, resolution), Image.Resampling.BICUBIC)
-    pixels = np.asarray(image)
-    return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
 
 
 class ImageTextDataset:
@@ -154,6 +131,7 @@ class ImageTextDataset:
             resolution=config.resolution,
             channels=config.channels,
             on_corrupt=config.on_corrupt,
+            **({} if config.crop is None else {"crop": config.crop}),
         )
         folder = default_cache_dir() if config.cache_dir is None else Path(config.cache_dir).expanduser()
         stem = folder / f"pixels-{self.fingerprint[:32]}"
@@ -220,6 +198,18 @@ class ImageTextDataset:
             unique.update(*self._options(self.rows[: self._images][start : start + 10_000]))
         return sorted(unique)
 
+    def column(self, name: str) -> list[Any]:
+        """The values of another column of the source, such as a class label, one a row.
+
+        Raises:
+            ValueError: there is no such column, naming those that there are.
+        """
+        if name not in self._dataset.column_names:
+            raise ValueError(
+                f"column {name!r} is not in {self.config.path!r}, which has {self._dataset.column_names}"
+            )
+        return self._dataset.select_columns([name])[self.rows][name]
+
     def _options(self, rows: np.ndarray) -> list[list[str]]:
         """The captions of each of some rows of the source, at least one each."""
         config = self.config
@@ -273,7 +263,7 @@ class ImageTextDataset:
             if data is None:
                 with fsspec.open(cell["path"], "rb") as file:  # a file, or one inside an archive
                     data = file.read()
-            return decode_image(data, self.config.resolution, self.config.channels)
+            return decode_image(data, self.config.resolution, self.config.channels, self.config.crop)
         except FileNotFoundError:
             return f"has no image: the file {cell['path']} does not exist"
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
