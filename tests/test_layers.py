@@ -24,6 +24,8 @@ FLOORS = {
     "sampling": SECOND,
     "losses": SECOND,
     "likelihood": SECOND,
+    "variational": SECOND,
+    "importance": SECOND,
     "evaluation": SECOND,
     "convert": THIRD,
     "pipelines": THIRD,
