@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from guided_diffusers.conditioning import Condition
     from guided_diffusers.denoiser import Denoised, ModelDenoiser
     from guided_diffusers.models.autoencoder import VariationalAutoencoder
+    from guided_diffusers.pipelines.image import ImagePipeline
     from guided_diffusers.pipelines.text_to_image import TextToImagePipeline
     from guided_diffusers.prediction import from_denoised, to_denoised
     from guided_diffusers.sampling import sampling_loop
@@ -32,6 +33,7 @@ __all__ = [
     "Denoised",
     "GuidedDDIMScheduler",
     "GuidedDDPMScheduler",
+    "ImagePipeline",
     "ModelDenoiser",
     "NoiseLevel",
     "TextToImagePipeline",
@@ -48,6 +50,7 @@ _HOME = {
     "Denoised": "guided_diffusers.denoiser",
     "GuidedDDIMScheduler": "guided_diffusers.schedulers",
     "GuidedDDPMScheduler": "guided_diffusers.schedulers",
+    "ImagePipeline": "guided_diffusers.pipelines.image",
     "ModelDenoiser": "guided_diffusers.denoiser",
     "TextToImagePipeline": "guided_diffusers.pipelines.text_to_image",
     "VariationalAutoencoder": "guided_diffusers.models.autoencoder",
@@ -65,6 +68,7 @@ _HOME = {
 _SUBMODULES = (
     "evaluation",
     "guidance",
+    "likelihood",
     "losses",
     "models",
     "pipelines",
@@ -90,4 +94,4 @@ def __dir__() -> list[str]:
     return sorted({*(name for name in globals() if name.startswith("__")), *__all__, *_SUBMODULES})
 
 
-_registration.register(pipelines=("TextToImagePipeline",))
+_registration.register(pipelines=("ImagePipeline", "TextToImagePipeline"))

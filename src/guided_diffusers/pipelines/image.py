@@ -1,0 +1,84 @@
+"""Images of a denoiser without a prompt: of a class or none, in pixels or in an autoencoder's latents.
+
+diffusers' DDPMPipeline draws unconditional pixels; this is for what it has no argument for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline, ImagePipelineOutput
+from diffusers.image_processor import VaeImageProcessor
+from diffusers.utils.torch_utils import randn_tensor
+from torch import Tensor
+
+
+class ImagePipeline(DiffusionPipeline):
+    """Draws images from a `UNet2DModel`.
+
+    Args:
+        unet: The denoiser; with class embeddings it needs `class_labels`.
+        scheduler: Its `step` takes (output, timestep, sample, generator=...), as GuidedDDPMScheduler's does.
+        vae: The autoencoder whose standardised latents the denoiser works on; None for pixels.
+    """
+
+    model_cpu_offload_seq = "unet->vae"
+    _optional_components = ["vae"]
+
+    def __init__(self, unet: Any, scheduler: Any, vae: Any = None) -> None:
+        super().__init__()
+        self.register_modules(unet=unet, scheduler=scheduler, vae=vae)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        batch_size: int = 1,
+        class_labels: int | Sequence[int] | Tensor | None = None,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        num_inference_steps: int = 1000,
+        output_type: str = "pil",
+        return_dict: bool = True,
+    ) -> ImagePipelineOutput | tuple[Any]:
+        """Draw images.
+
+        Args:
+            batch_size: How many.
+            class_labels: A class for all, or one an image.
+            generator: Source of the noise; a list has one generator an image.
+            num_inference_steps: Steps of the scheduler.
+            output_type: "pil", "np" or "pt" ((batch, channels, height, width) in [0, 1]).
+            return_dict: An output object and not a tuple.
+
+        Raises:
+            ValueError: Classes for a network without, none for a network with, or not one an image.
+        """
+        labels = self._labels(class_labels, batch_size)
+        device, size = self._execution_device, self.unet.config.sample_size
+        shape = (self.unet.config.in_channels, *((size, size) if isinstance(size, int) else size))
+        sample = randn_tensor((batch_size, *shape), generator=generator, device=device, dtype=self.unet.dtype)
+        self.scheduler.set_timesteps(num_inference_steps, device=device)
+        sample = sample * self.scheduler.init_noise_sigma
+        for timestep in self.progress_bar(self.scheduler.timesteps):
+            scaled = self.scheduler.scale_model_input(sample, timestep)
+            output = self.unet(scaled, timestep, **labels).sample
+            sample = self.scheduler.step(output, timestep, sample, generator=generator).prev_sample
+        if self.vae is not None:
+            sample = self.vae.decode(sample.to(self.vae.dtype)).sample
+        images = VaeImageProcessor().postprocess(sample, output_type)
+        self.maybe_free_model_hooks()
+        return ImagePipelineOutput(images=images) if return_dict else (images,)
+
+    def _labels(self, classes: Any, count: int) -> dict[str, Tensor]:
+        """The network's `class_labels`, where it takes any."""
+        known = self.unet.class_embedding is not None
+        if known != (classes is not None):
+            allowed = "a class for all, or one an image" if known else "None: the network has no classes"
+            raise ValueError(f"class_labels is {classes!r}; allowed: {allowed}")
+        if not known:
+            return {}
+        labels = torch.as_tensor(classes, dtype=torch.int64).reshape(-1)
+        if len(labels) not in (1, count):
+            raise ValueError(f"class_labels has {len(labels)} classes for {count} images; give 1 or {count}")
+        return {"class_labels": labels.expand(count).to(self._execution_device)}

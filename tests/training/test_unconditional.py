@@ -1,0 +1,249 @@
+"""Training without text through its script, on tiny real components: every kind of model, and resuming."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from diffusers import DDPMPipeline, UNet2DModel
+from PIL import Image
+from safetensors.torch import load_file
+
+from guided_diffusers import GuidedDDPMScheduler
+from guided_diffusers.training.config import TrainingConfig
+from guided_diffusers.training.unconditional import ObjectiveConfig, UnconditionalTask, ValidationConfig
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = ROOT / "training" / "train_unconditional.py"
+SLICE = ROOT / "tests" / "data" / "fashion_slice.parquet"
+BLOCKS = {"down_block_types": ["DownBlock2D"], "up_block_types": ["UpBlock2D"]}
+UNET = {"block_out_channels": [8], "layers_per_block": 1, "norm_num_groups": 4, "add_attention": False}
+TINY = {
+    "training": {
+        "num_images": 48,
+        "batch_size": 8,
+        "learning_rate": 1e-2,
+        "warmup_images": 0,
+        "ema_half_life_images": 8,
+        "snapshot_fractions": [],
+        "checkpoint_every_images": 16,
+        "validate_every_images": 48,
+        "log_every_images": 16,
+    },
+    "data": {
+        "path": str(SLICE),
+        "caption_column": None,
+        "crop": 28,
+        "resolution": 14,
+        "channels": 1,
+    },
+    "unet": {**UNET, **BLOCKS},
+    "scheduler": {"num_train_timesteps": 20, "beta_schedule": "squaredcos_cap_v2"},
+    "validation": {"images": 4, "num_inference_steps": 2, "split": "train"},
+}
+HYBRID = ("--scheduler.variance_type", "learned_range", "--objective.loss", "hybrid")
+IMPORTANCE = (
+    *HYBRID[:2],
+    "--loss",
+    "bound",
+    "--timesteps",
+    "importance",
+    "--scheduler.num_train_timesteps",
+    "3",
+)
+
+
+@pytest.fixture(scope="module")
+def script():
+    spec = importlib.util.spec_from_file_location("train_unconditional", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def run(script, tmp_path, tmp_path_factory, monkeypatch):
+    """Run the script's main in this process; gives the run's folder."""
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(TINY))
+    cache = str(tmp_path_factory.getbasetemp() / "cache")
+
+    def run_script(name, *more):
+        paths = ("--config", str(tmp_path / "tiny.yaml"), "--data.cache_dir", cache)
+        output = ("--output_dir", str(tmp_path / name))
+        monkeypatch.setattr(sys, "argv", ["train_unconditional.py", *paths, *output, *more])
+        script.main()
+        return tmp_path / name
+
+    return run_script
+
+
+def weights(folder):
+    files = sorted(folder.rglob("*.safetensors"))
+    return {f"{path.relative_to(folder)}/{k}": v for path in files for k, v in load_file(path).items()}
+
+
+def test_a_run_ends_in_a_pipeline_of_diffusers_that_draws_in_a_fresh_process(run):
+    folder = run("run", *HYBRID, "--validation.bound_images", "4", "--bound_draws", "3")
+    assert Image.open(folder / "validation" / "000000000048.png").size == (56, 14)
+    records = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    assert records[-1]["validation"]["bits_per_dim"] > 0
+    assert len(records[-2]["bound_by_noise"]) == 4 and records[-2]["denoiser"] > 0
+    index = json.loads((folder / "final" / "model_index.json").read_text())
+    assert index["_class_name"] == "DDPMPipeline"
+    assert index["scheduler"] == ["guided_diffusers", "GuidedDDPMScheduler"]
+    code = (
+        "import sys, torch, guided_diffusers; from diffusers import DDPMPipeline\n"
+        "pipeline = DDPMPipeline.from_pretrained(sys.argv[1])\n"
+        "images = pipeline(2, torch.Generator().manual_seed(0), 3, output_type='pt').images\n"
+        "torch.save(images, sys.argv[2])"
+    )
+    drawn = folder / "drawn.pt"
+    subprocess.run([sys.executable, "-c", code, folder / "final", drawn], check=True)
+    images = torch.load(drawn, weights_only=True)
+    pipeline = DDPMPipeline.from_pretrained(folder / "final")
+    again = pipeline(2, torch.Generator().manual_seed(0), 3, output_type="pt").images
+    assert images.shape == (2, 1, 14, 14) and torch.equal(images, again) and images.std() > 0.01
+    assert pipeline.unet.config.out_channels == 2
+    assert pipeline.scheduler.config.variance_type == "learned_range"
+
+
+@pytest.mark.parametrize("more", [(), HYBRID, IMPORTANCE], ids=["simple", "hybrid", "importance"])
+def test_the_same_command_goes_on_to_the_same_bits(run, more):
+    more = (*more, "--validate_every_images", "0")
+    whole = run("whole", *more)
+    run("parts", "--stop_at_images", "24", *more)
+    parts = run("parts", *more)
+    for part in ("final", "checkpoints/000000000048"):
+        expected, found = weights(whole / part), weights(parts / part)
+        assert expected.keys() == found.keys()
+        assert all(torch.equal(expected[name], found[name]) for name in expected)
+    counts = [expected[name] for name in expected if name.endswith("timesteps.safetensors/counts")]
+    assert [int(count.sum()) for count in counts] == ([48] if more[:-2] == IMPORTANCE else [])
+    assert all((count >= 10).all() for count in counts)  # every history is full: its weights were in use
+
+
+@pytest.mark.parametrize("kind", ["v_prediction", "sample"])
+def test_every_prediction_type_trains_and_draws(run, kind):
+    folder = run(
+        "run", "--scheduler.prediction_type", kind, "--num_images", "16", "--validate_every_images", "0"
+    )
+    pipeline = DDPMPipeline.from_pretrained(folder / "final")
+    drawn = pipeline(1, torch.Generator().manual_seed(0), 2, output_type="pt").images
+    assert pipeline.scheduler.config.prediction_type == kind and drawn.isfinite().all()
+
+
+def test_classes_are_those_of_the_column_and_change_what_is_drawn(run):
+    from diffusers import DiffusionPipeline
+
+    options = ("--label_column", "label", "--num_images", "16", "--validate_every_images", "16")
+    folder = run("run", *options, "--validation.bound_images", "3", "--bound_draws", "2")
+    pipeline = DiffusionPipeline.from_pretrained(folder / "final")
+    assert type(pipeline).__name__ == "ImagePipeline" and pipeline.unet.config.num_class_embeds == 10
+    pipeline.set_progress_bar_config(disable=True)
+
+    def drawn(labels):
+        generators = [torch.Generator().manual_seed(0) for _ in range(2)]
+        return pipeline(2, labels, generators, 2, output_type="pt").images
+
+    images = drawn([1, 3])
+    assert images.shape == (2, 1, 14, 14) and not torch.equal(images[0], images[1])
+    torch.testing.assert_close(drawn(1)[0], images[0])
+    with pytest.raises(ValueError, match="class_labels is None"):
+        drawn(None)
+    with pytest.raises(ValueError, match="3 classes for 2 images"):
+        drawn([1, 2, 3])
+
+
+def test_latents_of_an_autoencoder(run, tiny_folder):
+    from diffusers import DiffusionPipeline
+
+    options = ("--autoencoder", str(tiny_folder / "vae"), "--crop", "null", "--resolution", "16")
+    folder = run("run", *options, "--num_images", "16", "--validate_every_images", "16")
+    pipeline = DiffusionPipeline.from_pretrained(folder / "final")
+    pipeline.set_progress_bar_config(disable=True)
+    assert pipeline.unet.config.in_channels == 2 and pipeline.unet.config.sample_size == 8
+    drawn = pipeline(2, num_inference_steps=2, output_type="pt").images
+    assert drawn.shape == (2, 1, 16, 16) and drawn.isfinite().all()
+    with pytest.raises(ValueError, match="class_labels is 1"):
+        pipeline(1, 1)
+
+
+def test_the_recipe_resolves(script, capsys):
+    recipe = ROOT / "training" / "configs" / "fashion_unconditional.yaml"
+    with pytest.raises(SystemExit) as exit:
+        script.parse_config(script.UnconditionalConfig, ["--config", str(recipe), "--dry_run"])
+    assert exit.value.code == 0
+    config = json.loads(capsys.readouterr().out)
+    assert config["data"]["crop"] == config["data"]["resolution"] == 28 and not config["data"]["mirror"]
+    assert len(SCRIPT.read_text().splitlines()) < 150
+
+
+class Noise:
+    """Images without a file."""
+
+    def __len__(self):
+        return 50
+
+    def sample(self, indices, noise):
+        return torch.tensor(indices).view(-1, 1, 1, 1) + 0 * noise
+
+
+def make_task(out_channels=2, variance_type="learned_range", labels=None, classes=None, **objective):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        sizes = {
+            "sample_size": 8,
+            "in_channels": 1,
+            "out_channels": out_channels,
+            "num_class_embeds": classes,
+        }
+        unet = UNet2DModel(**sizes, **UNET, **BLOCKS)
+    scheduler = GuidedDDPMScheduler(num_train_timesteps=50, variance_type=variance_type)
+    training = TrainingConfig(output_dir="unused", seed=3)
+    objective = ObjectiveConfig(**{"loss": "hybrid", **objective})
+    return UnconditionalTask(unet, scheduler, Noise(), objective, ValidationConfig(), training, labels=labels)
+
+
+def test_a_batch_is_made_of_its_positions_alone():
+    task = make_task(labels=torch.arange(50) % 10, classes=10)
+    whole, part = task.batch(list(range(8)), list(range(100, 108))), task.batch([5, 2], [105, 102])
+    for name in ("images", "noise", "uniform"):
+        assert torch.equal(part[name], whole[name][[5, 2]]), name
+    assert part["condition"]["class_labels"].tolist() == [5, 2]
+
+
+def test_uniform_timesteps_reach_both_ends():
+    timesteps, weight = make_task().timesteps(torch.tensor([0.0, 0.5, 1 - 2**-53], dtype=torch.float64))
+    assert timesteps.tolist() == [0, 25, 49] and (weight == 1).all()
+
+
+@pytest.mark.parametrize("loss", ["hybrid", "bound"])
+def test_the_stop_gradient_is_the_hybrids(loss):
+    task = make_task(loss=loss, bound_weight=1e6)
+    batch = task.batch(list(range(8)), list(range(8)))
+    batch["images"] = batch["images"].clamp(-1, 1)
+    (_, value, _) = next(task.losses(batch))
+    value.backward()
+    mean, variance = task.unet.conv_out.weight.grad  # of the two channels
+    assert variance.abs().max() > 0
+    assert (mean.abs().max() > 1e-3 * variance.abs().max()) == (loss == "bound")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"out_channels": 1}, "out_channels is 1; .* needs 2"),
+        ({"variance_type": "fixed_small", "out_channels": 1}, "'hybrid' with variance_type 'fixed_small'"),
+        ({"loss": "simple"}, "'simple' with variance_type 'learned_range'"),
+        ({"classes": 10}, "both label_column and unet.num_class_embeds"),
+        ({"bound_weight": 0.0}, "bound_weight must be positive"),
+    ],
+)
+def test_parts_that_do_not_suit_each_other_are_named(arguments, words):
+    with pytest.raises(ValueError, match=words):
+        make_task(**arguments)

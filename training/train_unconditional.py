@@ -1,0 +1,107 @@
+"""Trains images without text: accelerate launch training/train_unconditional.py --config FILE [--key value].
+
+Unconditional or by class, in pixels or in the latents of a given autoencoder, with a fixed or a learned
+variance. The folder `final/` of the run holds a pipeline with averaged weights: diffusers' DDPMPipeline for
+unconditional pixels, else an ImagePipeline. Running the same command again resumes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import sys
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from diffusers import UNet2DModel
+from torch import Tensor
+
+from guided_diffusers.models import VariationalAutoencoder
+from guided_diffusers.schedulers import GuidedDDPMScheduler
+from guided_diffusers.training import unconditional as un
+from guided_diffusers.training.cache import cached_latents
+from guided_diffusers.training.config import TrainingConfig, option, parse_config
+from guided_diffusers.training.data import DataConfig, ImageTextDataset
+from guided_diffusers.training.engine import make_accelerator, train
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnconditionalConfig:
+    """Train a denoiser of images."""
+
+    training: TrainingConfig
+    data: DataConfig
+    label_column: str | None = option(None, "column of class numbers; null: unconditional")
+    autoencoder: str | None = option(None, "folder or Hub id of a VariationalAutoencoder; null: pixels")
+    unet: dict[str, Any] = field(default_factory=dict, metadata={"help": "UNet2DModel's arguments"})
+    unet_pretrained: str | None = option(None, "folder or Hub id of a UNet2DModel to start from")
+    scheduler: dict[str, Any] = field(default_factory=dict, metadata={"help": "GuidedDDPMScheduler's"})
+    objective: un.ObjectiveConfig = field(default_factory=un.ObjectiveConfig)
+    validation: un.ValidationConfig = field(default_factory=un.ValidationConfig)
+
+
+def make_unet(config: UnconditionalConfig, vae: Any, learned: bool, classes: int | None) -> UNet2DModel:
+    """The denoiser, loaded or new; sizes that the rest of the configuration fixes need not be given."""
+    if config.unet_pretrained is not None:
+        return UNet2DModel.from_pretrained(config.unet_pretrained, use_safetensors=True)
+    factor = 1 if vae is None else 2 ** (len(vae.config.block_out_channels) - 1)
+    channels = config.data.channels if vae is None else vae.config.latent_channels
+    sizes = {
+        "sample_size": config.data.resolution // factor,
+        "in_channels": channels,
+        "out_channels": channels * (2 if learned else 1),
+        "num_class_embeds": classes,
+    }
+    return UNet2DModel(**{**sizes, **config.unet})
+
+
+def labels_of(data: ImageTextDataset, column: str | None) -> Tensor | None:
+    """The class of each row."""
+    return None if column is None else torch.tensor(data.column(column), dtype=torch.int64)
+
+
+def held_out(config: UnconditionalConfig) -> tuple[Tensor, Tensor | None] | None:
+    """The held-out images whose bits/dim are estimated while training, and their classes."""
+    count = config.validation.bound_images
+    if count == 0 or config.autoencoder is not None:
+        return None
+    split = f"{config.validation.split}[:{count}]"
+    data = ImageTextDataset(dataclasses.replace(config.data, split=split, mirror=False))
+    return data.pixels(range(len(data))), labels_of(data, config.label_column)
+
+
+def make_task(config: UnconditionalConfig, device: torch.device) -> un.UnconditionalTask:
+    """Data, networks, and the task."""
+    torch.manual_seed(config.training.seed)
+    data, vae = ImageTextDataset(config.data), None
+    if config.autoencoder is not None:
+        vae = VariationalAutoencoder.from_pretrained(config.autoencoder).requires_grad_(False).eval()
+    labels = labels_of(data, config.label_column)
+    scheduler = GuidedDDPMScheduler(**config.scheduler)
+    learned = scheduler.config.variance_type in ("learned", "learned_range")
+    return un.UnconditionalTask(
+        make_unet(config, vae, learned, None if labels is None else int(labels.max()) + 1),
+        scheduler,
+        un.Pixels(data) if vae is None else cached_latents(vae.to(device), data),
+        config.objective,
+        config.validation,
+        config.training,
+        labels=labels,
+        vae=vae,
+        held_out=held_out(config),
+    )
+
+
+def main() -> None:
+    """Parse the configuration and train."""
+    config = parse_config(UnconditionalConfig, sys.argv[1:])
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    accelerator = make_accelerator(config.training)
+    with accelerator.main_process_first():
+        task = make_task(config, accelerator.device)
+    train(task, config.training, config, accelerator)
+
+
+if __name__ == "__main__":
+    main()
