@@ -14,6 +14,7 @@ from typing import Annotated
 import typer
 
 from guided_diffusers.cli.drawing import SCHEDULERS, draw, load_pipeline, save
+from guided_diffusers.cli.likelihood import likelihood
 
 app = typer.Typer(
     name="guided-diffusers",
@@ -75,6 +76,9 @@ def generate(
     else:
         for path in [record["path"] for record in records] + ([grid_path] if grid_path else []):
             typer.echo(path)
+
+
+app.command()(likelihood)
 
 
 def _print_version(wanted: bool) -> None:
