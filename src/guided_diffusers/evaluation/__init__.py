@@ -1,23 +1,50 @@
 """Evaluation: what a model is worth, in figures with intervals."""
 
 from .agreement import Agreement, agreement
+from .compute import Compute, count_compute, networks_of
+from .distances import density_coverage, frechet_distance, kernel_distance, precision_recall
 from .estimate import Estimate, ratio_of_means, wilson_estimate
+from .features import FeatureNetwork, extract_features, feature_network
+from .generation import generate_images, generated_images
+from .images import ImageSet, read_images
 from .judge import Judge, JudgeConfig, JudgeTraining, judge_images, load_judge, save_judge, train_judge
+from .prompts import Prompts, stratified_prompts
+from .reference import Reference, reference_features
+from .report import distance_report
 from .sharpness import high_frequency_energy, laplacian_energy
 
 __all__ = [
     "Agreement",
+    "Compute",
     "Estimate",
+    "FeatureNetwork",
+    "ImageSet",
     "Judge",
     "JudgeConfig",
     "JudgeTraining",
+    "Prompts",
+    "Reference",
     "agreement",
+    "count_compute",
+    "density_coverage",
+    "distance_report",
+    "extract_features",
+    "feature_network",
+    "frechet_distance",
+    "generate_images",
+    "generated_images",
     "high_frequency_energy",
     "judge_images",
+    "kernel_distance",
     "laplacian_energy",
     "load_judge",
+    "networks_of",
+    "precision_recall",
     "ratio_of_means",
+    "read_images",
+    "reference_features",
     "save_judge",
+    "stratified_prompts",
     "train_judge",
     "wilson_estimate",
 ]

@@ -1,0 +1,155 @@
+"""Images of a folder, an npz file or a parquet file, with what is known of them."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ImageSet:
+    """Images and what is known of each.
+
+    Attributes:
+        images: `(count, 1 or 3, height, width)` uint8.
+        labels: `(count,)` int64 classes, or None.
+        captions: At least one text an image, or None.
+        names: The name of each class by its number, or None.
+    """
+
+    images: Tensor
+    labels: Tensor | None = None
+    captions: list[list[str]] | None = None
+    names: list[str] | None = None
+
+    def __len__(self) -> int:
+        """How many images."""
+        return len(self.images)
+
+
+def read_images(path: Path | str, *, limit: int | None = None) -> ImageSet:
+    """Read images.
+
+    Args:
+        path: A folder of image files (sorted by name; with a metadata.jsonl, in its order, with `file_name`
+            and perhaps `text` and `label`), an .npz with `images` (uint8, channels first or last), or a
+            .parquet with a column `image` and perhaps `text`, `label` and `name`.
+        limit: Read the first so many only.
+
+    Raises:
+        FileNotFoundError: Nothing there.
+        ValueError: No images, an unreadable one, or images of several sizes; the file is named.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return _folder(path, limit)
+    if not path.is_file():
+        raise FileNotFoundError(f"no folder or file of images at {path}")
+    if path.suffix == ".npz":
+        return _npz(path, limit)
+    if path.suffix == ".parquet":
+        return _parquet(path, limit)
+    raise ValueError(f"{path} is no source of images; allowed: a folder, .npz, .parquet")
+
+
+def _folder(path: Path, limit: int | None) -> ImageSet:
+    metadata = path / "metadata.jsonl"
+    if metadata.is_file():
+        rows = [json.loads(text) for text in metadata.read_text().splitlines() if text.strip()][:limit]
+        files = [path / row["file_name"] for row in rows]
+    elif (path / "generation.json").is_file() and not any(path.glob("*.png")):
+        return _chunks(path, limit)
+    else:
+        rows, files = [], sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)[:limit]
+    if not files:
+        raise ValueError(f"{path} holds no images; looked for {', '.join(SUFFIXES)}")
+    return ImageSet(images=_stacked([(str(file), file) for file in files]), **_columns(rows))
+
+
+def _chunks(path: Path, limit: int | None) -> ImageSet:
+    """The npz chunks of `generate_images`, in order."""
+    parts = [_npz(file, None).images for file in sorted(path.glob("chunk-*.npz"))]
+    if not parts:
+        raise ValueError(f"{path} holds no images yet")
+    return ImageSet(images=torch.cat(parts)[:limit])
+
+
+def _npz(path: Path, limit: int | None) -> ImageSet:
+    with np.load(path, allow_pickle=False) as file:
+        if "images" not in file:
+            raise ValueError(f"{path} has no array named images; it has {', '.join(file)}")
+        array = file["images"][:limit]
+    if array.dtype != np.uint8 or array.ndim != 4 or not len(array):
+        raise ValueError(
+            f"images of {path} are {array.dtype} {array.shape}; allowed: uint8 with 4 dimensions"
+        )
+    if array.shape[1] not in (1, 3):
+        array = array.transpose(0, 3, 1, 2)
+    return ImageSet(images=torch.from_numpy(np.ascontiguousarray(array)))
+
+
+def _parquet(path: Path, limit: int | None) -> ImageSet:
+    import pyarrow.parquet as parquet
+
+    rows = parquet.read_table(path).slice(0, limit).to_pylist()
+    if not rows or "image" not in rows[0]:
+        raise ValueError(f"{path} has no column named image, or no rows")
+    sources = [
+        (f"{path}, row {number}", io.BytesIO(row["image"]["bytes"])) for number, row in enumerate(rows)
+    ]
+    return ImageSet(images=_stacked(sources), **_columns(rows))
+
+
+def _columns(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Labels, captions and class names of rows that have them."""
+    columns: dict[str, Any] = {}
+    if rows and all("text" in row for row in rows):
+        texts = [row["text"] for row in rows]
+        columns["captions"] = [[text] if isinstance(text, str) else list(text) for text in texts]
+    if rows and all(isinstance(row.get("label"), int) for row in rows):
+        labels = [row["label"] for row in rows]
+        columns["labels"] = torch.tensor(labels)
+        if all("name" in row for row in rows):
+            named = {row["label"]: row["name"] for row in rows}
+            columns["names"] = [named.get(label, str(label)) for label in range(max(labels) + 1)]
+    return columns
+
+
+def _stacked(sources: Sequence[tuple[str, Path | io.BytesIO]]) -> Tensor:
+    """All images as one tensor; transparent ones stand on white, grey ones keep one channel."""
+    arrays = []
+    for name, source in sources:
+        try:
+            with Image.open(source) as image:
+                array = _array(image)
+        except (UnidentifiedImageError, OSError, SyntaxError) as error:
+            raise ValueError(f"{name} is no readable image ({error})") from error
+        if arrays and array.shape[1:] != arrays[0].shape[1:]:
+            raise ValueError(
+                f"{name} is {array.shape[2]} x {array.shape[1]} pixels and the first image "
+                f"{arrays[0].shape[2]} x {arrays[0].shape[1]}: bring all to one size"
+            )
+        arrays.append(array)
+    if len({len(array) for array in arrays}) > 1:
+        arrays = [array.repeat(3, axis=0) if len(array) == 1 else array for array in arrays]
+    return torch.from_numpy(np.stack(arrays))
+
+
+def _array(image: Image.Image) -> np.ndarray:
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
+    if image.mode in ("1", "L"):
+        return np.asarray(image.convert("L"))[None]
+    return np.ascontiguousarray(np.asarray(image.convert("RGB")).transpose(2, 0, 1))

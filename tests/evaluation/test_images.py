@@ -1,0 +1,87 @@
+"""Reading images: folders, npz, parquet, and what is wrong with them."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from guided_diffusers.evaluation import read_images, stratified_prompts
+
+SLICE = Path(__file__).parents[1] / "data" / "fashion_slice.parquet"
+
+
+def png(path, size=(8, 6), mode="L", color=7):
+    Image.new(mode, size, color).save(path)
+
+
+def test_a_folder_is_read_in_the_order_of_names(tmp_path):
+    for number in (2, 0, 1):
+        png(tmp_path / f"{number}.png", color=number)
+    images = read_images(tmp_path).images
+    assert images.shape == (3, 1, 6, 8) and images.dtype == torch.uint8
+    assert images[:, 0, 0, 0].tolist() == [0, 1, 2]
+    assert len(read_images(tmp_path, limit=2)) == 2
+
+
+def test_transparent_pixels_are_white_and_grey_joins_colour(tmp_path):
+    png(tmp_path / "a.png", mode="RGBA", color=(10, 20, 30, 0))
+    png(tmp_path / "b.png", mode="L", color=5)
+    images = read_images(tmp_path).images
+    assert images[0].unique().tolist() == [255]
+    assert images.shape[1] == 3 and images[1].unique().tolist() == [5]
+
+
+def test_metadata_gives_order_captions_and_labels(tmp_path):
+    for name in ("a", "b"):
+        png(tmp_path / f"{name}.png", color=ord(name))
+    rows = [
+        {"file_name": "b.png", "text": "bee", "label": 1},
+        {"file_name": "a.png", "text": "ay", "label": 0},
+    ]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    data = read_images(tmp_path)
+    assert data.images[:, 0, 0, 0].tolist() == [ord("b"), ord("a")]
+    assert data.captions == [["bee"], ["ay"]] and data.labels.tolist() == [1, 0]
+
+
+@pytest.mark.parametrize("shape", [(3, 1, 4, 5), (3, 4, 5, 3), (3, 4, 5, 1)])
+def test_npz_with_channels_first_or_last(tmp_path, shape):
+    np.savez(tmp_path / "x.npz", images=np.zeros(shape, np.uint8))
+    assert read_images(tmp_path / "x.npz").images.shape[2:] == (4, 5)
+
+
+def test_the_data_sets_parquet():
+    data = read_images(SLICE)
+    assert data.images.shape[1:] == (1, 32, 32) and len(data.captions) == len(data)
+    assert data.labels.max() < len(data.names)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda folder: None, "holds no images"),
+        (lambda folder: (folder / "x.png").write_bytes(b"no image"), "x.png is no readable image"),
+        (lambda folder: (png(folder / "a.png"), png(folder / "b.png", (5, 5))), "b.png is 5 x 5"),
+    ],
+)
+def test_what_is_wrong_with_a_folder_is_said(tmp_path, make, message):
+    make(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        read_images(tmp_path)
+
+
+def test_nothing_there(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        read_images(tmp_path / "nothing")
+
+
+def test_prompts_are_in_the_proportions_of_the_classes_and_the_same_every_time():
+    data = read_images(SLICE)
+    prompts = stratified_prompts(data, 2 * len(data))
+    assert torch.equal(prompts.labels.bincount(), 2 * data.labels.bincount())
+    for text, label in zip(prompts.texts, prompts.labels, strict=True):
+        assert any(text in data.captions[row] for row in (data.labels == label).nonzero().flatten().tolist())
+    assert stratified_prompts(data, 5).texts == stratified_prompts(data, 5).texts
