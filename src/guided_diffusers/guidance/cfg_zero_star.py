@@ -2,9 +2,9 @@
 
     s = <v_cond, v_null> / |v_null|^2 (one a sample);  v = s v_null + gamma (v_cond - s v_null)
 
-and, with zero-init, v = 0 in the first steps. v is the velocity of the process: the derivative of
-x_t = alpha x_0 + sigma eps along its own path, which is eps - x_0 for flow matching (alpha + sigma = 1), the v
-of v-prediction for variance-preserving processes (the derivative along the angle), and eps where alpha = 1
+and, with zero-init, v = 0 at first. v is the velocity of the process: the derivative of
+x_t = alpha x_0 + sigma eps along its own path, which is eps - x_0 for flow matching (alpha + sigma = 1), the
+v of v-prediction for variance-preserving processes (the derivative along the angle), and eps where alpha = 1
 (along sigma). The paper defines it for flow matching; the others are its reading by the same words.
 
 References:

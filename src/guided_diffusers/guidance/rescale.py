@@ -3,11 +3,12 @@
     o = o_null + gamma (o_cond - o_null);  o' = phi o std(o_cond) / std(o) + (1 - phi) o
 
 o is the model's output, in whatever it predicts, and std is over one sample: a strong scale widens the
-output, which shows as overexposed images, and rescaling undoes it. Defined on the output, so x_0 is converted
-to it and back.
+output, which shows as overexposed images, and rescaling undoes it. It is defined on the output, so x_0 is
+converted to that and back.
 
 References:
-    Lin et al., "Common Diffusion Noise Schedules and Sample Steps are Flawed" (arXiv:2305.08891), section 3.4.
+    Lin et al., "Common Diffusion Noise Schedules and Sample Steps are Flawed" (arXiv:2305.08891), section
+    3.4.
 """
 
 from __future__ import annotations
