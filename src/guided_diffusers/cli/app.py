@@ -15,6 +15,7 @@ import typer
 
 from guided_diffusers.cli.drawing import SCHEDULERS, draw, load_pipeline, save
 from guided_diffusers.cli.likelihood import likelihood
+from guided_diffusers.cli.sweep import sweep
 
 app = typer.Typer(
     name="guided-diffusers",
@@ -79,6 +80,7 @@ def generate(
 
 
 app.command()(likelihood)
+app.command()(sweep)
 
 
 def _print_version(wanted: bool) -> None:

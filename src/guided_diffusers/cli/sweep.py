@@ -1,0 +1,113 @@
+"""`guided-diffusers sweep`: run a sweep from its YAML file, draw its figures, adopt its best point."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from guided_diffusers.cli.drawing import load_pipeline, make_scheduler
+
+if TYPE_CHECKING:
+    from guided_diffusers.evaluation.images import ImageSet
+    from guided_diffusers.evaluation.sweep import Ruler, SweepSpec
+    from guided_diffusers.pipelines.drawer import PipelineDrawer
+
+Config = Annotated[Path, typer.Argument(help="The YAML file of the sweep.", exists=True, dir_okay=False)]
+Output = Annotated[Path, typer.Option(help="Its folder; the same command goes on with what is there.")]
+Device = Annotated[str | None, typer.Option(help="Where to draw.", show_default="cuda, else cpu")]
+Adopt = Annotated[
+    Path | None,
+    typer.Option(help="A checkpoint's folder: the winner becomes its default guidance.", file_okay=False),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print results.json instead of a line a point.")]
+
+
+def sweep(
+    config: Config,
+    output: Output = Path("sweep"),
+    device: Device = None,
+    adopt: Adopt = None,
+    json_output: Json = False,
+) -> None:
+    """Compare ways of guiding on common prompts and seeds: distance, agreement, compute.
+
+    Resumable: every point is measured once. Under `accelerate launch` the processes share the points.
+    """
+    from accelerate import PartialState
+
+    from guided_diffusers.evaluation.images import read_images
+    from guided_diffusers.evaluation.sweep import SweepSpec, run_sweep
+    from guided_diffusers.evaluation.sweep.figures import draw_figures
+
+    spec = SweepSpec.read(config)
+    processes = PartialState(cpu=device == "cpu")
+    data = read_images(spec.data)
+    drawer, ruler = _drawer(spec, device), _ruler(spec, data)
+
+    def on_point(record: Any, number: int, count: int) -> None:
+        if not json_output:
+            typer.echo(f"{number}/{count} {line(record, ruler.distance(spec.distance))}")
+
+    results = run_sweep(spec, drawer, ruler, data, output, processes=processes, on_point=on_point)
+    if not processes.is_main_process:
+        return
+    paths = draw_figures(results, output)
+    if adopt is not None:
+        _adopt(results, adopt)
+    typer.echo(json.dumps(results, indent=1) if json_output else "\n".join(map(str, paths)))
+
+
+def line(record: Any, distance: str) -> str:
+    """A point and its figures in one line."""
+    point, figures = record["point"], record["figures"]
+    parts = [f"{point['arm']} {point['guidance'][0]['scale']:g}, {point['steps']} steps: "]
+    for name in (distance, "agreement"):
+        if name in figures:
+            value = figures[name]
+            parts.append(f"{name} {value['value']:.4g} [{value['low']:.4g}, {value['high']:.4g}], ")
+    return "".join(parts) + f"{record['compute']['flops'] / 1e9:.2f} GFLOPs an image"
+
+
+def _drawer(spec: SweepSpec, device: str | None) -> PipelineDrawer:
+    from diffusers import UNet2DConditionModel
+
+    from guided_diffusers.checkpoints import pretrained, shipped
+    from guided_diffusers.pipelines.drawer import PipelineDrawer
+
+    pipeline = load_pipeline(spec.checkpoint, device=device)
+    weak = None
+    if spec.weak is not None:
+        folder = pretrained(spec.checkpoint) if spec.checkpoint in shipped() else spec.checkpoint
+        weak = UNet2DConditionModel.from_pretrained(folder, subfolder=spec.weak).to(pipeline.device).eval()
+    return PipelineDrawer(pipeline, make_scheduler, weak)
+
+
+def _ruler(spec: SweepSpec, data: ImageSet) -> Ruler:
+    from guided_diffusers.evaluation import load_judge
+    from guided_diffusers.evaluation.features import feature_network
+    from guided_diffusers.evaluation.reference import Reference, reference_features
+    from guided_diffusers.evaluation.sweep import Ruler
+
+    network = feature_network(spec.features)
+    return Ruler(
+        network=network,
+        reference=Reference(reference_features(data.images, network)),
+        judge=None if spec.judge is None else load_judge(spec.judge)[0],
+        resamples=spec.resamples,
+    )
+
+
+def _adopt(results: dict[str, Any], folder: Path) -> None:
+    """Write the winner into model_index.json as the default guidance."""
+    from guided_diffusers.evaluation.generation import write_json_atomically
+
+    if "verdict" not in results:
+        raise ValueError("the sweep has no finals, so there is no winner to adopt: add `finals` to its file")
+    winner = results["verdict"]["winner"]
+    path = folder / "model_index.json"
+    index = json.loads(path.read_text())
+    write_json_atomically(path, {**index, "default_guidance": winner["guidance"]})
+    typer.echo(f"{path}: default_guidance is now {json.dumps(winner['guidance'])}")

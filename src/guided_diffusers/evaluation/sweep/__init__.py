@@ -1,0 +1,21 @@
+"""Sweeps over guidance: the same prompts and seeds at every point, distance against agreement and compute."""
+
+from .choice import best, finalists, pareto_front, spread, verdict
+from .runner import Drawer, Ruler, run_sweep
+from .spec import Arm, Finals, Point, SweepSpec, points_of
+
+__all__ = [
+    "Arm",
+    "Drawer",
+    "Finals",
+    "Point",
+    "Ruler",
+    "SweepSpec",
+    "best",
+    "finalists",
+    "pareto_front",
+    "points_of",
+    "run_sweep",
+    "spread",
+    "verdict",
+]

@@ -1,0 +1,139 @@
+"""The figures of a sweep: distance against agreement with its Pareto front, and each against compute.
+
+Matplotlib is an extra (`pip install guided-diffusers[eval]`), imported when a figure is drawn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from ..generation import generated_images
+
+_MARKERS = "osD^vP*Xhd<>"
+
+
+def draw_figures(results: Mapping[str, Any], folder: Path | str) -> list[Path]:
+    """The figures of results.json as PNG files in a folder; their paths.
+
+    `trade-off.png`: agreement against distance, an arm a line, the front ringed. `compute.png`: the finals'
+    distance and agreement against FLOPs an image; left out where a sweep has no finals.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    if "agreement" in results["points"][0]["figures"]:
+        paths.append(_saved(_trade_off, results, folder / "trade-off.png"))
+    if results.get("finals"):
+        paths.append(_saved(_compute, results, folder / "compute.png"))
+    return paths
+
+
+def picture_rows(
+    records: Sequence[Mapping[str, Any]], images: Path | str, indices: Sequence[int]
+) -> tuple[list[list[Image.Image]], list[str]]:
+    """Rows of pictures and their labels, for a labelled grid: a row a record, a column an index.
+
+    Args:
+        records: Such as one arm over its scales, or over its steps.
+        images: The sweep's folder of images.
+        indices: Global indices of the pictures.
+    """
+    rows, labels = [], []
+    for record in records:
+        point = record["point"]
+        name = _point_name(point)
+        pictures = generated_images(Path(images) / name, max(indices) + 1)[list(indices)]
+        rows.append([_pil(picture) for picture in pictures])
+        labels.append(f"{point['arm']} {point['guidance'][0]['scale']:g}, {point['steps']} steps")
+    return rows, labels
+
+
+def _point_name(point: Mapping[str, Any]) -> str:
+    from .spec import Point
+
+    return Point(**point).name
+
+
+def _pil(image: Any) -> Image.Image:
+    array = image.numpy()
+    return Image.fromarray(array[0] if len(array) == 1 else array.transpose(1, 2, 0))
+
+
+def _saved(draw: Callable[[Any, Mapping[str, Any]], None], results: Mapping[str, Any], path: Path) -> Path:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(layout="constrained")
+    FigureCanvasAgg(figure)
+    draw(figure, results)
+    figure.savefig(path, dpi=110)
+    return path
+
+
+def _trade_off(figure: Any, results: Mapping[str, Any]) -> None:
+    figure.set_size_inches(8.5, 5.5)
+    axes, distance = figure.add_subplot(), results["distance"]
+    records = results["points"]
+    for (arm, its), marker in zip(_by_arm(records).items(), _cycled(), strict=False):
+        xs, ys = _values(its, distance), [100 * y for y in _values(its, "agreement")]
+        (line,) = axes.plot(xs, ys, marker=marker, markersize=5, linewidth=1, label=arm)
+        for record, x, y in zip(its, xs, ys, strict=True):
+            axes.annotate(
+                f"{record['point']['guidance'][0]['scale']:g}", (x, y), fontsize=6, color=line.get_color(),
+                textcoords="offset points", xytext=(3, 3),
+            )  # fmt: skip
+    front = [records[index] for index in results["front"]]
+    axes.plot(
+        _values(front, distance), [100 * y for y in _values(front, "agreement")],
+        linestyle="none", marker="o", markersize=12, markerfacecolor="none", markeredgecolor="black",
+        label="Pareto front",
+    )  # fmt: skip
+    axes.set_xlabel(f"{distance} to real images (less is better)")
+    axes.set_ylabel("agreement with the prompt, %")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+
+
+def _compute(figure: Any, results: Mapping[str, Any]) -> None:
+    figure.set_size_inches(10, 4.5)
+    distance = results["distance"]
+    panels = [(distance, f"{distance} (less is better)", 1.0), ("agreement", "agreement, %", 100.0)]
+    panels = [panel for panel in panels if panel[0] in results["finals"][0]["figures"]]
+    for axes, (name, label, unit) in zip(
+        figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True
+    ):
+        for (arm, its), marker in zip(_by_arm(results["finals"]).items(), _cycled(), strict=False):
+            its = sorted(its, key=lambda record: record["compute"]["flops"])
+            flops = [record["compute"]["flops"] / 1e9 for record in its]
+            values = [unit * value for value in _values(its, name)]
+            low = [unit * (r["figures"][name]["value"] - r["figures"][name]["low"]) for r in its]
+            high = [unit * (r["figures"][name]["high"] - r["figures"][name]["value"]) for r in its]
+            scale = its[0]["point"]["guidance"][0]["scale"]
+            axes.errorbar(
+                flops, values, yerr=[low, high], marker=marker, markersize=5, linewidth=1, capsize=2,
+                label=f"{arm} {scale:g}",
+            )  # fmt: skip
+        axes.set_xlabel("GFLOPs an image")
+        axes.set_xscale("log")
+        axes.set_ylabel(label)
+        axes.grid(alpha=0.3, which="both")
+    axes.legend(fontsize=8)
+
+
+def _by_arm(records: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
+    arms: dict[str, list[Mapping[str, Any]]] = {}
+    for record in records:
+        arms.setdefault(record["point"]["arm"], []).append(record)
+    return arms
+
+
+def _values(records: Sequence[Mapping[str, Any]], name: str) -> list[float]:
+    return [record["figures"][name]["value"] for record in records]
+
+
+def _cycled() -> str:
+    return _MARKERS * 10
