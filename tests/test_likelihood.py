@@ -150,6 +150,8 @@ def test_the_interval_of_a_mean_covers_in_its_share():
     generator = torch.Generator().manual_seed(0)
     runs = [mean_interval(torch.rand(200, generator=generator)) for _ in range(1000)]
     assert 0.93 < sum(run.low < 0.5 < run.high for run in runs) / 1000 < 0.97
+    few = mean_interval(torch.tensor([-1.0, 1.0] * 10))  # deviation (20 / 19) ** 0.5, t(19) = 2.0930
+    assert (few.value, few.high) == (0, pytest.approx(2.0930 / 19**0.5, rel=1e-3))
     with pytest.raises(ValueError, match="at least 2"):
         mean_interval(torch.ones(1))
 
