@@ -83,7 +83,7 @@ class Bound:
 def mean_interval(values: Tensor, confidence: float = 0.95) -> Estimate:
     """A mean with Student's interval, mean +- t s / sqrt(n).
 
-    The quantile t is the normal one with two terms of its expansion in 1 / (n - 1), right to 1% from n = 5 on.
+    The quantile t is the normal one with two terms of its expansion in 1 / (n - 1): right to 1% from n = 5.
 
     Args:
         values: (n,) observations, n at least 2.
