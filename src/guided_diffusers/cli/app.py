@@ -14,6 +14,7 @@ from typing import Annotated
 import typer
 
 from guided_diffusers.cli.drawing import SCHEDULERS, draw, load_pipeline, save
+from guided_diffusers.cli.evaluate import evaluate
 from guided_diffusers.cli.likelihood import likelihood
 from guided_diffusers.cli.sweep import sweep
 
@@ -80,6 +81,7 @@ def generate(
 
 
 app.command()(likelihood)
+app.command()(evaluate)
 app.command()(sweep)
 
 

@@ -18,12 +18,14 @@ from guided_diffusers.pipelines.text_to_image import TextToImagePipeline
 from guided_diffusers.randomness import generator_for
 from guided_diffusers.schedulers.compat import prediction_type_of
 
+OWN_SCHEDULER = "own"
+
 
 class PipelineDrawer:
     """Draws the points of a sweep with one pipeline.
 
     Args:
-        pipeline: Draws; its scheduler is replaced by each point's.
+        pipeline: Draws; its scheduler is replaced by each point's, but for one of the name "own".
         make_scheduler: `(name, config) -> scheduler`, the config being that of the pipeline's own.
         weak: The weak network of autoguidance; None for none.
     """
@@ -36,12 +38,15 @@ class PipelineDrawer:
     ) -> None:
         self.pipeline, self.weak = pipeline, weak
         self.pipeline.set_progress_bar_config(disable=True)
-        self._make_scheduler, self._config = make_scheduler, pipeline.scheduler.config
+        self._make_scheduler, self._own = make_scheduler, pipeline.scheduler
         self._prediction_type = prediction_type_of(pipeline.scheduler)
 
     def draw(self, point: Point, prompts: Prompts, indices: Sequence[int]) -> Tensor:
         """Images of the global indices, `(len(indices), c, h, w)` uint8, each from its own generator."""
-        self.pipeline.scheduler = self._make_scheduler(point.scheduler, self._config)
+        own = point.scheduler == OWN_SCHEDULER
+        self.pipeline.scheduler = (
+            self._own if own else self._make_scheduler(point.scheduler, self._own.config)
+        )
         images = self.pipeline(
             [prompts.texts[index] for index in indices],
             guidance=self.guidance(point),
@@ -65,7 +70,7 @@ class PipelineDrawer:
 
     def identity(self) -> dict[str, Any]:
         """A hash of all weights and the scheduler's configuration."""
-        digest = hashlib.sha256(repr(sorted(dict(self._config).items(), key=str)).encode())
+        digest = hashlib.sha256(repr(sorted(dict(self._own.config).items(), key=str)).encode())
         networks = dict(self.pipeline.components) | {"weak": self.weak}
         for name, network in sorted(networks.items()):
             if isinstance(network, torch.nn.Module):

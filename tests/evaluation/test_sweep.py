@@ -1,0 +1,200 @@
+"""Sweeps: the plan, what their figures say, and that a killed one ends with the same bytes."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from tiny import tiny_components
+
+from guided_diffusers import TextToImagePipeline
+from guided_diffusers.cli.drawing import make_scheduler
+from guided_diffusers.evaluation import Judge, JudgeConfig, Reference, read_images
+from guided_diffusers.evaluation.sweep import (
+    Point,
+    Ruler,
+    SweepSpec,
+    finalists,
+    pareto_front,
+    points_of,
+    run_sweep,
+    spread,
+    verdict,
+)
+from guided_diffusers.evaluation.sweep.figures import draw_figures, picture_rows
+from guided_diffusers.pipelines.drawer import PipelineDrawer
+
+SLICE = Path(__file__).parents[1] / "data" / "fashion_slice.parquet"
+SPEC = {
+    "checkpoint": "tiny",
+    "data": str(SLICE),
+    "images": 12,
+    "steps": [2],
+    "batch_size": 5,
+    "resamples": 20,
+    "seed_sets": 2,
+    "arms": {
+        "plain": {"guidance": [{"term": "ClassifierFreeGuidance"}], "scales": [1, 2]},
+        "interval": {
+            "guidance": [{"term": "ClassifierFreeGuidance"}],
+            "scales": [3],
+            "intervals": [[0.5, None]],
+        },
+        "projected": {"guidance": [{"term": "ProjectedGuidance", "momentum": 0.0}], "scales": [2]},
+    },
+    "finals": {"baseline": "plain", "arms": 1, "steps": [2, 3], "images": 15},
+}
+
+
+class Pooled:
+    """A feature network of its own: pixels, averaged over blocks."""
+
+    name = "pooled"
+
+    def __call__(self, images):
+        return torch.nn.functional.adaptive_avg_pool2d(images, 4).flatten(1)
+
+
+def spec(tmp_path, **changes):
+    path = tmp_path / "sweep.yaml"
+    path.write_text(yaml.safe_dump({**SPEC, **changes}, sort_keys=False))
+    return SweepSpec.read(path)
+
+
+@pytest.fixture
+def equipment():
+    pipeline = TextToImagePipeline(**tiny_components())
+    data = read_images(SLICE)
+    judge = Judge(JudgeConfig(image_size=16, width=4)).eval()
+    reference = Reference(Pooled()(data.images.float() / 127.5 - 1))
+    ruler = Ruler(network=Pooled(), reference=reference, judge=judge, resamples=20)
+    return PipelineDrawer(pipeline, make_scheduler), ruler, data
+
+
+def record(arm, distance, agreement, flops=1.0, scale=1.0, seed=0):
+    point = Point(
+        arm=arm, guidance=[{"term": "X", "scale": scale}], scheduler="ddim", steps=2, images=3, seed=seed
+    )
+    figures = {"KD": {"value": distance}, "agreement": {"value": agreement}}
+    return {"point": point.to_dict(), "figures": figures, "compute": {"flops": flops}}
+
+
+def test_the_plan_is_every_arm_over_its_scales_and_intervals(tmp_path):
+    points = points_of(spec(tmp_path, steps=[2, 4]))
+    assert len(points) == len({point.name for point in points}) == 2 * 4
+    assert [point.arm for point in points[:4]] == ["plain"] * 4
+    interval = next(point for point in points if point.arm == "interval")
+    first = {"term": "ClassifierFreeGuidance", "scale": 3.0, "interval": [0.5, None]}
+    assert interval.guidance == [first]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"stepz": [2]}, "unknown key 'stepz'"),
+        ({"arms": {"a": {"guidance": [{"term": "X"}]}}}, "arms.a lacks 'scales'"),
+        ({"arms": {"a": {"guidance": [{"term": "X", "scale": 2}], "scales": [1]}}}, "names 'scale'"),
+        ({"arms": {}}, "baseline is 'plain'"),
+        ({"distance": "euclid"}, "distance is 'euclid'"),
+        ({"steps": []}, "steps is empty"),
+    ],
+)
+def test_mistakes_in_the_file_are_named(tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        spec(tmp_path, **changes)
+
+
+def test_the_front_is_what_nothing_beats_in_both():
+    records = [record("a", 1, 0.5), record("a", 2, 0.9), record("b", 3, 0.8), record("b", 0.5, 0.4)]
+    assert pareto_front(records, "KD", "agreement") == [3, 0, 1]
+
+
+def test_finalists_are_the_baselines_best_and_the_best_others():
+    records = [record("plain", 3, 0), record("plain", 2, 0), record("x", 5, 0), record("y", 1, 0)]
+    assert [r["point"]["arm"] for r in finalists(records, "plain", 1, "KD")] == ["plain", "y"]
+    assert finalists(records, "plain", 1, "KD")[0]["figures"]["KD"]["value"] == 2
+
+
+def test_a_win_is_claimed_only_beyond_the_spread_and_at_no_more_flops():
+    finals = [record("plain", 1.0, 0, flops=10), record("x", 0.8, 0, flops=10), record("y", 0.1, 0, flops=11)]
+    outcome = verdict(finals, "plain", "KD", seed_range=0.1)
+    assert outcome["winner"]["arm"] == "x" and outcome["claimed"]
+    assert outcome["gain"] == pytest.approx(0.2) and outcome["flops_ratio"] == 1
+    assert not verdict(finals, "plain", "KD", seed_range=0.3)["claimed"]
+    alone = verdict(finals[:1], "plain", "KD", seed_range=0.0)
+    assert alone["winner"] == alone["baseline"] and not alone["claimed"]
+
+
+def test_the_spread_is_the_range_over_seeds():
+    its = spread([record("a", value, 0, seed=seed) for seed, value in enumerate((3, 1, 2))], "KD")
+    assert its["range"] == 2 and its["seeds"] == [0, 1, 2]
+
+
+class Dying:
+    """A drawer that is killed after so many batches."""
+
+    def __init__(self, drawer, batches):
+        self.drawer, self.left = drawer, batches
+
+    def draw(self, *arguments):
+        if not self.left:
+            raise KeyboardInterrupt
+        self.left -= 1
+        return self.drawer.draw(*arguments)
+
+    def compute(self, *arguments):
+        return self.drawer.compute(*arguments)
+
+    def identity(self):
+        return self.drawer.identity()
+
+
+@pytest.mark.filterwarnings("ignore:.*biased upwards")
+def test_a_killed_sweep_ends_with_the_same_bytes(tmp_path, equipment):
+    drawer, ruler, data = equipment
+    asked = spec(tmp_path)
+    whole = run_sweep(asked, drawer, ruler, data, tmp_path / "whole")
+    for _ in range(100):
+        try:
+            run_sweep(asked, Dying(drawer, 2), ruler, data, tmp_path / "parts")
+            break
+        except KeyboardInterrupt:
+            continue
+    results = [(tmp_path / name / "results.json").read_bytes() for name in ("whole", "parts")]
+    assert results[0] == results[1]
+    assert json.loads(results[0]) == json.loads(json.dumps(whole))
+    assert len(whole["points"]) == 4 and len(whole["finals"]) == 4 and len(whole["seeds"]["values"]) == 2
+    flops = {r["point"]["guidance"][0]["scale"]: r["compute"]["flops"] for r in whole["points"][:2]}
+    assert flops[2.0] > 1.5 * flops[1.0]  # guidance doubles the denoiser's batch
+    assert [path.name for path in draw_figures(whole, tmp_path)] == ["trade-off.png", "compute.png"]
+    rows, labels = picture_rows(whole["points"], tmp_path / "whole" / "images", [0, 11])
+    assert [len(row) for row in rows] == [2] * 4 and labels[1] == "plain 2, 2 steps"
+
+
+def test_equal_seeds_make_equal_images_where_guidance_is_equal(equipment):
+    drawer, _, data = equipment
+    from guided_diffusers.evaluation import stratified_prompts
+
+    prompts = stratified_prompts(data, 4)
+    point = Point(
+        arm="a",
+        guidance=[{"term": "ClassifierFreeGuidance", "scale": 2.0}],
+        scheduler="ddim",
+        steps=2,
+        images=4,
+        seed=0,
+    )
+    renamed = replace(point, arm="b")
+    assert torch.equal(drawer.draw(point, prompts, [0, 1]), drawer.draw(renamed, prompts, [0, 1]))
+    other = replace(point, seed=1)
+    assert not torch.equal(drawer.draw(point, prompts, [0, 1]), drawer.draw(other, prompts, [0, 1]))
+
+
+def test_another_sweep_is_not_continued(tmp_path, equipment):
+    drawer, ruler, data = equipment
+    small = spec(tmp_path, finals=None, arms={"plain": SPEC["arms"]["plain"]})
+    run_sweep(small, drawer, ruler, data, tmp_path / "sweep")
+    with pytest.raises(ValueError, match="holds another sweep"):
+        run_sweep(replace(small, images=13), drawer, ruler, data, tmp_path / "sweep")
