@@ -15,7 +15,7 @@ from PIL import Image
 from guided_diffusers import __version__
 from guided_diffusers.cli import main
 from guided_diffusers.cli.drawing import SCHEDULERS
-from guided_diffusers.cli.grid import labelled_grid
+from guided_diffusers.evaluation.grid import labelled_grid
 
 Run = Callable[..., tuple[int, str, str]]
 

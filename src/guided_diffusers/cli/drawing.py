@@ -118,7 +118,7 @@ def save(
     images: list[list[Image.Image]], prompts: list[str], seed: int, folder: Path, grid: bool
 ) -> tuple[list[dict[str, Any]], Path | None]:
     """Writes one PNG for each image, at its own size, and the labelled grid; says what was written where."""
-    from guided_diffusers.cli.grid import labelled_grid
+    from guided_diffusers.evaluation.grid import labelled_grid
 
     folder.mkdir(parents=True, exist_ok=True)
     records = []

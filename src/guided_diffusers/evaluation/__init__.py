@@ -1,13 +1,16 @@
 """Evaluation: what a model is worth, in figures with intervals."""
 
 from .agreement import Agreement, agreement
+from .clip import ClipFigures, ClipScorer, clip_figures
 from .compute import Compute, count_compute, networks_of
 from .distances import density_coverage, frechet_distance, kernel_distance, precision_recall
+from .diversity import Diversity, prompt_diversity
 from .estimate import Estimate, ratio_of_means, wilson_estimate
 from .features import FeatureNetwork, extract_features, feature_network
 from .generation import generate_images, generated_images
 from .images import ImageSet, read_images
 from .judge import Judge, JudgeConfig, JudgeTraining, judge_images, load_judge, save_judge, train_judge
+from .nearest import Memorisation, Nearest, closest_pairs, memorisation, nearest_images
 from .prompts import Prompts, stratified_prompts
 from .reference import Reference, reference_features
 from .report import distance_report
@@ -15,16 +18,23 @@ from .sharpness import high_frequency_energy, laplacian_energy
 
 __all__ = [
     "Agreement",
+    "ClipFigures",
+    "ClipScorer",
     "Compute",
+    "Diversity",
     "Estimate",
     "FeatureNetwork",
     "ImageSet",
     "Judge",
     "JudgeConfig",
     "JudgeTraining",
+    "Memorisation",
+    "Nearest",
     "Prompts",
     "Reference",
     "agreement",
+    "clip_figures",
+    "closest_pairs",
     "count_compute",
     "density_coverage",
     "distance_report",
@@ -38,8 +48,11 @@ __all__ = [
     "kernel_distance",
     "laplacian_energy",
     "load_judge",
+    "memorisation",
+    "nearest_images",
     "networks_of",
     "precision_recall",
+    "prompt_diversity",
     "ratio_of_means",
     "read_images",
     "reference_features",
