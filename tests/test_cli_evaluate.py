@@ -166,15 +166,21 @@ def test_two_processes_give_the_figures_of_one(tmp_path, tiny_folder, judge, com
     outputs = []
     for processes in (1, 2):
         folder = tmp_path / f"of{processes}"
-        launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", processes]
-        launch += ["--num_machines", 1, "--mixed_precision", "no", "--dynamo_backend", "no"]
+        launch = [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc_per_node",
+            processes,
+        ]
         launch += ["-m", "guided_diffusers", command]
         if command == "sweep":
             launch += [tmp_path / "sweep.yaml", "--output", folder, "--device", "cpu"]
         else:
             launch += [folder, "--real", small, "--checkpoint", tiny_folder, "--num-images", 20, "--steps", 2]
             launch += ["--batch-size", 6, "--features", judge, "--device", "cpu", "--json"]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1"}
         done = subprocess.run(list(map(str, launch)), capture_output=True, text=True, env=environment)
         assert done.returncode == 0, done.stderr[-2000:]
         results = folder / "results.json"
