@@ -1,8 +1,9 @@
-"""Writes the model card of a Fashion-MNIST checkpoint from the measured JSON: no measurement is typed.
+r"""Writes the model card of a Fashion-MNIST checkpoint from the measured JSON: no measurement is typed.
 
 The words are in fashion_card.template.md. Run:
 
-    python benchmarks/fashion_card.py --results model_cards/fashion-32.json --output model_cards/fashion-32.md
+    python benchmarks/fashion_card.py --results model_cards/fashion-32.json \
+        --sweep model_cards/fashion-32-guidance.json --output model_cards/fashion-32.md
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ import argparse
 import json
 from pathlib import Path
 from typing import Any
+
+from _sweep_section import section
 
 TEMPLATE = Path(__file__).with_name("fashion_card.template.md")
 RECIPE = Path(__file__).with_name("fashion_card_recipe.template.md")
@@ -27,21 +30,23 @@ def main() -> None:
     parser.add_argument(
         "--picture", default="../docs/images/fashion-32-grid.png", help="as the card links it"
     )
+    parser.add_argument("--sweep", type=Path, default=None, help="results.json of a sweep over guidance")
     parser.add_argument("--output", type=Path, required=True, help="the card to write")
     arguments = parser.parse_args()
     results = json.loads(arguments.results.read_text())
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.write_text(card(results, arguments.picture, arguments.results.name))
+    arguments.output.write_text(card(results, arguments.picture, arguments.results.name, arguments.sweep))
 
 
-def card(results: dict[str, Any], picture: str, results_name: str) -> str:
-    """The whole card as Markdown with its YAML head."""
+def card(results: dict[str, Any], picture: str, results_name: str, sweep: Path | None = None) -> str:
+    """The whole card as Markdown with its YAML head; the sweep's figures lie beside the picture."""
     default = next(row for row in results["rows"] if row["default"])
     parts = results["parameters_millions"]
     judge = results["judge"]
     accuracy = judge["test_accuracy_per_class"]
     return TEMPLATE.read_text().format(
         **parts,
+        guidance_compared=compared(sweep, Path(picture).parent),
         name=results["checkpoint"],
         results_name=results_name,
         picture=picture,
@@ -68,6 +73,15 @@ def card(results: dict[str, Any], picture: str, results_name: str) -> str:
         processor=results["machine"]["processor"],
         recipes="\n".join(recipe(name, run) for name, run in results["training"].items()),
     )
+
+
+def compared(sweep: Path | None, pictures: Path) -> str:
+    """The section on a sweep; empty without one."""
+    if sweep is None:
+        return ""
+    results = json.loads(sweep.read_text())
+    compute = f"{pictures}/{sweep.stem}-compute.png" if "verdict" in results else None
+    return section(results, sweep.name, f"{pictures}/{sweep.stem}-trade-off.png", compute) + "\n\n"
 
 
 def table_rows(results: dict[str, Any]) -> list[str]:

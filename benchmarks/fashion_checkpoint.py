@@ -27,8 +27,8 @@ from PIL import Image
 
 from guided_diffusers import TextToImagePipeline
 from guided_diffusers.cli.drawing import SCHEDULERS, load_pipeline
-from guided_diffusers.evaluation.grid import labelled_grid
 from guided_diffusers.evaluation import load_judge
+from guided_diffusers.evaluation.grid import labelled_grid
 from guided_diffusers.guidance import ClassifierFreeGuidance, Guidance
 
 GAMMAS = ["0", "1", "1.5", "2", "3", "5", "8"]

@@ -1,0 +1,112 @@
+"""A sweep's results as a section of a model card: best points, finals, the spread over seeds, the verdict."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from guided_diffusers.evaluation.sweep import best
+
+_FIGURES = ("precision", "recall", "density", "coverage")
+
+
+def section(results: dict[str, Any], name: str, trade_off: str, compute: str | None) -> str:
+    """The section as Markdown.
+
+    Args:
+        results: results.json of `guided-diffusers sweep`.
+        name: The file's name beside the card.
+        trade_off: Link of the figure of distance against agreement.
+        compute: Link of the figure of both against compute; None where there were no finals.
+    """
+    spec, distance = results["spec"], results["distance"]
+    scheduler = ", ".join(spec["schedulers"]).upper()
+    parts = [
+        "## Guidance compared",
+        f"{len(results['points'])} settings of {spec['images']:,} images each, under {scheduler} with "
+        f"{', '.join(map(str, spec['steps']))} steps, all with the same prompts and seeds, against the "
+        f"10,000 real test images. Distances are in the features of {spec['features']} (not Inception: no FID); "
+        f"{distance} is unbiased and ranks, the Frechet distance is biased upwards at so few images. Each "
+        f"arm's best point in {distance}, with 95% intervals of resampling the generated images "
+        f"([all points]({name})):",
+        _table(_best_points(results), distance),
+        f"![{distance} against agreement, an arm a line]({trade_off})",
+    ]
+    if "verdict" in results:
+        parts += _finals(results, compute)
+    else:
+        parts.append("The second round (more images, other numbers of steps) has not been run.")
+    return "\n\n".join(parts)
+
+
+def _best_points(results: dict[str, Any]) -> list[dict[str, Any]]:
+    arms = dict.fromkeys(record["point"]["arm"] for record in results["points"])
+    return [
+        best([r for r in results["points"] if r["point"]["arm"] == arm], results["distance"]) for arm in arms
+    ]
+
+
+def _table(records: list[dict[str, Any]], distance: str) -> str:
+    frechet = next(name for name in records[0]["figures"] if name.startswith("F"))
+    heads = ["guidance", "steps", f"{distance} x 1000", frechet, "agreement", *_FIGURES, "GFLOPs an image"]
+    lines = [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
+    for record in sorted(records, key=lambda record: record["figures"][distance]["value"]):
+        figures = record["figures"]
+        cells = [
+            point_text(record["point"]),
+            str(record["point"]["steps"]),
+            _interval(figures[distance], 1000, ".1f"),
+            f"{figures[frechet]['value']:.1f}",
+            _interval(figures["agreement"], 100, ".1f") + "%",
+            *(f"{figures[name]['value']:.2f}" for name in _FIGURES),
+            f"{record['compute']['flops'] / 1e9:.2f}",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def point_text(point: dict[str, Any]) -> str:
+    """A point in words: its arm, its scale, and its interval."""
+    first = point["guidance"][0]
+    text = f"{point['arm']}, scale {first['scale']:g}"
+    if first.get("interval") is not None:
+        low, high = first["interval"]
+        text += f" for σ/α in ({low:g}, {'∞' if high is None else format(high, 'g')}]"
+    return text
+
+
+def _finals(results: dict[str, Any], compute: str | None) -> list[str]:
+    distance, verdict, seeds = results["distance"], results["verdict"], results["seeds"]
+    count = results["finals"][0]["point"]["images"]
+    values = ", ".join(f"{1000 * value:.1f}" for value in seeds["values"])
+    parts = [
+        f"The second round, {count:,} images a point: the best arms and plain guidance at their best points.",
+        _table(results["finals"], distance),
+    ]
+    if compute is not None:
+        parts.append(f"![Distance and agreement against compute]({compute})")
+    parts.append(
+        f"**How far seeds alone carry**: {point_text(seeds['point'])} with {len(seeds['seeds'])} seed sets "
+        f"of {seeds['point']['images']:,} images: {distance} x 1000 = {values}, a range of "
+        f"{1000 * seeds['range']:.1f}. Differences within it rank nothing."
+    )
+    parts.append(_verdict(verdict, distance))
+    return parts
+
+
+def _verdict(verdict: dict[str, Any], distance: str) -> str:
+    baseline = f"{point_text(verdict['baseline'])} at {verdict['baseline']['steps']} steps"
+    winner = f"{point_text(verdict['winner'])} at {verdict['winner']['steps']} steps"
+    if winner == baseline:
+        return f"**Verdict**: nothing at no more FLOPs comes nearer than plain guidance's best ({baseline})."
+    gain = f"{1000 * verdict['gain']:.1f} of {distance} x 1000, at {verdict['flops_ratio']:.2f} of its FLOPs"
+    if verdict["claimed"]:
+        return f"**Verdict**: {winner} is nearer than plain guidance's best point ({baseline}) by {gain}."
+    return (
+        f"**Verdict**: no win. {winner} comes nearest, but nearer than plain guidance's best ({baseline}) "
+        f"by only {gain}, within what seeds alone do."
+    )
+
+
+def _interval(figure: dict[str, Any], unit: float, spec: str) -> str:
+    value, low, high = (format(unit * figure[key], spec) for key in ("value", "low", "high"))
+    return f"{value} [{low}, {high}]"
