@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from PIL import Image
 from tiny import tiny_components
 
 from guided_diffusers import TextToImagePipeline
@@ -23,7 +24,7 @@ from guided_diffusers.evaluation.sweep import (
     spread,
     verdict,
 )
-from guided_diffusers.evaluation.sweep.figures import draw_figures, picture_rows
+from guided_diffusers.evaluation.sweep.figures import draw_figures
 from guided_diffusers.pipelines.drawer import PipelineDrawer
 
 SLICE = Path(__file__).parents[1] / "data" / "fashion_slice.parquet"
@@ -168,9 +169,11 @@ def test_a_killed_sweep_ends_with_the_same_bytes(tmp_path, equipment):
     assert len(whole["points"]) == 4 and len(whole["finals"]) == 4 and len(whole["seeds"]["values"]) == 2
     flops = {r["point"]["guidance"][0]["scale"]: r["compute"]["flops"] for r in whole["points"][:2]}
     assert flops[2.0] > 1.5 * flops[1.0]  # guidance doubles the denoiser's batch
-    assert [path.name for path in draw_figures(whole, tmp_path)] == ["trade-off.png", "compute.png"]
-    rows, labels = picture_rows(whole["points"], tmp_path / "whole" / "images", [0, 11])
-    assert [len(row) for row in rows] == [2] * 4 and labels[1] == "plain 2, 2 steps"
+    drawn = draw_figures(whole, tmp_path / "whole")
+    grids = ["scales-plain.png", "scales-interval.png", "scales-projected.png", "steps.png"]
+    assert [path.name for path in drawn] == ["trade-off.png", "compute.png", *grids]
+    tall, short = (Image.open(tmp_path / "whole" / name).height for name in (grids[3], grids[1]))
+    assert tall > 3.5 * short  # four rows, and one
 
 
 def test_equal_seeds_make_equal_images_where_guidance_is_equal(equipment):

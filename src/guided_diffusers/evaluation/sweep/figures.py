@@ -9,58 +9,52 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from ..generation import generated_images
+from ..grid import labelled_grid, to_pictures
+from .spec import Point
 
 _MARKERS = "osD^vP*Xhd<>"
 
 
 def draw_figures(results: Mapping[str, Any], folder: Path | str) -> list[Path]:
-    """The figures of results.json as PNG files in a folder; their paths.
+    """The figures of a sweep as PNG files in its folder; their paths.
 
     `trade-off.png`: agreement against distance, an arm a line, the front ringed. `compute.png`: the finals'
-    distance and agreement against FLOPs an image; left out where a sweep has no finals.
+    distance and agreement against FLOPs an image. `scales-ARM.png` and `steps.png`: pictures of the same
+    prompts and seeds, a row a scale, and a row an arm and number of steps. What a sweep has no figures for is
+    left out.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = []
+    folder, paths = Path(folder), []
     if "agreement" in results["points"][0]["figures"]:
         paths.append(_saved(_trade_off, results, folder / "trade-off.png"))
     if results.get("finals"):
         paths.append(_saved(_compute, results, folder / "compute.png"))
+    for arm, records in _by_arm(results["points"]).items():
+        paths.append(picture_grid(records, folder / "images", folder / f"scales-{arm}.png"))
+    if results.get("finals"):
+        paths.append(picture_grid(results["finals"], folder / "images", folder / "steps.png"))
     return paths
 
 
-def picture_rows(
-    records: Sequence[Mapping[str, Any]], images: Path | str, indices: Sequence[int]
-) -> tuple[list[list[Image.Image]], list[str]]:
-    """Rows of pictures and their labels, for a labelled grid: a row a record, a column an index.
+def picture_grid(records: Sequence[Mapping[str, Any]], images: Path, path: Path, columns: int = 10) -> Path:
+    """A picture of the same prompts and seeds, a row a record, a column an image.
 
     Args:
         records: Such as one arm over its scales, or over its steps.
         images: The sweep's folder of images.
-        indices: Global indices of the pictures.
+        path: The PNG file to write.
+        columns: Images a row, spread evenly over those that all the records have.
     """
+    count = min(record["point"]["images"] for record in records)
+    columns = min(columns, count)
+    indices = [(2 * column + 1) * count // (2 * columns) for column in range(columns)]
     rows, labels = [], []
     for record in records:
-        point = record["point"]
-        name = _point_name(point)
-        pictures = generated_images(Path(images) / name, max(indices) + 1)[list(indices)]
-        rows.append([_pil(picture) for picture in pictures])
-        labels.append(f"{point['arm']} {point['guidance'][0]['scale']:g}, {point['steps']} steps")
-    return rows, labels
-
-
-def _point_name(point: Mapping[str, Any]) -> str:
-    from .spec import Point
-
-    return Point(**point).name
-
-
-def _pil(image: Any) -> Image.Image:
-    array = image.numpy()
-    return Image.fromarray(array[0] if len(array) == 1 else array.transpose(1, 2, 0))
+        point = Point(**record["point"])
+        rows.append(to_pictures(generated_images(images / point.name, max(indices) + 1)[indices]))
+        labels.append(f"{point.arm} {point.guidance[0]['scale']:g}, {point.steps} steps")
+    labelled_grid(rows, labels, 48).save(path, optimize=True)
+    return path
 
 
 def _saved(draw: Callable[[Any, Mapping[str, Any]], None], results: Mapping[str, Any], path: Path) -> Path:
