@@ -24,7 +24,7 @@ def section(results: dict[str, Any], name: str, trade_off: str, compute: str | N
         "## Guidance compared",
         f"{len(results['points'])} settings of {spec['images']:,} images each, under {scheduler} with "
         f"{', '.join(map(str, spec['steps']))} steps, all with the same prompts and seeds, against the "
-        f"10,000 real test images. Distances are in the features of {spec['features']} (not Inception: no FID); "
+        f"10,000 real test images. Distances are in features of {spec['features']} (not Inception: no FID); "
         f"{distance} is unbiased and ranks, the Frechet distance is biased upwards at so few images. Each "
         f"arm's best point in {distance}, with 95% intervals of resampling the generated images "
         f"([all points]({name})):",
