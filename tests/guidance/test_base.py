@@ -52,7 +52,7 @@ class TestConfig:
                 "form": "mean_shift",
                 "through": "classifier",
             },
-            {"term": "AutoGuidance", "scale": 1.4, "interval": None},
+            {"term": "AutoGuidance", "scale": 1.4, "interval": None, "null": False},
         ]
 
     def test_a_single_term_and_an_empty_sum(self):

@@ -32,6 +32,20 @@ class TestClassifierFree:
         torch.testing.assert_close(ours, expected, rtol=0, atol=1e-12)
 
 
+class TestAutoGuidanceUnderTheNullCondition:
+    def test_it_extrapolates_from_the_weak_unconditional_model(self):
+        def weak(sample, level, condition):
+            return (5.0 if condition is None else 7.0) * torch.ones_like(sample)
+
+        def strong(sample, level, condition):
+            return 8.0 * torch.ones_like(sample)
+
+        sample, level = torch.zeros(4, 2), level_at(1.0)
+        x0 = AutoGuidance(weak, 2.0, null=True)(strong)(sample, level, LABELS)
+        assert x0.unique().item() == 5 + 2 * (8 - 5)
+        assert AutoGuidance(weak, 2.0)(strong)(sample, level, LABELS).unique().item() == 7 + 2 * (8 - 7)
+
+
 class TestClassifier:
     def test_it_is_the_papers_form_on_epsilon(self):
         """epsilon - s sigma g (Dhariwal and Nichol, algorithm 2)."""

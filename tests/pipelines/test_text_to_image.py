@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -106,6 +107,22 @@ def test_guidance_terms_and_scale_agree(pipeline: TextToImagePipeline) -> None:
     itself = ModelDenoiser(pipeline.unet, "epsilon")
     same = latents_of(pipeline, guidance=ClassifierFreeGuidance(3) + AutoGuidance(itself, 2))
     torch.testing.assert_close(same, by_term, rtol=0, atol=1e-4)
+
+
+def test_a_weak_network_comes_with_the_checkpoint_and_serves_its_default_guidance(tmp_path: Path) -> None:
+    weak = tiny_components(seed=7)["unet"]
+    default = AutoGuidance(weak, 2.0, null=True)
+    made = TextToImagePipeline(
+        **tiny_components(), requires_safety_checker=False, default_guidance=default, weak_unet=weak
+    )
+    made.save_pretrained(tmp_path)
+    pipeline = TextToImagePipeline.from_pretrained(tmp_path)
+    by_hand = AutoGuidance(pipeline.weak_denoiser, 2.0, null=True)
+    expected = latents_of(pipeline, guidance=by_hand)
+    torch.testing.assert_close(latents_of(pipeline), expected, rtol=0, atol=0)
+    assert (expected - latents_of(pipeline, guidance_scale=2)).abs().max() > 1e-3
+    with pytest.raises(ValueError, match="weak"):
+        TextToImagePipeline.from_pretrained(tmp_path, weak_unet=None)
 
 
 def test_classifier_guidance_moves_the_sample_uphill(pipeline: TextToImagePipeline) -> None:

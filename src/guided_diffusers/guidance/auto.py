@@ -3,10 +3,14 @@
     x_0 = D_weak + w (D - D_weak) = D + (w - 1) (D - D_weak)
 
 The weak model is a separate network under the same condition, such as an early snapshot of the same training.
-diffusers' guider of a similar name skips layers of one network instead.
+Under the null condition instead, D_weak(null) + w (D - D_weak(null)), it guides towards the condition too:
+classifier-free guidance whose unconditional model is the weak one, at the price of either alone. diffusers'
+guider of a similar name skips layers of one network instead.
 
 References:
-    Karras et al., "Guiding a Diffusion Model with a Bad Version of Itself" (arXiv:2406.02507), equation 3.
+    | Karras et al., "Guiding a Diffusion Model with a Bad Version of Itself" (arXiv:2406.02507), equation 3
+    | Karras et al., "Analyzing and Improving the Training Dynamics of Diffusion Models" (arXiv:2312.02696),
+      section 4: a small unconditional network for classifier-free guidance
 """
 
 from __future__ import annotations
@@ -30,16 +34,19 @@ class AutoGuidance(Guidance):
         weak: The weak denoiser, such as `ModelDenoiser(weak_unet, prediction_type)`.
         scale: w: 1 is unguided and costs nothing. A number, or one a sample.
         interval: Where the term is active, in sigma / alpha; None is everywhere.
+        null: Ask the weak network under the null condition.
     """
 
     neutral: ClassVar[float] = 1.0
     weak: Denoiser = network_field()
     scale: Scale
     interval: GuidanceInterval | None = None
+    null: bool = False
 
     def queries(self, step: Step) -> tuple[Query, ...]:
-        """The weak network's prediction under the same condition."""
-        return (Query(condition=step.condition, network=self.weak),)
+        """The weak network's prediction under the same condition, or under its null."""
+        condition = getattr(step.condition, "null", None) if self.null else step.condition
+        return (Query(condition=condition, network=self.weak),)
 
     def shift(self, step: Step, own: Denoised, answers: Sequence[Denoised]) -> Tensor:
         """(w - 1) (D - D_weak)."""

@@ -65,7 +65,7 @@ class GuidedPipeline(SafePipeline):
             guidance = (
                 ClassifierFreeGuidance(FALLBACK_GUIDANCE_SCALE)
                 if default is None
-                else Guidance.from_config(default)
+                else Guidance.from_config(default, **self._guidance_networks())
             )
             if interval is not None:
                 guidance = GuidanceSum(tuple(replace(term, interval=interval) for term in guidance.terms))
@@ -82,6 +82,10 @@ class GuidedPipeline(SafePipeline):
         self._guidance = guidance
         self._guidance_scale = free[0].scale if len(free) == 1 else None
         self._interrupt = False
+
+    def _guidance_networks(self) -> dict[str, Any]:
+        """The networks of the pipeline's own that its default guidance may need, by the term's argument."""
+        return {}
 
     def _current_guidance(self) -> Guidance:
         """The call's guidance with the scale as it stands: a callback may have set `_guidance_scale`."""
@@ -107,8 +111,12 @@ class GuidedPipeline(SafePipeline):
         return prediction_type
 
 
-def default_guidance_config(guidance: Any) -> list[dict[str, Any]] | None:
+def default_guidance_config(guidance: Any, **networks: Any) -> list[dict[str, Any]] | None:
     """A default guidance as JSON: of a Guidance, of its configuration, or of a scale; None stays None.
+
+    Args:
+        guidance: What it is given as.
+        networks: The networks that the pipeline brings to its default guidance, by the term's argument.
 
     Raises:
         ValueError: None of these, or a term that needs a network.
@@ -121,4 +129,6 @@ def default_guidance_config(guidance: Any) -> list[dict[str, Any]] | None:
         )
     if isinstance(guidance, int | float):
         guidance = ClassifierFreeGuidance(float(guidance))
-    return (guidance if isinstance(guidance, Guidance) else Guidance.from_config(guidance)).to_config()
+    return (
+        guidance if isinstance(guidance, Guidance) else Guidance.from_config(guidance, **networks)
+    ).to_config()

@@ -21,12 +21,13 @@ from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
 
 from guided_diffusers.denoiser import ModelDenoiser
-from guided_diffusers.guidance import Guidance, GuidanceInterval
+from guided_diffusers.guidance import ClassifierFreeGuidance, Guidance, GuidanceInterval
 from guided_diffusers.pipelines import inputs
 from guided_diffusers.pipelines.guided import GuidedPipeline, default_guidance_config
 from guided_diffusers.pipelines.prompts import PromptEncoding
 from guided_diffusers.pipelines.run import PromptedRun
 from guided_diffusers.sampling import sampling_loop
+from guided_diffusers.schedulers.compat import prediction_type_of
 
 
 class TextToImagePipeline(PromptEncoding, GuidedPipeline, StableDiffusionMixin):
@@ -47,6 +48,7 @@ class TextToImagePipeline(PromptEncoding, GuidedPipeline, StableDiffusionMixin):
         feature_extractor: As in Stable Diffusion; may be None unless there is a safety checker.
         image_encoder: Kept with the checkpoint, not used; may be None.
         requires_safety_checker: Kept with the checkpoint.
+        weak_unet: The weak network of autoguidance, such as a snapshot of the same training; None for none.
         default_guidance: The guidance of a call that names none: a Guidance, its `to_config()` value, or a
             scale.
 
@@ -55,7 +57,7 @@ class TextToImagePipeline(PromptEncoding, GuidedPipeline, StableDiffusionMixin):
     """
 
     model_cpu_offload_seq = "text_encoder->image_encoder->unet->vae"
-    _optional_components = ["safety_checker", "feature_extractor", "image_encoder"]
+    _optional_components = ["safety_checker", "feature_extractor", "image_encoder", "weak_unet"]
     _exclude_from_cpu_offload = ["safety_checker"]
     _callback_tensor_inputs = ["latents", "prompt_embeds", "negative_prompt_embeds"]
 
@@ -71,6 +73,7 @@ class TextToImagePipeline(PromptEncoding, GuidedPipeline, StableDiffusionMixin):
         image_encoder: CLIPVisionModelWithProjection = None,
         requires_safety_checker: bool = True,
         default_guidance: Any = None,
+        weak_unet: UNet2DConditionModel = None,
     ) -> None:
         super().__init__()
         if safety_checker is not None and feature_extractor is None:
@@ -88,10 +91,13 @@ class TextToImagePipeline(PromptEncoding, GuidedPipeline, StableDiffusionMixin):
             safety_checker=safety_checker,
             feature_extractor=feature_extractor,
             image_encoder=image_encoder,
+            weak_unet=weak_unet,
         )
         self.register_to_config(
             requires_safety_checker=requires_safety_checker,
-            default_guidance=default_guidance_config(default_guidance),
+            default_guidance=default_guidance_config(
+                default_guidance, **({} if weak_unet is None else {"weak": weak_unet})
+            ),
         )
         self.vae_scale_factor = 2 ** (len(vae.config.block_out_channels) - 1) if vae is not None else 8
         self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor)
@@ -101,6 +107,16 @@ class TextToImagePipeline(PromptEncoding, GuidedPipeline, StableDiffusionMixin):
     def cross_attention_kwargs(self) -> Mapping[str, Any] | None:
         """Further arguments of the network's attention processors in the current call."""
         return self._cross_attention_kwargs
+
+    @property
+    def weak_denoiser(self) -> ModelDenoiser | None:
+        """The weak network as `AutoGuidance` takes it; None where the checkpoint has none."""
+        if self.weak_unet is None:
+            return None
+        return ModelDenoiser(self.weak_unet, prediction_type_of(self.scheduler))
+
+    def _guidance_networks(self) -> dict[str, Any]:
+        return {} if self.weak_unet is None else {"weak": self.weak_denoiser}
 
     def prepare_latents(
         self,
@@ -214,10 +230,9 @@ class TextToImagePipeline(PromptEncoding, GuidedPipeline, StableDiffusionMixin):
         self._cross_attention_kwargs = cross_attention_kwargs
         device = self._execution_device
 
-        # A callback may change the scale, and a term of the caller's own may ask for the null condition.
-        wants_null = (
-            self.do_classifier_free_guidance or guidance is not None or callback_on_step_end is not None
-        )
+        # A callback may change the scale, and any other term may ask for the null condition.
+        others = any(not isinstance(term, ClassifierFreeGuidance) for term in self._guidance.terms)
+        wants_null = self.do_classifier_free_guidance or others or callback_on_step_end is not None
         prompt_embeds, negative_prompt_embeds = self.encode_prompt(
             prompt,
             device,
