@@ -118,6 +118,14 @@ def test_finalists_are_the_baselines_best_and_the_best_others():
     assert finalists(records, "plain", 1, "KD")[0]["figures"]["KD"]["value"] == 2
 
 
+def test_points_below_the_least_agreement_do_not_count():
+    records = [record("plain", 3, 0.9), record("plain", 2, 0.5), record("x", 1, 0.5), record("y", 4, 0.9)]
+    chosen = finalists(records, "plain", 2, "KD", min_agreement=0.8)
+    assert [r["figures"]["KD"]["value"] for r in chosen] == [3, 4]
+    with pytest.raises(ValueError, match="no point of plain"):
+        finalists(records, "plain", 2, "KD", min_agreement=0.95)
+
+
 def test_a_win_is_claimed_only_beyond_the_spread_and_at_no_more_flops():
     finals = [record("plain", 1.0, 0, flops=10), record("x", 0.8, 0, flops=10), record("y", 0.1, 0, flops=11)]
     outcome = verdict(finals, "plain", "KD", seed_range=0.1)
@@ -200,4 +208,17 @@ def test_another_sweep_is_not_continued(tmp_path, equipment):
     small = spec(tmp_path, finals=None, arms={"plain": SPEC["arms"]["plain"]})
     run_sweep(small, drawer, ruler, data, tmp_path / "sweep")
     with pytest.raises(ValueError, match="holds another sweep"):
-        run_sweep(replace(small, images=13), drawer, ruler, data, tmp_path / "sweep")
+        run_sweep(replace(small, batch_size=4), drawer, ruler, data, tmp_path / "sweep")
+    changed = {"plain": {**SPEC["arms"]["plain"], "guidance": [{"term": "CFGZeroStar"}]}}
+    with pytest.raises(ValueError, match="another point of this name"):
+        run_sweep(spec(tmp_path, finals=None, arms=changed), drawer, ruler, data, tmp_path / "sweep")
+
+
+def test_a_sweep_grows_and_keeps_the_points_that_are_there(tmp_path, equipment):
+    drawer, ruler, data = equipment
+    small = spec(tmp_path, finals=None, arms={"plain": SPEC["arms"]["plain"]})
+    first = run_sweep(small, drawer, ruler, data, tmp_path / "sweep")
+    grown = spec(tmp_path, finals=None, arms={name: SPEC["arms"][name] for name in ("projected", "plain")})
+    batches = Dying(drawer, 3)  # of the new point alone: 12 images, 5 at once
+    results = run_sweep(grown, batches, ruler, data, tmp_path / "sweep")
+    assert results["points"][1:] == first["points"] and batches.left == 0

@@ -30,10 +30,26 @@ def pareto_front(records: Sequence[Record], smaller: str, larger: str) -> list[i
     return sorted(front, key=lambda index: values[index])
 
 
-def finalists(records: Sequence[Record], baseline: str, arms: int, distance: str) -> list[Record]:
-    """The baseline's best point, then the best points of the best other arms."""
-    names = list(dict.fromkeys(record["point"]["arm"] for record in records))
-    tops = {name: best([r for r in records if r["point"]["arm"] == name], distance) for name in names}
+def finalists(
+    records: Sequence[Record], baseline: str, arms: int, distance: str, min_agreement: float = 0.0
+) -> list[Record]:
+    """The baseline's best point, then the best points of the best other arms.
+
+    Args:
+        records: Of the first round.
+        baseline: The arm that the others are compared with.
+        arms: How many others.
+        distance: The figure that ranks.
+        min_agreement: Points of less agreement do not count.
+
+    Raises:
+        ValueError: No point of the baseline has the agreement asked for.
+    """
+    able = [r for r in records if min_agreement == 0 or r["figures"]["agreement"]["value"] >= min_agreement]
+    names = list(dict.fromkeys(record["point"]["arm"] for record in able))
+    if baseline not in names:
+        raise ValueError(f"no point of {baseline} has an agreement of {min_agreement}: lower min_agreement")
+    tops = {name: best([r for r in able if r["point"]["arm"] == name], distance) for name in names}
     others = [tops[name] for name in names if name != baseline]
     others.sort(key=lambda record: record["figures"][distance]["value"])
     return [tops[baseline], *others[:arms]]

@@ -31,6 +31,9 @@ from ..report import distance_report, figure_names
 from .choice import finalists, pareto_front, spread, verdict
 from .spec import Point, SweepSpec, points_of
 
+_MAY_GROW = ("arms", "schedulers", "steps", "images", "seed", "seed_sets", "finals", "distance")
+"""What each point says of itself, and what is decided after all of them."""
+
 
 class Drawer(Protocol):
     """What draws the images of a sweep."""
@@ -103,7 +106,7 @@ def run_sweep(
         What results.json holds.
 
     Raises:
-        ValueError: The folder belongs to another sweep.
+        ValueError: The folder belongs to a sweep of another checkpoint, data or measure.
     """
     sweep = _Sweep(spec, drawer, ruler, data, Path(folder), processes, on_point)
     sweep.settle()
@@ -128,7 +131,8 @@ def _second_round(
     sweep: _Sweep, spec: SweepSpec, records: list[dict[str, Any]], distance: str
 ) -> dict[str, Any]:
     """The finals, the spread over seed sets, and the verdict."""
-    chosen = finalists(records, spec.finals.baseline, spec.finals.arms, distance)
+    rule = spec.finals
+    chosen = finalists(records, rule.baseline, rule.arms, distance, rule.min_agreement)
     first = Point(**chosen[0]["point"])
     seeds = sweep.measure([replace(first, seed=spec.seed + number) for number in range(spec.seed_sets)])
     finals = sweep.measure(
@@ -157,9 +161,10 @@ class _Sweep:
     on_point: Callable[[Mapping[str, Any], int, int], None] | None
 
     def settle(self) -> None:
-        """Write what the sweep is, or compare it with what is there."""
-        path = self.folder / "sweep.json"
-        asked = json.loads(json.dumps({"spec": self.spec.to_dict(), "drawer": self.drawer.identity()}))
+        """Write what all points share, or compare it with what is there; a sweep may grow."""
+        path, spec = self.folder / "sweep.json", self.spec.to_dict()
+        shared = {name: value for name, value in spec.items() if name not in _MAY_GROW}
+        asked = json.loads(json.dumps({"spec": shared, "drawer": self.drawer.identity()}))
         if self.processes.process_index == 0 and not path.is_file():
             path.parent.mkdir(parents=True, exist_ok=True)
             write_json_atomically(path, asked)
@@ -183,7 +188,10 @@ class _Sweep:
     def _measured(self, point: Point) -> dict[str, Any]:
         path = self._path(point)
         if path.is_file():
-            return json.loads(path.read_text())
+            record = json.loads(path.read_text())
+            if record["point"] != json.loads(json.dumps(point.to_dict())):
+                raise ValueError(f"{path} is of another point of this name: rename the arm, or remove it")
+            return record
         prompts = stratified_prompts(self.data, point.images)
         images = self.folder / "images" / point.name
         generate_images(

@@ -56,12 +56,15 @@ class Finals:
         arms: How many others.
         steps: Numbers of steps.
         images: Images a point.
+        min_agreement: The least agreement with the prompt, in [0, 1], of a point that may be an arm's best:
+            an arm without such a point is left out.
     """
 
     baseline: str
     arms: int = 3
     steps: list[int] = field(default_factory=lambda: [10, 20, 50])
     images: int = 2500
+    min_agreement: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
