@@ -9,18 +9,23 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline, ImagePipelineOutput
+from diffusers import ImagePipelineOutput
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
+from guided_diffusers.denoiser import ModelDenoiser
+from guided_diffusers.pipelines.safe import SafePipeline
+from guided_diffusers.sampling import sampling_loop, set_timesteps
+from guided_diffusers.schedulers.compat import prediction_type_of
 
-class ImagePipeline(DiffusionPipeline):
+
+class ImagePipeline(SafePipeline):
     """Draws images from a `UNet2DModel`.
 
     Args:
         unet: The denoiser; with class embeddings it needs `class_labels`.
-        scheduler: Its `step` takes (output, timestep, sample, generator=...), as GuidedDDPMScheduler's does.
+        scheduler: Any of `guided_diffusers.schedulers.SUPPORTED_SCHEDULERS`.
         vae: The autoencoder whose standardised latents the denoiser works on; None for pixels.
     """
 
@@ -57,13 +62,24 @@ class ImagePipeline(DiffusionPipeline):
         labels = self._labels(class_labels, batch_size)
         device, size = self._execution_device, self.unet.config.sample_size
         shape = (self.unet.config.in_channels, *((size, size) if isinstance(size, int) else size))
-        sample = randn_tensor((batch_size, *shape), generator=generator, device=device, dtype=self.unet.dtype)
-        self.scheduler.set_timesteps(num_inference_steps, device=device)
-        sample = sample * self.scheduler.init_noise_sigma
-        for timestep in self.progress_bar(self.scheduler.timesteps):
-            scaled = self.scheduler.scale_model_input(sample, timestep)
-            output = self.unet(scaled, timestep, **labels).sample
-            sample = self.scheduler.step(output, timestep, sample, generator=generator).prev_sample
+        noise = randn_tensor((batch_size, *shape), generator=generator, device=device, dtype=self.unet.dtype)
+        denoiser = ModelDenoiser(self.unet, prediction_type_of(self.scheduler))
+        set_timesteps(self.scheduler, num_inference_steps)
+        with self.progress_bar(total=len(self.scheduler.timesteps)) as progress:
+
+            def after_step(index: int, timestep: Tensor, sample: Tensor) -> Tensor:
+                progress.update()
+                return sample
+
+            sample = sampling_loop(
+                denoiser,
+                self.scheduler,
+                noise,
+                labels,
+                num_inference_steps,
+                generator=generator,
+                callback=after_step,
+            )
         if self.vae is not None:
             sample = self.vae.decode(sample.to(self.vae.dtype)).sample
         images = VaeImageProcessor().postprocess(sample, output_type)
