@@ -1,6 +1,7 @@
 """Sweeps: the plan, what their figures say, and that a killed one ends with the same bytes."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -182,6 +183,10 @@ def test_a_killed_sweep_ends_with_the_same_bytes(tmp_path, equipment):
     assert [path.name for path in drawn] == ["trade-off.png", "compute.png", *grids]
     tall, short = (Image.open(tmp_path / "whole" / name).height for name in (grids[3], grids[1]))
     assert tall > 3.5 * short  # four rows, and one
+    for name in ("plain-1-ddim-2steps-12images-seed0", "interval-3-in-0.5-inf-ddim-2steps-12images-seed0"):
+        shutil.rmtree(tmp_path / "whole" / "images" / name)
+    redrawn = [path.name for path in draw_figures(whole, tmp_path / "whole")]
+    assert redrawn == ["trade-off.png", "compute.png", grids[0], *grids[2:]]
 
 
 def test_equal_seeds_make_equal_images_where_guidance_is_equal(equipment):

@@ -22,17 +22,18 @@ def draw_figures(results: Mapping[str, Any], folder: Path | str) -> list[Path]:
     `trade-off.png`: agreement against distance, an arm a line, the front ringed. `compute.png`: the finals'
     distance and agreement against FLOPs an image. `scales-ARM.png` and `steps.png`: pictures of the same
     prompts and seeds, a row a scale, and a row an arm and number of steps. What a sweep has no figures for is
-    left out.
+    left out, and so are points whose images were removed after they had been measured.
     """
     folder, paths = Path(folder), []
     if "agreement" in results["points"][0]["figures"]:
         paths.append(_saved(_trade_off, results, folder / "trade-off.png"))
     if results.get("finals"):
         paths.append(_saved(_compute, results, folder / "compute.png"))
-    for arm, records in _by_arm(results["points"]).items():
-        paths.append(picture_grid(records, folder / "images", folder / f"scales-{arm}.png"))
-    if results.get("finals"):
-        paths.append(picture_grid(results["finals"], folder / "images", folder / "steps.png"))
+    grids = {f"scales-{arm}.png": records for arm, records in _by_arm(results["points"]).items()}
+    for name, records in {**grids, "steps.png": results.get("finals", [])}.items():
+        drawn = [r for r in records if (folder / "images" / Point(**r["point"]).name).is_dir()]
+        if drawn:
+            paths.append(picture_grid(drawn, folder / "images", folder / name))
     return paths
 
 
