@@ -61,7 +61,6 @@ def card(results: dict[str, Any], pictures: str, results_name: str) -> str:
         images_seen=run["images_seen"],
         epochs=run["images_seen"] / 60_000,
         minutes=run["seconds"] / 60,
-        planned=training["num_images"],
         **{key: training[key] for key in ("batch_size", "learning_rate")},
         precision={"no": "float32"}.get(training["mixed_precision"], training["mixed_precision"]),
         half_life=training["ema_half_life_images"],
