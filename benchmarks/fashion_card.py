@@ -3,7 +3,8 @@ r"""Writes the model card of a Fashion-MNIST checkpoint from the measured JSON: 
 The words are in fashion_card.template.md. Run:
 
     python benchmarks/fashion_card.py --results model_cards/fashion-32.json \
-        --sweep model_cards/fashion-32-guidance.json --output model_cards/fashion-32.md
+        --sweep model_cards/fashion-32-guidance.json --pictures model_cards/fashion-32-pictures.json \
+        --output model_cards/fashion-32.md
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from _sweep_section import section
+from _pictures_section import section as pictures_section
+from _sweep_section import section as sweep_section
 
 TEMPLATE = Path(__file__).with_name("fashion_card.template.md")
 RECIPE = Path(__file__).with_name("fashion_card_recipe.template.md")
@@ -31,15 +33,23 @@ def main() -> None:
         "--picture", default="../docs/images/fashion-32-grid.png", help="as the card links it"
     )
     parser.add_argument("--sweep", type=Path, default=None, help="results.json of a sweep over guidance")
+    parser.add_argument("--pictures", type=Path, default=None, help="JSON of benchmarks/fashion_pictures.py")
     parser.add_argument("--output", type=Path, required=True, help="the card to write")
     arguments = parser.parse_args()
     results = json.loads(arguments.results.read_text())
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.write_text(card(results, arguments.picture, arguments.results.name, arguments.sweep))
+    extras = (arguments.sweep, arguments.pictures)
+    arguments.output.write_text(card(results, arguments.picture, arguments.results.name, *extras))
 
 
-def card(results: dict[str, Any], picture: str, results_name: str, sweep: Path | None = None) -> str:
-    """The whole card as Markdown with its YAML head; the sweep's figures lie beside the picture."""
+def card(
+    results: dict[str, Any],
+    picture: str,
+    results_name: str,
+    sweep: Path | None = None,
+    pictures: Path | None = None,
+) -> str:
+    """The whole card as Markdown with its YAML head; all other pictures lie beside `picture`."""
     default = next(row for row in results["rows"] if row["default"])
     parts = results["parameters_millions"]
     judge = results["judge"]
@@ -47,6 +57,7 @@ def card(results: dict[str, Any], picture: str, results_name: str, sweep: Path |
     return TEMPLATE.read_text().format(
         **parts,
         guidance_compared=compared(sweep, Path(picture).parent),
+        at_work=at_work(pictures, Path(picture).parent, results["checkpoint"]),
         name=results["checkpoint"],
         results_name=results_name,
         picture=picture,
@@ -81,7 +92,14 @@ def compared(sweep: Path | None, pictures: Path) -> str:
         return ""
     results = json.loads(sweep.read_text())
     compute = f"{pictures}/{sweep.stem}-compute.png" if "verdict" in results else None
-    return section(results, sweep.name, f"{pictures}/{sweep.stem}-trade-off.png", compute) + "\n\n"
+    return sweep_section(results, sweep.name, f"{pictures}/{sweep.stem}-trade-off.png", compute) + "\n\n"
+
+
+def at_work(facts: Path | None, pictures: Path, name: str) -> str:
+    """The section of pictures; empty without what is known of them."""
+    if facts is None:
+        return ""
+    return pictures_section(json.loads(facts.read_text()), str(pictures), name) + "\n\n"
 
 
 def table_rows(results: dict[str, Any]) -> list[str]:

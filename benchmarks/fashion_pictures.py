@@ -4,7 +4,7 @@
     python benchmarks/fashion_pictures.py --data data/fashion --output docs/images
 
 With --judge, a classifier of benchmarks/fashion_judge.py, the closest pairs of generated and training images
-in its features are drawn too, and what they say of memorisation is printed.
+in its features are drawn too. --json keeps what the pictures show in words and numbers, for the model card.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from _fashion import generate, load_split
@@ -55,6 +55,7 @@ def main() -> None:
     parser.add_argument("--prompt", default="a photo of a sneaker", help="of the reverse trajectory")
     parser.add_argument("--images", type=int, default=500, help="of the loss by noise level")
     parser.add_argument("--judge", type=Path, help="a classifier's file: draws the closest pairs")
+    parser.add_argument("--json", type=Path, help="file of what the pictures show")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
@@ -69,12 +70,15 @@ def main() -> None:
         "reverse": drawing.reverse(arguments.prompt),
         "loss": drawing.loss(arguments.images),
     }
+    facts = {"prompt": arguments.prompt, "loss_images": arguments.images}
     if arguments.judge is not None:
-        pictures["closest"] = drawing.closest(arguments.judge)
+        pictures["closest"], facts["memorisation"] = drawing.closest(arguments.judge)
     for name, picture in pictures.items():
         path = arguments.output / f"{Path(arguments.checkpoint).name}-{name}.png"
         picture.quantize(64).save(path, optimize=True)
         print(f"{path}: {picture.width} x {picture.height}, {path.stat().st_size / 1000:.0f} kB")
+    if arguments.json is not None:
+        arguments.json.write_text(json.dumps(facts, indent=1) + "\n")
 
 
 class Drawing:
@@ -132,8 +136,8 @@ class Drawing:
         losses = losses_by_level(self.denoiser, latents, levels, condition, seed=self.seed)
         return loss_figure(losses, f"{images} Fashion-MNIST test latents")
 
-    def closest(self, judge: Path, images_per_class: int = 100) -> Image.Image:
-        """The generated images nearest to training images in a classifier's features; prints how near."""
+    def closest(self, judge: Path, images_per_class: int = 100) -> tuple[Image.Image, dict[str, Any]]:
+        """The generated images nearest to training ones in a classifier's features, and how near."""
         training, network = load_split(self.data / "train.parquet"), feature_network(judge)
         generated = generate(
             self.pipeline,
@@ -146,8 +150,8 @@ class Drawing:
         ).images
         sets = (generated, training.images, self.real.images)
         found = memorisation(*(extract_features(network, images) for images in sets))
-        print(json.dumps({"ratio": asdict(found.ratio), "copies": asdict(found.copies)}))
-        return closest_pairs(generated, training.images, found.generated, count=10)
+        picture = closest_pairs(generated, training.images, found.generated, count=10)
+        return picture, {"ratio": found.ratio.to_dict(), "copies": found.copies.to_dict()}
 
     def _condition(self, prompts: list[str]) -> Condition:
         positive, negative = self.pipeline.encode_prompt(prompts, "cpu", 1, True)

@@ -205,9 +205,10 @@ def test_images_do_not_depend_on_the_batch(benchmark, data):
 def test_shipped_card(benchmark, results):
     """A card in the repository is what the command makes of its figures, and they are what was asked for."""
     measured = json.loads(results.read_text())
-    sweep = results.with_name(f"{results.stem}-guidance.json")
+    extras = [results.with_name(f"{results.stem}-{name}.json") for name in ("guidance", "pictures")]
+    extras = [path if path.is_file() else None for path in extras]
     picture = f"../docs/images/{results.stem}-grid.png"
-    card = benchmark("fashion_card").card(measured, picture, results.name, sweep if sweep.is_file() else None)
+    card = benchmark("fashion_card").card(measured, picture, results.name, *extras)
     assert results.with_suffix(".md").read_text() == card
     assert (ROOT / "docs" / "images" / f"{results.stem}-grid.png").is_file()
     assert measured["judge"]["test_accuracy"]["value"] >= 0.9
