@@ -1,4 +1,4 @@
-"""The perceptual distance: a worked case, laws, and gradients that reach the reconstruction and nothing else."""
+"""The perceptual distance: a worked case, laws, gradients that reach the reconstruction and no weight."""
 
 import importlib.util
 import sys
@@ -51,7 +51,7 @@ def distance(request, judge_file):
 
 
 def test_the_distance_by_hand():
-    """One position with features (3, 4) against (4, 3), one of equal direction; then a layer without change."""
+    """A position with features (3, 4) against (4, 3), one of equal direction; then an equal layer."""
     first = torch.tensor([[3.0, 1.0], [4.0, 0.0]]).view(1, 2, 1, 2)
     second = torch.tensor([[4.0, 5.0], [3.0, 0.0]]).view(1, 2, 1, 2)
     expected = (0.2**2 + 0.2**2) / 2
@@ -114,9 +114,9 @@ def test_grey_images_count_as_colour_ones_of_equal_channels():
 
 
 @needs_weights
-def test_it_minds_blur_more_than_a_pixelwise_error_does():
-    """Blurred and brightened by the same absolute error, real images are farther off where they are blurred."""
-    data = ImageTextDataset(DataConfig(path=str(SLICE), channels=1))
+def test_it_minds_blur_more_than_a_pixelwise_error_does(tmp_path):
+    """Blurred, real images are farther off than brightened by the same absolute error."""
+    data = ImageTextDataset(DataConfig(path=str(SLICE), channels=1, cache_dir=str(tmp_path)))
     distance, images = perceptual_distance("efficientnet-lite0"), data.pixels(range(8))
     blurred = F.avg_pool2d(images, 5, stride=1, padding=2)
     shifted = images + (blurred - images).abs().mean()
