@@ -13,6 +13,7 @@ from __future__ import annotations
 import copy
 import importlib.util
 from collections.abc import Mapping
+from itertools import accumulate
 from pathlib import Path
 
 import torch
@@ -35,6 +36,9 @@ STAGES = (
     (6, 192, 4, 2, 5),
     (6, 320, 1, 1, 3),
 )
+MAPPED_STAGES = 5
+"""Of `feature_maps`: the stages up to a sixteenth of the resolution; the last two are for whole objects."""
+
 INPUT_PIXELS = 224
 FEATURES = 1280
 
@@ -101,13 +105,29 @@ class EfficientNetLite0(nn.Module):
         """Pooled features `(batch, 1280)` of `(batch, 3, size, size)`."""
         return self.head(self.blocks(self.stem(images))).mean((2, 3))
 
+    def feature_maps(self, images: Tensor) -> list[Tensor]:
+        """What the stem and each of the first five stages make of `(batch, 3, size, size)`, a list of six.
+
+        Their channels are 32, 16, 24, 40, 80, 112, their sizes 1/2, 1/2, 1/4, 1/8, 1/16, 1/16 of the images'.
+        """
+        hidden = self.stem(images)
+        maps, start = [hidden], 0
+        for end in accumulate(repeats for _, _, repeats, _, _ in STAGES[:MAPPED_STAGES]):
+            hidden, start = self.blocks[start:end](hidden), end
+            maps.append(hidden)
+        return maps
+
     def forward(self, images: Tensor) -> Tensor:
         """Logits `(batch, 1000)`."""
         return self.classifier(self.features(images))
 
 
 class EfficientNetLite0Features:
-    """The pooled features of images of any size: resized to 224 x 224, grey ones given three channels."""
+    """The pooled features of images of any size: resized to 224 x 224, grey ones given three channels.
+
+    Attributes:
+        network: The network with its norms folded in, in evaluation mode.
+    """
 
     name = "efficientnet-lite0"
 
@@ -132,13 +152,18 @@ class EfficientNetLite0Features:
 
     def __call__(self, images: Tensor) -> Tensor:
         """Features `(batch, 1280)` of images `(batch, 1 or 3, height, width)` in [-1, 1]."""
-        if images.shape[1] == 1:
-            images = images.expand(-1, 3, -1, -1)
         if images.shape[-2:] != (INPUT_PIXELS, INPUT_PIXELS):
             size = (INPUT_PIXELS, INPUT_PIXELS)
             images = F.interpolate(images, size, mode="bicubic", antialias=True).clamp(-1, 1)
-        pixels = (images * 127.5 + 0.5) / 128
-        return self.network.features(pixels.to(memory_format=torch.channels_last))
+        return self.network.features(self._pixels(images))
+
+    def feature_maps(self, images: Tensor) -> list[Tensor]:
+        """The network's `feature_maps` of `(batch, 1 or 3, size, size)` in [-1, 1], at their own size."""
+        return self.network.feature_maps(self._pixels(images))
+
+    def _pixels(self, images: Tensor) -> Tensor:
+        pixels = (images.expand(-1, 3, -1, -1) * 127.5 + 0.5) / 128
+        return pixels.to(memory_format=torch.channels_last)
 
 
 def pretrained_weights() -> dict[str, Tensor]:

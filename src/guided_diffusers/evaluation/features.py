@@ -41,12 +41,17 @@ class JudgeFeatures:
     name = "judge"
 
     def __init__(self, judge: Judge) -> None:
-        self.judge = judge.eval()
+        self.network = judge.eval()
         self.fingerprint = fingerprint_of(judge)
 
     def __call__(self, images: Tensor) -> Tensor:
         """Features of images of the judge's own shape."""
-        return self.judge.features(images)
+        return self.network.features(images)
+
+    def feature_maps(self, images: Tensor) -> list[Tensor]:
+        """The judge's `feature_maps` of images of its size, grey ones given as many channels as it takes."""
+        channels = self.network.config.in_channels if images.shape[1] == 1 else images.shape[1]
+        return self.network.feature_maps(images.expand(-1, channels, -1, -1))
 
 
 class InceptionFeatures:

@@ -59,16 +59,21 @@ class Judge(nn.Module):
 
     def features(self, images: Tensor) -> Tensor:
         """What the last layer sees, (batch, 4 * width * (image_size // 16)^2), of images as `forward`'s."""
+        return F.max_pool2d(self.feature_maps(images)[-1], 2).flatten(1)
+
+    def feature_maps(self, images: Tensor) -> list[Tensor]:
+        """What each of the four parts makes of images as `forward`'s: 1/2, 1/2, 1/4 and 1/8 of their size."""
         expected = (self.config.in_channels, self.config.image_size, self.config.image_size)
         if images.ndim != 4 or tuple(images.shape[1:]) != expected:
             raise ValueError(
                 f"`images` must have shape (batch, {', '.join(map(str, expected))}), got "
                 f"{tuple(images.shape)}; resize them, or train a judge for their shape."
             )
-        hidden = F.max_pool2d(self.middle(self.stem(images)), 2)
-        hidden = F.max_pool2d(self.deep(hidden), 2)
-        hidden = F.max_pool2d(hidden + self.residual(hidden), 2)
-        return hidden.flatten(1)
+        stem = self.stem(images)
+        middle = self.middle(stem)
+        deep = self.deep(F.max_pool2d(middle, 2))
+        hidden = F.max_pool2d(deep, 2)
+        return [stem, middle, deep, hidden + self.residual(hidden)]
 
 
 def _convolution(in_channels: int, out_channels: int, kernel_size: int = 3, stride: int = 1) -> nn.Sequential:

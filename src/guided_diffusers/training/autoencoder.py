@@ -25,6 +25,7 @@ from .config import TrainingConfig, option
 from .data import ImageTextDataset
 from .denoised_latents import DenoisedLatents
 from .engine import make_optimizer
+from .perceptual import perceptual_distance
 from .task import Metrics
 
 
@@ -36,6 +37,10 @@ class LossConfig:
     kl_weight: float = option(1e-6, "weight of the divergence, a sum over the latent")
     detail_weight: float = option(0.0, "weight of the strength of local detail")
     detail_gain: float = option(1.0, "the strength of detail to aim at, over that of the originals")
+    perceptual_weight: float = option(0.0, "weight of the perceptual distance; 0: there is none")
+    perceptual_network: str = option(
+        "efficientnet-lite0", "what sees the distance: efficientnet-lite0, lpips, or a classifier's file"
+    )
     adversarial_weight: float = option(0.0, "weight of the discriminator; 0: there is none")
     adaptive: bool = option(True, "times the ratio of gradients at the decoder's last layer")
     discriminator_start: float = option(0.2, "fraction of training after which the discriminator learns")
@@ -47,7 +52,7 @@ class LossConfig:
         for name in ("squared", "discriminator_start", "adversarial_start"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
-        for name in ("kl_weight", "detail_weight", "detail_gain", "adversarial_weight"):
+        for name in ("kl_weight", "detail_weight", "detail_gain", "perceptual_weight", "adversarial_weight"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
 
@@ -101,6 +106,7 @@ class AutoencoderTask:
         self.autoencoder, self.data, self.held_out, self.num_samples = autoencoder, data, held_out, len(data)
         self.loss, self.export, self.training, self.decoder_only = loss, export, training, decoder_only
         self.denoised = denoised
+        self.perceptual = perceptual_distance(loss.perceptual_network) if loss.perceptual_weight > 0 else None
         self.statistics = (autoencoder.config.latents_mean, autoencoder.config.latents_std)
         autoencoder.register_to_config(latents_mean=None, latents_std=None)
         if decoder_only:
@@ -150,6 +156,10 @@ class AutoencoderTask:
         if weights.detail_weight > 0:
             metrics["detail"] = losses.detail_loss(output, images, weights.detail_gain)
             loss = loss + weights.detail_weight * metrics["detail"]
+        if self.perceptual is not None:
+            metrics["perceptual"] = self.perceptual(output, images)
+            reconstruction = reconstruction + weights.perceptual_weight * metrics["perceptual"]
+            loss = loss + weights.perceptual_weight * metrics["perceptual"]
         if self.discriminator is not None and batch["progress"] >= weights.adversarial_start:
             metrics["adversarial"] = losses.adversarial_loss(self.discriminator(output).float())
             weight = weights.adversarial_weight

@@ -1,11 +1,12 @@
 """The terms of an autoencoder's loss.
 
-    loss = reconstruction + kl_weight KL + detail_weight detail + adversarial_weight adaptive adversarial
+    loss = reconstruction + kl_weight KL + detail_weight detail + perceptual_weight perceptual
+           + adversarial_weight adaptive adversarial
 
 The reconstruction error is a **mean** over the pixels of an image, the Kullback-Leibler divergence a **sum**
 over its latent (in nats), and both are means over the batch. The code of the latent diffusion paper sums the
 error over pixels instead and divides all by that: its `kl_weight` divided by channels x height x width is
-ours (`kl_weight_from_sum`).
+ours (`kl_weight_from_sum`). The perceptual distance is that of `perceptual`.
 
 References:
     Auto-Encoding Variational Bayes, arXiv:1312.6114.
@@ -89,7 +90,8 @@ def adaptive_weight(
     """The weight at which the adversarial loss pulls as hard as the reconstruction (arXiv:2012.09841, eq. 7).
 
     |gradient of reconstruction| / (|gradient of adversarial| + 1e-4) with respect to the decoder's last
-    weight, at most `maximum`, without a graph. `reconstruction` is the error alone, without KL.
+    weight, at most `maximum`, without a graph. `reconstruction` is the error with the perceptual distance, as
+    in the paper, and without KL.
     """
     norms = [
         torch.autograd.grad(loss, last_layer, retain_graph=True)[0].norm()
