@@ -16,6 +16,7 @@ FLOORS = {
     "noise_level": GROUND,
     "prediction": GROUND,
     "randomness": GROUND,
+    "distributions": GROUND,
     "schedulers": FIRST,
     "models": FIRST,
     "denoiser": FIRST,

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from guided_diffusers.randomness import generator_for, randn_for, seed_for
+from guided_diffusers.randomness import generator_for, rand_for, randn_for, seed_for
 
 
 def test_seeds_are_a_fixed_function_of_seed_and_index():
@@ -35,6 +35,14 @@ def test_it_is_standard_normal():
     count = noise.numel()
     assert abs(noise.mean()) < 4.5 / count**0.5
     assert abs(noise.var() - 1) < 4.5 * (2 / count) ** 0.5
+
+
+def test_uniform_numbers_are_uniform_and_depend_on_the_index_alone():
+    numbers = rand_for(0, range(500), (8, 8), dtype=torch.float64)
+    assert 0 <= numbers.min() and numbers.max() < 1
+    assert abs(numbers.mean() - 0.5) < 4.5 * (1 / 12 / numbers.numel()) ** 0.5
+    assert abs(numbers.var() - 1 / 12) < 4.5 * (1 / 180 / numbers.numel()) ** 0.5
+    assert torch.equal(rand_for(0, [7, 3], (8, 8), dtype=torch.float64), numbers[[7, 3]])
 
 
 def test_no_samples_give_an_empty_batch():

@@ -8,12 +8,11 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from guided_diffusers.distributions import discretised_log_likelihood, gaussian_kl
 from guided_diffusers.losses import add_noise
 from guided_diffusers.schedulers import GuidedDDPMScheduler
 from guided_diffusers.variational import (
     bound_term,
-    discretised_log_likelihood,
-    gaussian_kl,
     hybrid_terms,
     prior_term,
 )

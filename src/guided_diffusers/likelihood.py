@@ -134,7 +134,7 @@ def full_bound(
         seed: The noise is a function of it, an image's number and the term's.
         first_index: The number of the first image, for data done in parts.
         batch_size: Forwards at once.
-        floor: The least probability of a pixel, see `variational.discretised_log_likelihood`.
+        floor: The least probability of a pixel, see `distributions.discretised_log_likelihood`.
 
     Returns:
         A `Bound` a scheduler.

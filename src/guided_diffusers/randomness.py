@@ -66,3 +66,19 @@ def randn_for(
     for row, index in zip(noise, sample_indices, strict=True):
         row.normal_(generator=generator.manual_seed(seed_for(seed, index)))
     return noise.to(device)
+
+
+def rand_for(
+    seed: int,
+    sample_indices: Sequence[int],
+    shape: Sequence[int],
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Uniform numbers in [0, 1); otherwise as `randn_for`."""
+    numbers = torch.empty(len(sample_indices), *shape, dtype=dtype)
+    generator = torch.Generator()
+    for row, index in zip(numbers, sample_indices, strict=True):
+        row.uniform_(generator=generator.manual_seed(seed_for(seed, index)))
+    return numbers.to(device)

@@ -22,45 +22,12 @@ import math
 
 import torch
 from torch import Tensor
-from torch.nn.functional import logsigmoid
 
+from guided_diffusers.distributions import FLOOR, discretised_log_likelihood, gaussian_kl
 from guided_diffusers.losses import denoising_loss
 from guided_diffusers.noise_level import broadcast
 from guided_diffusers.prediction import at_least_float32
 from guided_diffusers.schedulers import GuidedDDPMScheduler
-
-LEVELS = 256
-FLOOR = 1e-12
-"""The least probability of a pixel, as in the papers' code. Where it is reached the sum is no bound."""
-
-
-def gaussian_kl(mean: Tensor, log_variance: Tensor, other_mean: Tensor, other_log_variance: Tensor) -> Tensor:
-    """KL(N(mean, variance) || N(other mean, other variance)) in nats, element by element."""
-    difference = log_variance - other_log_variance
-    squared = (mean - other_mean).square() * (-other_log_variance).exp()
-    return 0.5 * (-1 - difference + difference.exp() + squared)  # in this order: float32 keeps most
-
-
-def discretised_log_likelihood(
-    x0: Tensor, mean: Tensor, log_variance: Tensor, floor: float = FLOOR
-) -> Tensor:
-    """The logarithm of the mass of N(mean, variance) on each pixel's bin of width 2 / 255, in nats.
-
-    Args:
-        x0: in [-1, 1], on 256 evenly spaced levels.
-        mean: of x0's shape.
-        log_variance: of a shape that broadcasts with it.
-        floor: the least mass; 0 for none, which makes the likelihood a proper one.
-
-    Returns:
-        Of x0's shape. The mass itself, which vanishes far from the mean, is never formed.
-    """
-    half, scale = 1 / (LEVELS - 1), (-0.5 * log_variance).exp()
-    above, below = (_logit_of_normal((x0 - mean + edge) * scale) for edge in (half, -half))
-    # sigmoid(a) - sigmoid(b) = sigmoid(a) sigmoid(-b) (1 - exp(b - a))
-    inside = logsigmoid(above) + logsigmoid(-below) + torch.log1p(-(below - above).exp())
-    mass = torch.where(x0 < -0.999, logsigmoid(above), torch.where(x0 > 0.999, logsigmoid(-below), inside))
-    return mass.clamp_min(math.log(floor)) if floor > 0 else mass
 
 
 def bound_term(
@@ -81,7 +48,7 @@ def bound_term(
         x0: (batch, channels, ...) in [-1, 1].
         sample: x_t, of x0's shape.
         timestep: (batch,), listed ones.
-        floor: see `discretised_log_likelihood`.
+        floor: see `distributions.discretised_log_likelihood`.
 
     Returns:
         (batch,) float64 (float32 on a device without), bits a dimension.
@@ -157,11 +124,6 @@ def hybrid_terms(
     frozen = prediction.detach() if stop_gradient else prediction
     term = bound_term(scheduler, torch.cat([frozen, variance], dim=1), x0, sample, timestep)
     return simple, (len(scheduler.timesteps) * term).to(simple.dtype)
-
-
-def _logit_of_normal(value: Tensor) -> Tensor:
-    """The argument at which a sigmoid is 0.5 (1 + tanh(sqrt(2 / pi) (z + 0.044715 z^3))), nearly Phi(z)."""
-    return 2 * math.sqrt(2 / math.pi) * (value + 0.044715 * value**3)
 
 
 def _precise(value: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from diffusers import AutoencoderKL
 from safetensors.torch import load_file
 
+from guided_diffusers import pretrained
 from guided_diffusers.models import VariationalAutoencoder, VariationalAutoencoderOutput
 
 CONFIG = {
@@ -181,6 +182,118 @@ class TestTraining:
             gradients.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
         for a, b in zip(*gradients, strict=True):
             torch.testing.assert_close(a, b)
+
+
+VECTOR = CONFIG | {"latent": "vector", "latent_channels": 5, "likelihood": "gaussian"}
+
+
+class TestFamily:
+    @pytest.fixture
+    def vector(self):
+        torch.manual_seed(0)
+        return VariationalAutoencoder(**VECTOR).eval()
+
+    def test_a_vector_is_one_latent_an_image(self, vector, images):
+        posterior = vector.posterior(images)
+        assert posterior.mean.shape == (2, 5, 1, 1) == (2, *vector.latent_shape())
+        assert vector.decode(posterior.mean).sample.shape == images.shape
+        assert vector(images).sample.equal(vector.decode_raw(posterior.mean))
+        with torch.no_grad():  # every latent number reaches every pixel of the image, and the other way round
+            moved = posterior.mean + torch.eye(5)[0].view(1, 5, 1, 1)
+            assert (vector.decode(moved).sample != vector.decode(posterior.mean).sample).all()
+            corner = images.clone()
+            corner[..., 0, 0] += 1
+            assert (vector.posterior(corner).mean != posterior.mean).all()
+
+    def test_a_vector_s_images_have_one_size(self, vector):
+        for call in (vector.posterior, vector.encode, vector):
+            with pytest.raises(ValueError, match="images are 32x32; latent is 'vector'.* 16x16"):
+                call(randn(1, 3, 32, 32))
+        with pytest.raises(ValueError, match="cannot be tiled"):
+            vector.enable_tiling()
+        with pytest.raises(ValueError, match="images of 15x15 do not shrink by 2"):
+            VariationalAutoencoder(**VECTOR | {"sample_size": 15})
+        with pytest.raises(ValueError, match="needs use_quant_conv"):
+            VariationalAutoencoder(**VECTOR | {"use_quant_conv": False})
+
+    def test_a_vector_of_oblong_images(self):
+        model = VariationalAutoencoder(**VECTOR | {"sample_size": (16, 8)})
+        images = randn(2, 3, 16, 8)
+        assert (
+            model.posterior(images).mean.shape == (2, 5, 1, 1) and model(images).sample.shape == images.shape
+        )
+
+    def test_spatial_latents_follow_the_images_size(self, model):
+        assert model.latent_shape() == (3, 8, 8) and model.latent_shape(32, 16) == (3, 16, 8)
+        assert model.posterior(randn(1, 3, 32, 16)).mean.shape == (1, 3, 16, 8)
+
+    def test_a_deterministic_posterior_is_a_point(self, images):
+        torch.manual_seed(0)
+        model = VariationalAutoencoder(**CONFIG, posterior="deterministic")
+        for statistics in (None, (MEAN, STD)):
+            if statistics:
+                model.set_latent_statistics(*statistics)
+            point = model.encode(images).latent_dist
+            assert point.mode().equal(point.mean) and point.sample().equal(point.mean)
+            assert point.std.equal(torch.zeros_like(point.mean)) and (point.logvar == -torch.inf).all()
+            assert (point.mean + point.std * 5.0).equal(point.mean)
+            for undefined in (point.kl, lambda point=point: point.nll(point.mean)):
+                with pytest.raises(ValueError, match="posterior is 'deterministic'"):
+                    undefined()
+        assert model(images, sample_posterior=True).sample.equal(model(images).sample)
+
+    def test_it_is_the_limit_of_a_variance_that_goes_to_zero(self, images):
+        torch.manual_seed(0)
+        gaussian = VariationalAutoencoder(**CONFIG)
+        plain = VariationalAutoencoder(**CONFIG, posterior="deterministic")
+        plain.load_state_dict(gaussian.state_dict())
+        with torch.no_grad():
+            gaussian.quant_conv.weight[3:] = 0
+            gaussian.quant_conv.bias[3:] = -30.0
+            seeded = torch.Generator().manual_seed(0)
+            limit = gaussian(images, sample_posterior=True, generator=seeded).sample
+            torch.testing.assert_close(limit, plain(images).sample, atol=1e-4, rtol=0)
+
+    def test_decode_gives_the_likelihood_s_mean(self, vector, images):
+        torch.manual_seed(0)
+        bernoulli = VariationalAutoencoder(**VECTOR | {"likelihood": "bernoulli"}).eval()
+        latents = randn(2, 5, 1, 1)
+        assert vector.decode(latents).sample.equal(vector.decoder_output(latents))
+        logits = bernoulli.decoder_output(latents)
+        torch.testing.assert_close(bernoulli.decode(latents).sample, 2 * logits.sigmoid() - 1)
+        assert bernoulli(images).sample.abs().max() <= 1
+
+    def test_raw_and_standardised_latents_convert(self, vector):
+        vector.set_latent_statistics([0.5] * 5, [2.0] * 5)
+        raw = randn(2, 5, 1, 1)
+        torch.testing.assert_close(vector.destandardise(vector.standardise(raw)), raw)
+        torch.testing.assert_close(vector.decode(vector.standardise(raw)).sample, vector.decode_raw(raw))
+
+    def test_files_keep_the_choices_and_the_variance(self, vector, images, tmp_path):
+        torch.nn.init.constant_(vector.decoder_likelihood.log_variance, -1.5)
+        vector.save_pretrained(tmp_path)
+        again = VariationalAutoencoder.from_pretrained(tmp_path)
+        assert again.decoder_likelihood.log_variance.item() == -1.5
+        assert (again.config.latent, again.config.posterior, again.config.likelihood) == (
+            "vector",
+            "gaussian",
+            "gaussian",
+        )
+        assert again(images).sample.equal(vector(images).sample)
+
+    def test_what_shipped_before_loads_strictly(self):
+        folder = pretrained("fashion-32") / "vae"
+        weights = load_file(folder / "diffusion_pytorch_model.safetensors")
+        config = json.loads((folder / "config.json").read_text())
+        assert "posterior" not in config
+        model = VariationalAutoencoder.from_pretrained(folder)
+        assert model.load_state_dict(weights, strict=True) and model.state_dict().keys() == weights.keys()
+        assert model.config.latent == "spatial" and model.config.likelihood is None
+
+    @pytest.mark.parametrize("name", ["posterior", "latent", "likelihood"])
+    def test_an_unknown_choice_lists_the_known(self, name):
+        with pytest.raises(ValueError, match=f"{name} is 'other'; allowed: "):
+            VariationalAutoencoder(**CONFIG, **{name: "other"})
 
 
 class TestFiles:

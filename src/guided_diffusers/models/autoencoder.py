@@ -1,4 +1,4 @@
-"""A KL autoencoder whose `encode` and `decode` speak standardised latents.
+"""Autoencoders as one class, whose `encode` and `decode` speak standardised latents.
 
 Latent diffusion wants latents of mean 0 and deviation 1. Stable Diffusion multiplies by one number that
 every pipeline has to know (`scaling_factor`); here the mean m and deviation s of each channel live in the
@@ -7,6 +7,17 @@ model, and a pipeline has nothing to know:
     encode(x) = N((mean(x) - m) / s, (std(x) / s)^2)        decode(z) = decoder(s z + m)
 
 The raw posterior N(mean(x), std(x)^2), which the KL divergence and the evidence bound need, is `posterior`.
+
+Three choices make the family:
+
+    posterior    "gaussian": a variational autoencoder.
+                 "deterministic": the plain autoencoder, the limit of a variance that goes to 0. It encodes,
+                 but has no prior that its codes follow, no divergence and no likelihood.
+    latent       "spatial": a map, smaller by a power of 2, what latent diffusion works on (AutoencoderKL).
+                 "vector": one z of d = latent_channels numbers an image, shaped (batch, d, 1, 1), whose prior
+                 N(0, I) can be sampled: the convolution behind the encoder covers its whole map, and the one
+                 before the decoder spreads z over it again.
+    likelihood   what the decoder's output says of pixels (`decoder_likelihoods`); None: it is an image.
 """
 
 from __future__ import annotations
@@ -14,7 +25,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import torch
 from diffusers import AutoencoderKL
@@ -22,9 +33,14 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.models.autoencoders.vae import DecoderOutput, DiagonalGaussianDistribution
 from diffusers.models.modeling_outputs import AutoencoderKLOutput
 from diffusers.utils import BaseOutput
-from torch import Tensor
+from torch import Tensor, nn
 
+from guided_diffusers.models import evidence
+from guided_diffusers.models.decoder_likelihoods import make_likelihood
+from guided_diffusers.models.evidence import EvidenceBound
+from guided_diffusers.models.point_posterior import PointPosterior
 from guided_diffusers.models.safe import PICKLE_SUFFIXES, SafeWeightsMixin
+from guided_diffusers.models.standardised import StandardisedLatentsMixin, check_statistics
 
 # What AutoencoderKL means by a configuration that does not mention scaling_factor.
 _AUTOENCODER_KL_SCALING_FACTOR = 0.18215
@@ -43,17 +59,23 @@ class VariationalAutoencoderOutput(BaseOutput):
     latent_dist: DiagonalGaussianDistribution | None = None
 
 
-class VariationalAutoencoder(SafeWeightsMixin, AutoencoderKL):
-    """AutoencoderKL with standardised latents; takes its whole configuration and its weights.
+class VariationalAutoencoder(SafeWeightsMixin, StandardisedLatentsMixin, AutoencoderKL):
+    """AutoencoderKL, standardised latents, other posteriors; takes its whole configuration and its weights.
 
     `latents_mean` and `latents_std` hold one number a latent channel (None: 0 and 1). Checkpoints of
     AutoencoderKL carry neither, so they load unchanged and keep their `scaling_factor`; a new model's is 1.
     The statistics are honoured wherever they are set; SDXL's pipelines, which also use them, do it twice.
 
-    Every other argument is AutoencoderKL's.
+    Every other argument but the last three is AutoencoderKL's.
+
+    Args:
+        posterior: "gaussian" or "deterministic".
+        latent: "spatial" or "vector"; a vector is of images of `sample_size` only.
+        likelihood: None, "gaussian", "bernoulli", "discretised_logistic" or "discretised_gaussian".
 
     Raises:
-        ValueError: if the statistics are not one finite number a channel, or a deviation is not positive.
+        ValueError: if the statistics are not one finite number a channel, a deviation is not positive, an
+            option is unknown, or a vector's image does not shrink to whole pixels.
     """
 
     @register_to_config
@@ -77,9 +99,14 @@ class VariationalAutoencoder(SafeWeightsMixin, AutoencoderKL):
         use_quant_conv: bool = True,
         use_post_quant_conv: bool = True,
         mid_block_add_attention: bool = True,
+        posterior: Literal["gaussian", "deterministic"] = "gaussian",
+        latent: Literal["spatial", "vector"] = "spatial",
+        likelihood: str | None = None,
     ) -> None:
-        _check_statistics("latents_mean", latents_mean, latent_channels)
-        _check_statistics("latents_std", latents_std, latent_channels, positive=True)
+        _check_option("posterior", posterior, ("gaussian", "deterministic"))
+        _check_option("latent", latent, ("spatial", "vector"))
+        check_statistics("latents_mean", latents_mean, latent_channels)
+        check_statistics("latents_std", latents_std, latent_channels, positive=True)
         super().__init__(
             in_channels=in_channels,
             out_channels=out_channels,
@@ -100,6 +127,17 @@ class VariationalAutoencoder(SafeWeightsMixin, AutoencoderKL):
             use_post_quant_conv=use_post_quant_conv,
             mid_block_add_attention=mid_block_add_attention,
         )
+        self.decoder_likelihood = make_likelihood(likelihood)
+        if latent == "vector":
+            self._make_vector_layers(use_quant_conv and use_post_quant_conv)
+
+    def _make_vector_layers(self, both: bool) -> None:
+        """Convolutions as large as the encoder's map in place of the two of size 1."""
+        if not both:
+            raise ValueError("latent is 'vector': it needs use_quant_conv and use_post_quant_conv")
+        width, sides = self.config.latent_channels, self._map_size(*self.image_size)
+        self.quant_conv = nn.Conv2d(2 * width, 2 * width, sides)
+        self.post_quant_conv = nn.ConvTranspose2d(width, width, sides)
 
     @classmethod
     def extract_init_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> tuple[dict, dict, dict]:
@@ -125,40 +163,72 @@ class VariationalAutoencoder(SafeWeightsMixin, AutoencoderKL):
             raise ValueError(f"{given} is a pickle, which is refused; convert it to safetensors first.")
         return super().from_single_file(given, *args, **kwargs)
 
-    def set_latent_statistics(self, mean: Sequence[float] | Tensor, std: Sequence[float] | Tensor) -> None:
-        """Sets the raw latents' mean and deviation, one number a channel; the configuration keeps them."""
-        statistics = {"latents_mean": mean, "latents_std": std}
-        values = {k: torch.as_tensor(v, dtype=torch.float64).tolist() for k, v in statistics.items()}
-        _check_statistics("latents_mean", values["latents_mean"], self.config.latent_channels)
-        _check_statistics("latents_std", values["latents_std"], self.config.latent_channels, positive=True)
-        # A copy made from this configuration takes its defaults for the names listed here.
-        defaults = [k for k in self.config.get("_use_default_values", []) if k not in values]
-        self.register_to_config(**values, _use_default_values=defaults)
-
-    def _statistics(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        def per_channel(values: Sequence[float] | None, default: float) -> Tensor:
-            values = [default] * self.config.latent_channels if values is None else values
-            return torch.tensor(values, dtype=like.dtype, device=like.device).view(1, -1, 1, 1)
-
-        return per_channel(self.config.latents_mean, 0.0), per_channel(self.config.latents_std, 1.0)
-
     @property
-    def _standardises(self) -> bool:
-        return self.config.latents_mean is not None or self.config.latents_std is not None
+    def image_size(self) -> tuple[int, int]:
+        """The configured `sample_size` as (height, width)."""
+        size = self.config.sample_size
+        return (size, size) if isinstance(size, int) else tuple(size)
+
+    def latent_shape(self, height: int | None = None, width: int | None = None) -> tuple[int, int, int]:
+        """The shape of an image's latent, (latent_channels, h, w).
+
+        Args:
+            height: Of the image; `sample_size` where it is not given.
+            width: As height.
+
+        Raises:
+            ValueError: a vector's image is not of `sample_size`, or sides do not divide evenly.
+        """
+        sides = tuple(
+            default if given is None else given
+            for given, default in zip((height, width), self.image_size, strict=True)
+        )
+        map_size = self._map_size(*sides)
+        if self.config.latent == "vector":
+            self._check_vector_size(sides)
+            map_size = (1, 1)
+        return (self.config.latent_channels, *map_size)
+
+    def _map_size(self, height: int, width: int) -> tuple[int, int]:
+        factor = 2 ** (len(self.config.block_out_channels) - 1)
+        if height % factor or width % factor:
+            raise ValueError(f"images of {height}x{width} do not shrink by {factor}: give multiples of it")
+        return height // factor, width // factor
+
+    def _check_vector_size(self, sides: Sequence[int]) -> None:
+        if tuple(sides) != self.image_size:
+            given, allowed = ("x".join(map(str, pair)) for pair in (sides, self.image_size))
+            raise ValueError(f"images are {given}; latent is 'vector', whose sample_size is {allowed}")
+
+    def enable_tiling(self) -> None:
+        """As AutoencoderKL's; raises ValueError for a vector latent, which is of the whole image."""
+        if self.config.latent == "vector":
+            raise ValueError("latent is 'vector': it is of the whole image and cannot be tiled")
+        super().enable_tiling()
 
     def posterior(self, images: Tensor) -> DiagonalGaussianDistribution:
-        """The raw posterior q(z|x), before standardisation, of images (batch, channels, height, width)."""
-        return super().encode(images).latent_dist
+        """The raw posterior q(z|x), before standardisation, of images (batch, channels, height, width).
+
+        Raises:
+            ValueError: images of another size than a vector latent's.
+        """
+        if self.config.latent == "vector":
+            self._check_vector_size(images.shape[2:])
+        posterior = super().encode(images).latent_dist
+        return PointPosterior(posterior.mean) if self.config.posterior == "deterministic" else posterior
 
     def encode(
         self, x: Tensor, return_dict: bool = True
     ) -> AutoencoderKLOutput | tuple[DiagonalGaussianDistribution]:
         """The posterior of the standardised latents of images (batch, channels, height, width) in [-1, 1]."""
         posterior = self.posterior(x)
-        if self._standardises:
-            mean, std = self._statistics(posterior.mean)
-            moments = torch.cat([(posterior.mean - mean) / std, posterior.logvar - 2 * std.log()], dim=1)
-            posterior = DiagonalGaussianDistribution(moments)
+        if self.standardises:
+            mean = self.standardise(posterior.mean)
+            if isinstance(posterior, PointPosterior):
+                posterior = PointPosterior(mean)
+            else:
+                log_variance = posterior.logvar - 2 * self.latent_statistics(mean)[1].log()
+                posterior = DiagonalGaussianDistribution(torch.cat([mean, log_variance], dim=1))
         return AutoencoderKLOutput(latent_dist=posterior) if return_dict else (posterior,)
 
     def decode(
@@ -167,11 +237,51 @@ class VariationalAutoencoder(SafeWeightsMixin, AutoencoderKL):
         return_dict: bool = True,
         generator: torch.Generator | list[torch.Generator] | None = None,
     ) -> DecoderOutput | tuple[Tensor]:
-        """Images of standardised latents z (batch, latent_channels, h, w); `generator` is unused."""
-        if self._standardises:
-            mean, std = self._statistics(z)
-            z = z * std + mean
-        return super().decode(z, return_dict=return_dict)
+        """Images of standardised latents z (batch, latent_channels, h, w); `generator` is unused.
+
+        With a likelihood they are its means (`DecoderLikelihood.mean`), in [-1, 1] but for what a network
+        overshoots.
+        """
+        images = self.decode_raw(self.destandardise(z))
+        return DecoderOutput(sample=images) if return_dict else (images,)
+
+    def decode_raw(self, latents: Tensor) -> Tensor:
+        """Images (batch, channels, height, width) of raw latents, whose prior is N(0, I)."""
+        return self.image_of(self.decoder_output(latents))
+
+    def decoder_output(self, latents: Tensor) -> Tensor:
+        """The decoder's output at raw latents: what `decoder_likelihood` takes."""
+        return super().decode(latents).sample
+
+    def image_of(self, output: Tensor) -> Tensor:
+        """The image of a decoder's output."""
+        return output if self.decoder_likelihood is None else self.decoder_likelihood.mean(output)
+
+    def elbo(
+        self,
+        images: Tensor,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        beta: float = 1.0,
+        free_bits: float = 0.0,
+    ) -> EvidenceBound:
+        """One draw of the evidence bound of images, in nats and bits/dim: see `evidence.elbo`."""
+        return evidence.elbo(self, images, generator, beta, free_bits)
+
+    def log_likelihood(
+        self,
+        images: Tensor,
+        num_samples: int = 100,
+        method: Literal["importance", "prior"] = "importance",
+        seed: int = 0,
+        first_index: int = 0,
+        chunk: int = 256,
+    ) -> Tensor:
+        """An estimate of log p(x), (batch,) nats: see `evidence.log_likelihood`.
+
+        "importance" is IWAE. "prior" averages over samples of the prior, with a hopeless variance: `evidence`
+        has the figures.
+        """
+        return evidence.log_likelihood(self, images, num_samples, method, seed, first_index, chunk)
 
     def forward(
         self,
@@ -192,20 +302,13 @@ class VariationalAutoencoder(SafeWeightsMixin, AutoencoderKL):
         """
         posterior = self.posterior(sample)
         latents = posterior.sample(generator=generator) if sample_posterior else posterior.mode()
-        reconstruction = super().decode(latents).sample
+        reconstruction = self.decode_raw(latents)
         if return_posterior:
             output = VariationalAutoencoderOutput(sample=reconstruction, latent_dist=posterior)
             return output if return_dict else (reconstruction, posterior)
         return DecoderOutput(sample=reconstruction) if return_dict else (reconstruction,)
 
 
-def _check_statistics(
-    name: str, values: Sequence[float] | None, channels: int, positive: bool = False
-) -> None:
-    if values is None:
-        return
-    given = torch.as_tensor(values, dtype=torch.float64)
-    if given.shape != (channels,) or not bool(given.isfinite().all()):
-        raise ValueError(f"{name} must be {channels} finite numbers, one a latent channel; got {values}.")
-    if positive and not bool((given > 0).all()):
-        raise ValueError(f"{name} must be positive; got {values}.")
+def _check_option(name: str, value: Any, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name} is {value!r}; allowed: {', '.join(map(repr, allowed))}")
