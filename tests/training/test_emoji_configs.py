@@ -58,14 +58,18 @@ def test_the_perceptual_arm_continues_from_the_first_run_and_resumes_to_the_bit(
     script, tmp_path, monkeypatch
 ):
     """Tiny: random images, a random classifier for features."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "datasets")  # blind to rebuilt files
     pixels = np.random.default_rng(0).integers(0, 256, (16, 64, 64, 3), np.uint8)
+    (tmp_path / "data").mkdir()
     for split in ("train", "test"):
         images = {"image": [PILImage.fromarray(image) for image in pixels]}
-        Dataset.from_dict(images, features=Features(image=Image())).to_parquet(tmp_path / f"{split}.parquet")
+        Dataset.from_dict(images, features=Features(image=Image())).to_parquet(
+            tmp_path / "data" / f"{split}.parquet"
+        )
     torch.manual_seed(0)
     judge = Judge(JudgeConfig(width=4, in_channels=3, image_size=64))
     save_judge(judge, tmp_path / "judge.safetensors")
-    tiny = {"data.path": tmp_path, "data.cache_dir": tmp_path / "cache", "training.batch_size": 4}
+    tiny = {"data.path": tmp_path / "data", "data.cache_dir": tmp_path / "cache", "training.batch_size": 4}
     tiny |= {
         "training.checkpoint_every_images": 8,
         "training.num_images": 16,
