@@ -58,5 +58,5 @@ def component_source(name: str) -> str:
     components = sorted(path.parent.name for path in folder.glob("*/config.json"))
     if component not in components:
         allowed = ", ".join(f"{checkpoint}/{known}" for known in components)
-        raise ValueError(f"{name!r} is no component of the shipped checkpoint {checkpoint}; allowed: {allowed}")
+        raise ValueError(f"{name!r} is no component of the shipped {checkpoint}; allowed: {allowed}")
     return str(folder / component)
