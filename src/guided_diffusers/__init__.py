@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from guided_diffusers.checkpoints import pretrained
     from guided_diffusers.conditioning import Condition
     from guided_diffusers.denoiser import Denoised, ModelDenoiser
+    from guided_diffusers.models.adm_unet import ADMUNet2DModel
     from guided_diffusers.models.autoencoder import VariationalAutoencoder
+    from guided_diffusers.models.noise_aware_classifier import NoiseAwareClassifier
     from guided_diffusers.pipelines.image import ImagePipeline
     from guided_diffusers.pipelines.text_to_image import TextToImagePipeline
     from guided_diffusers.prediction import from_denoised, to_denoised
@@ -29,12 +31,14 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "ADMUNet2DModel",
     "Condition",
     "Denoised",
     "GuidedDDIMScheduler",
     "GuidedDDPMScheduler",
     "ImagePipeline",
     "ModelDenoiser",
+    "NoiseAwareClassifier",
     "NoiseLevel",
     "TextToImagePipeline",
     "VariationalAutoencoder",
@@ -46,12 +50,14 @@ __all__ = [
 ]
 
 _HOME = {
+    "ADMUNet2DModel": "guided_diffusers.models.adm_unet",
     "Condition": "guided_diffusers.conditioning",
     "Denoised": "guided_diffusers.denoiser",
     "GuidedDDIMScheduler": "guided_diffusers.schedulers",
     "GuidedDDPMScheduler": "guided_diffusers.schedulers",
     "ImagePipeline": "guided_diffusers.pipelines.image",
     "ModelDenoiser": "guided_diffusers.denoiser",
+    "NoiseAwareClassifier": "guided_diffusers.models.noise_aware_classifier",
     "TextToImagePipeline": "guided_diffusers.pipelines.text_to_image",
     "VariationalAutoencoder": "guided_diffusers.models.autoencoder",
     "from_denoised": "guided_diffusers.prediction",
@@ -66,6 +72,7 @@ _HOME = {
     "SchedulerMixin": "diffusers",
 }
 _SUBMODULES = (
+    "convert",
     "evaluation",
     "guidance",
     "likelihood",

@@ -1,6 +1,14 @@
-"""Networks: the autoencoder, and the mixin by which all of ours save and load safetensors only."""
+"""Networks, and the mixin by which all of ours save and load safetensors only."""
 
+from .adm_unet import ADMUNet2DModel
 from .autoencoder import VariationalAutoencoder, VariationalAutoencoderOutput
+from .noise_aware_classifier import NoiseAwareClassifier
 from .safe import SafeWeightsMixin
 
-__all__ = ["SafeWeightsMixin", "VariationalAutoencoder", "VariationalAutoencoderOutput"]
+__all__ = [
+    "ADMUNet2DModel",
+    "NoiseAwareClassifier",
+    "SafeWeightsMixin",
+    "VariationalAutoencoder",
+    "VariationalAutoencoderOutput",
+]

@@ -9,12 +9,16 @@ from guided_diffusers.schedulers.compat import (
 )
 from guided_diffusers.schedulers.ddim import GuidedDDIMScheduler
 from guided_diffusers.schedulers.ddpm import GuidedDDPMScheduler
+from guided_diffusers.schedulers.process import check_process, checked_process, describe_process
 
 __all__ = [
     "SUPPORTED_SCHEDULERS",
     "GuidedDDIMScheduler",
     "GuidedDDPMScheduler",
+    "check_process",
     "check_supported",
+    "checked_process",
+    "describe_process",
     "next_noise_level",
     "noise_level",
     "prediction_type_of",

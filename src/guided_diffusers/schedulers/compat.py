@@ -138,6 +138,22 @@ def prediction_type_of(scheduler: Any) -> str:
     return "sample" if configured == "original_sample" else configured
 
 
+def process_kind(scheduler: Any) -> str:
+    """The kind of process a network is told about: "variance_preserving", "flow" or "edm".
+
+    A variance-exploding scheduler's scaled input, `x_t / sqrt(1 + sigma^2)`, is that of the
+    variance-preserving process with the same betas, so it is of that kind.
+
+    Raises:
+        ValueError: An unsupported scheduler.
+    """
+    check_supported(scheduler)
+    coordinates = _coordinates(scheduler)
+    if coordinates is _flow or scheduler.config.get("use_flow_sigmas", False):
+        return "flow"
+    return "edm" if coordinates is _edm else "variance_preserving"
+
+
 def reads_variance(scheduler: Any) -> bool:
     """Whether a scheduler's `step` takes the channels of a learned variance beside the prediction."""
     learned = scheduler.config.get("variance_type") in ("learned", "learned_range")

@@ -1,0 +1,73 @@
+"""Class labels: by index or by name, as numbers that a classifier can look up."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def class_ids(labels: Any, num_classes: int, names: Mapping[int, str] | None = None) -> Tensor:
+    """Labels as indices.
+
+    Args:
+        labels: An index or a name, a sequence of them, or an integer tensor.
+        num_classes: How many classes there are.
+        names: The name of each index, where classes have names.
+
+    Returns:
+        Indices, int64, of shape () for one label and (count,) for several.
+
+    Raises:
+        ValueError: A label outside the classes, an unknown name, or what is no label at all.
+    """
+    if isinstance(labels, str):
+        return torch.tensor(_index_of(labels, names))
+    if isinstance(labels, Sequence):
+        labels = [_index_of(label, names) if isinstance(label, str) else label for label in labels]
+    ids = torch.as_tensor(labels)
+    if ids.ndim > 1 or ids.is_floating_point() or ids.dtype == torch.bool:
+        raise ValueError(
+            f"labels are of shape {tuple(ids.shape)} and {ids.dtype}; allowed: integers, one or one a sample"
+        )
+    outside = ids[(ids < 0) | (ids >= num_classes)].unique().tolist()
+    if outside:
+        raise ValueError(f"labels has {_shown(outside)}; allowed: 0 to {num_classes - 1}, the known classes")
+    return ids.long()
+
+
+def checked_names(id2label: Mapping[int | str, str], num_classes: int) -> dict[int, str]:
+    """Names of classes with integer keys, as a configuration read from JSON does not have them.
+
+    Raises:
+        ValueError: A key that is no class, or two classes of one name.
+    """
+    try:
+        names = {int(index): str(name) for index, name in id2label.items()}
+    except (TypeError, ValueError):
+        raise ValueError(f"id2label has the keys {_shown(list(id2label))}; allowed: class indices") from None
+    outside = [index for index in names if not 0 <= index < num_classes]
+    if outside:
+        raise ValueError(f"id2label names class {_shown(outside)}; allowed: 0 to {num_classes - 1}")
+    if len(set(names.values())) < len(names):
+        twice = sorted({name for name in names.values() if list(names.values()).count(name) > 1})
+        raise ValueError(f"id2label has two classes named {_shown(twice)}; names must differ")
+    return names
+
+
+def _index_of(name: str, names: Mapping[int, str] | None) -> int:
+    if not names:
+        raise ValueError(f"labels has the name {name!r}, and this classifier's classes have no names")
+    for index, known in names.items():
+        if known == name:
+            return index
+    close = get_close_matches(name, names.values(), n=3, cutoff=0.5) or list(names.values())[:5]
+    raise ValueError(f"labels has {name!r}, which is no class; did you mean {_shown(close)}?")
+
+
+def _shown(values: list[Any]) -> str:
+    more = f" and {len(values) - 5} more" if len(values) > 5 else ""
+    return ", ".join(map(repr, values[:5])) + more

@@ -1,0 +1,129 @@
+"""The process that a network was trained for, in a few JSON values, and its comparison with a scheduler's.
+
+A noise-aware classifier knows one relation between timestep and noise: it sees `input_scale * x_t` and the
+timestep, and nothing tells it where the two come from. Under another schedule it answers all the same, and
+wrongly. So its configuration holds a description of its process:
+
+    kind                    what else is in it
+    variance_preserving     num_train_timesteps and the betas; schedulers in other coordinates (Euler, Heun)
+                            give the same inputs once they are scaled, so they are of this kind too
+    flow                    num_train_timesteps: at timestep t, sigma = t / num_train_timesteps
+    edm                     sigma_data, which scales the input
+
+Two variance-preserving processes are the same if their tables of abar are, however the betas are named.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from guided_diffusers.schedulers.chain import abar_table
+from guided_diffusers.schedulers.compat import process_kind
+
+KINDS = ("variance_preserving", "flow", "edm")
+_RELATIVE_TOLERANCE = 1e-4  # of abar; beta_end 0.0201 for 0.02 changes its last value by 5%
+_SCHEDULES_WITHOUT_LIMITS = ("squaredcos_cap_v2", "laplace")
+
+
+def describe_process(scheduler: Any) -> dict[str, Any]:
+    """What a scheduler's noise levels and timesteps say to a network, as JSON values.
+
+    Args:
+        scheduler: One of `SUPPORTED_SCHEDULERS`; its timesteps need not be set.
+
+    Returns:
+        `kind`, one of `KINDS`, and what the module's documentation lists for it.
+
+    Raises:
+        ValueError: An unsupported scheduler.
+    """
+    kind, config = process_kind(scheduler), scheduler.config
+    if kind == "edm":
+        return {"kind": kind, "sigma_data": config.sigma_data}
+    described = {"kind": kind, "num_train_timesteps": config.num_train_timesteps}
+    if kind == "variance_preserving":
+        described |= _betas(config)
+    if config.get("timestep_type", "discrete") != "discrete":
+        described["timestep_type"] = config.timestep_type
+    return described
+
+
+def _betas(config: Any) -> dict[str, Any]:
+    zero_snr = {"rescale_betas_zero_snr": True} if config.get("rescale_betas_zero_snr", False) else {}
+    if config.get("trained_betas") is not None:
+        return {"trained_betas": torch.as_tensor(config.trained_betas).tolist(), **zero_snr}
+    names = ("beta_schedule", "beta_start", "beta_end")
+    names = names[:1] if config.beta_schedule in _SCHEDULES_WITHOUT_LIMITS else names
+    return {**{name: config[name] for name in names}, **zero_snr}
+
+
+def checked_process(process: Mapping[str, Any]) -> dict[str, Any]:
+    """A description as `describe_process` gives it, checked.
+
+    Raises:
+        ValueError: An unknown kind, or what the kind needs is missing or not understood.
+    """
+    described = dict(process)
+    if described.get("kind") not in KINDS:
+        raise ValueError(
+            f"process has kind {described.get('kind')!r}; allowed: {', '.join(KINDS)}, and the rest as "
+            "describe_process(scheduler) gives it"
+        )
+    needed = "sigma_data" if described["kind"] == "edm" else "num_train_timesteps"
+    if not isinstance(described.get(needed), int | float):
+        raise ValueError(f"process of kind {described['kind']!r} needs the number {needed}; got {described}")
+    if described["kind"] == "variance_preserving":
+        _abar(described)
+    return described
+
+
+def check_process(trained: Mapping[str, Any], scheduler: Any, name: str = "classifier") -> None:
+    """Compare the process that a network was trained for with a scheduler's.
+
+    Args:
+        trained: A description, as `describe_process` gives it.
+        scheduler: One of `SUPPORTED_SCHEDULERS`.
+        name: What the error calls the network.
+
+    Raises:
+        ValueError: They are not the same; it names each value that differs.
+    """
+    given = describe_process(scheduler)
+    if _same(trained, given):
+        return
+    differing = [key for key in {**trained, **given} if trained.get(key) != given.get(key)]
+    said = "; ".join(f"{key} {_short(trained, key)} for {_short(given, key)}" for key in differing)
+    raise ValueError(
+        f"the {name} was trained for another process than the scheduler's ({type(scheduler).__name__}): "
+        f"{said}. Use the {name}'s own process, or a {name} of the scheduler's"
+    )
+
+
+def _same(trained: Mapping[str, Any], given: Mapping[str, Any]) -> bool:
+    if trained.get("timestep_type") != given.get("timestep_type") or trained["kind"] != given["kind"]:
+        return False
+    if trained["kind"] != "variance_preserving":
+        return dict(trained) == dict(given)
+    ours, theirs = _abar(trained), _abar(given)
+    return ours.shape == theirs.shape and torch.allclose(ours, theirs, rtol=_RELATIVE_TOLERANCE, atol=0)
+
+
+def _abar(process: Mapping[str, Any]) -> Tensor:
+    defaults = {"trained_betas": None, "rescale_betas_zero_snr": False, "beta_schedule": None}
+    defaults |= {"beta_start": None, "beta_end": None}
+    settings = SimpleNamespace(**{**defaults, **process})
+    limits = (settings.beta_start, settings.beta_end)
+    without = settings.trained_betas is not None or settings.beta_schedule in _SCHEDULES_WITHOUT_LIMITS
+    if not without and not all(isinstance(value, int | float) for value in limits):
+        raise ValueError(f"process needs beta_start and beta_end, two numbers; got {limits}")
+    return abar_table(settings)
+
+
+def _short(process: Mapping[str, Any], key: str) -> str:
+    value = process.get(key, "none")
+    return f"{len(value)} numbers" if isinstance(value, list) else str(value)
