@@ -13,6 +13,7 @@ from typing import Annotated
 
 import typer
 
+from guided_diffusers.cli.convert import convert_adm, convert_ldm
 from guided_diffusers.cli.drawing import SCHEDULERS, draw, load_pipeline, save
 from guided_diffusers.cli.evaluate import evaluate
 from guided_diffusers.cli.likelihood import likelihood
@@ -83,6 +84,8 @@ def generate(
 app.command()(likelihood)
 app.command()(evaluate)
 app.command()(sweep)
+app.command()(convert_adm)
+app.command()(convert_ldm)
 
 
 def _print_version(wanted: bool) -> None:

@@ -166,10 +166,12 @@ class Architecture:
 def unet_architecture(config: Mapping[str, Any]) -> Architecture:
     """From the published flags of a denoiser, or of an upsampler (`large_size`, `small_size`).
 
+    Those of a classifier that guides it may be among them, as on the command line that samples with both.
+
     Raises:
         ValueError: A name that is no flag, a value of another kind, or one that is not supported.
     """
-    flags = read_flags(config, UNET_FLAGS)
+    flags = read_flags(config, {**CLASSIFIER_FLAGS, **UNET_FLAGS})
     if flags["num_heads_upsample"] not in (-1, flags["num_heads"]) and flags["num_head_channels"] == -1:
         raise ValueError(
             f"num_heads_upsample is {flags['num_heads_upsample']}; supported: -1 or num_heads, "

@@ -1,0 +1,86 @@
+"""The description of a process, and what counts as another."""
+
+import diffusers
+import pytest
+import torch
+
+from guided_diffusers import GuidedDDIMScheduler, GuidedDDPMScheduler
+from guided_diffusers.schedulers import check_process, checked_process, describe_process
+
+LINEAR = {
+    "kind": "variance_preserving",
+    "num_train_timesteps": 1000,
+    "beta_schedule": "linear",
+    "beta_start": 0.0001,
+    "beta_end": 0.02,
+}
+
+
+def test_a_description_is_of_what_the_network_is_told():
+    assert describe_process(GuidedDDPMScheduler()) == LINEAR
+    assert describe_process(GuidedDDIMScheduler(beta_schedule="squaredcos_cap_v2")) == {
+        "kind": "variance_preserving",
+        "num_train_timesteps": 1000,
+        "beta_schedule": "squaredcos_cap_v2",
+    }
+    flow = {"kind": "flow", "num_train_timesteps": 1000}
+    assert describe_process(diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)) == flow
+    assert describe_process(diffusers.DPMSolverMultistepScheduler(use_flow_sigmas=True)) == flow
+    assert describe_process(diffusers.EDMEulerScheduler(sigma_data=0.7)) == {"kind": "edm", "sigma_data": 0.7}
+
+
+def test_the_same_process_in_other_coordinates_or_words():
+    betas = dict(beta_schedule="linear", beta_start=0.0001, beta_end=0.02)
+    tables = [GuidedDDPMScheduler(trained_betas=torch.linspace(0.0001, 0.02, 1000).tolist())]
+    others = [
+        getattr(diffusers, name)(**betas)
+        for name in ("EulerDiscreteScheduler", "HeunDiscreteScheduler", "UniPCMultistepScheduler")
+    ]
+    for scheduler in [*tables, *others, GuidedDDPMScheduler(variance_type="learned_range")]:
+        check_process(LINEAR, scheduler)
+        check_process(describe_process(scheduler), GuidedDDPMScheduler())
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "reason"),
+    [
+        (
+            GuidedDDPMScheduler(beta_schedule="squaredcos_cap_v2"),
+            "beta_schedule linear for squaredcos_cap_v2",
+        ),
+        (GuidedDDPMScheduler(beta_end=0.0202), "beta_end 0.02 for 0.0202"),
+        (GuidedDDPMScheduler(num_train_timesteps=500), "num_train_timesteps 1000 for 500"),
+        (GuidedDDPMScheduler(rescale_betas_zero_snr=True), "rescale_betas_zero_snr none for True"),
+        (GuidedDDPMScheduler(trained_betas=[0.1] * 1000), "trained_betas none for 1000 numbers"),
+        (diffusers.EDMEulerScheduler(), "kind variance_preserving for edm"),
+        (
+            diffusers.EulerDiscreteScheduler(
+                beta_start=0.0001, beta_end=0.02, timestep_type="continuous", prediction_type="v_prediction"
+            ),
+            "timestep_type none for continuous",
+        ),
+    ],
+)
+def test_another_process_is_named_where_it_differs(scheduler, reason):
+    with pytest.raises(ValueError, match=f"trained for another process .*{reason}"):
+        check_process(LINEAR, scheduler)
+
+
+def test_a_scheduler_that_is_not_known():
+    with pytest.raises(ValueError, match="RePaintScheduler, whose noise levels are not known"):
+        describe_process(diffusers.RePaintScheduler())
+
+
+@pytest.mark.parametrize(
+    ("process", "reason"),
+    [
+        ({}, "kind None"),
+        ({"kind": "flow"}, "needs the number num_train_timesteps"),
+        ({"kind": "edm", "sigma_data": "half"}, "needs the number sigma_data"),
+        ({**LINEAR, "beta_end": None}, "beta_start and beta_end, two numbers"),
+        ({**LINEAR, "beta_schedule": "straight"}, "beta_schedule is 'straight'"),
+    ],
+)
+def test_a_description_that_describes_nothing(process, reason):
+    with pytest.raises(ValueError, match=reason):
+        checked_process(process)
