@@ -12,7 +12,8 @@ is handed s g instead and shifts by its own Sigma: fixed_small is the formula ab
 variance move the mean by what they draw with.
 
 How scales relate. The score form moves an ancestral step's mean by beta / sqrt(1 - beta) s g, with beta the
-variance of one forward step of the listed chain; the mean-shift form by Sigma s g. The ratio of the two, by which one form's scale becomes the other's, is near 1 only where steps are small. Against the posterior
+variance of one forward step of the listed chain; the mean-shift form by Sigma s g. The ratio of the two,
+by which one form's scale becomes the other's, is near 1 only where steps are small. Against the posterior
 variance it is, mid-chain, 1.006 at 1000 steps, 1.03 at 250, 1.13 at 50 and 1.28 at 25, and at the last noisy
 step 2.2 at 1000 steps and 223 at 25 (linspace spacing). Against fixed_large, Sigma = beta, it is
 1 / sqrt(1 - beta) at every step but the last. So a scale is not portable between the forms at few steps, and

@@ -26,7 +26,6 @@ from guided_diffusers.pipelines import inputs
 from guided_diffusers.pipelines.guided import GuidedPipeline, default_guidance_config
 from guided_diffusers.pipelines.prompts import PromptEncoding
 from guided_diffusers.pipelines.run import PromptedRun
-from guided_diffusers.sampling import sampling_loop
 from guided_diffusers.schedulers.compat import prediction_type_of
 
 
@@ -250,6 +249,7 @@ class TextToImagePipeline(PromptEncoding, GuidedPipeline, StableDiffusionMixin):
         )
         sample = self._sample(
             run,
+            self.scheduler,
             noise,
             (callback_on_step_end, callback_on_step_end_tensor_inputs),
             num_inference_steps=num_inference_steps,
@@ -320,23 +320,6 @@ class TextToImagePipeline(PromptEncoding, GuidedPipeline, StableDiffusionMixin):
                     f"{tuple(negative_prompt_embeds.shape)}; allowed: one shape"
                 )
         inputs.check_generator(generator, prompts * num_images_per_prompt)
-
-    def _sample(
-        self,
-        run: PromptedRun,
-        noise: Tensor,
-        callback: tuple[Callable | None, Sequence[str]],
-        **arguments: Any,
-    ) -> Tensor:
-        """The sampling loop with a progress bar and the user's callback, `(function, tensor names)`."""
-        function, names = callback
-        with self.progress_bar(total=self._num_timesteps) as progress:
-
-            def after_step(index: int, timestep: Tensor, sample: Tensor) -> Tensor:
-                progress.update()
-                return sample if function is None else run.call_back(function, names, index, timestep, sample)
-
-            return sampling_loop(run, self.scheduler, noise, callback=after_step, **arguments)
 
     def _default_size(self, height: int | None, width: int | None) -> tuple[int, int]:
         size = self.unet.config.sample_size
