@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from guided_diffusers.conditioning import Condition
     from guided_diffusers.denoiser import Denoised, ModelDenoiser
     from guided_diffusers.models.autoencoder import VariationalAutoencoder
+    from guided_diffusers.pipelines.classifier_guided import ClassifierGuidedPipeline
     from guided_diffusers.pipelines.image import ImagePipeline
     from guided_diffusers.pipelines.text_to_image import TextToImagePipeline
     from guided_diffusers.prediction import from_denoised, to_denoised
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "ClassifierGuidedPipeline",
     "Condition",
     "Denoised",
     "GuidedDDIMScheduler",
@@ -46,6 +48,7 @@ __all__ = [
 ]
 
 _HOME = {
+    "ClassifierGuidedPipeline": "guided_diffusers.pipelines.classifier_guided",
     "Condition": "guided_diffusers.conditioning",
     "Denoised": "guided_diffusers.denoiser",
     "GuidedDDIMScheduler": "guided_diffusers.schedulers",
@@ -94,4 +97,4 @@ def __dir__() -> list[str]:
     return sorted({*(name for name in globals() if name.startswith("__")), *__all__, *_SUBMODULES})
 
 
-_registration.register(pipelines=("ImagePipeline", "TextToImagePipeline"))
+_registration.register(pipelines=("ClassifierGuidedPipeline", "ImagePipeline", "TextToImagePipeline"))

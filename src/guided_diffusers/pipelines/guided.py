@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -144,6 +145,11 @@ class GuidedPipeline(SafePipeline):
         prediction_type = prediction_type_of(self.scheduler)
         coefficients(noise_level(self.scheduler, self.scheduler.timesteps[0]), prediction_type)
         return prediction_type
+
+
+def takes_eta(scheduler: Any) -> bool:
+    """Whether a scheduler's step has DDIM's eta."""
+    return "eta" in inspect.signature(scheduler.step).parameters
 
 
 def default_guidance_config(guidance: Any, **networks: Any) -> list[dict[str, Any]] | None:

@@ -6,7 +6,6 @@ guidance does is in `guided_diffusers.guidance`; what a scheduler does is in the
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -23,7 +22,7 @@ from transformers import CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjec
 from guided_diffusers.denoiser import ModelDenoiser
 from guided_diffusers.guidance import ClassifierFreeGuidance, Guidance, GuidanceInterval
 from guided_diffusers.pipelines import inputs
-from guided_diffusers.pipelines.guided import GuidedPipeline, default_guidance_config
+from guided_diffusers.pipelines.guided import GuidedPipeline, default_guidance_config, takes_eta
 from guided_diffusers.pipelines.prompts import PromptEncoding
 from guided_diffusers.pipelines.run import PromptedRun
 from guided_diffusers.schedulers.compat import prediction_type_of
@@ -256,7 +255,7 @@ class TextToImagePipeline(PromptEncoding, GuidedPipeline, StableDiffusionMixin):
             timesteps=timesteps,
             sigmas=sigmas,
             generator=generator,
-            step_kwargs={"eta": eta} if _takes_eta(self.scheduler) else None,
+            step_kwargs={"eta": eta} if takes_eta(self.scheduler) else None,
         )
         decoded, flagged = self._decode(sample, output_type, generator)
         self.maybe_free_model_hooks()
@@ -358,7 +357,3 @@ class TextToImagePipeline(PromptEncoding, GuidedPipeline, StableDiffusionMixin):
         return self.image_processor.postprocess(
             image, output_type=output_type, do_denormalize=denormalize
         ), flagged
-
-
-def _takes_eta(scheduler: Any) -> bool:
-    return "eta" in inspect.signature(scheduler.step).parameters
