@@ -217,3 +217,18 @@ def test_shipped_card(benchmark, results):
     assert all(row["images"] == 1000 for row in measured["rows"])
     assert default["agreement"]["value"] >= 0.97 and scales[1]["agreement"]["value"] >= 0.85
     assert 0.9 <= default["sharpness"]["value"] <= 1.1
+
+
+def test_algorithm_1_comes_nearer_with_steps(benchmark, tmp_path, monkeypatch, capsys):
+    script, output = benchmark("algorithm_1"), tmp_path / "rows.json"
+    arguments = ["algorithm_1.py", "--steps", "20", "60", "--samples", "200", "--output", str(output)]
+    monkeypatch.setattr(sys, "argv", arguments)
+    script.main()
+    rows = json.loads(output.read_text())
+    assert [(row["variance_type"], row["steps"]) for row in rows] == [
+        (kind, steps) for kind in ("fixed_small", "fixed_large") for steps in (20, 60)
+    ]
+    for few, many in (rows[:2], rows[2:]):
+        assert few["algorithm_1"] > many["algorithm_1"] > many["exact_draws"]
+        assert many["score_form"] == pytest.approx(many["conditional_model"], rel=1e-6)  # Bayes' rule
+    assert "| fixed_large | 60 |" in capsys.readouterr().out
