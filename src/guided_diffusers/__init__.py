@@ -26,10 +26,12 @@ if TYPE_CHECKING:
     from guided_diffusers.prediction import from_denoised, to_denoised
     from guided_diffusers.sampling import sampling_loop
     from guided_diffusers.schedulers import GuidedDDIMScheduler, GuidedDDPMScheduler, noise_level
+    from guided_diffusers.stock.guider import ClassifierFreeGuider
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "ClassifierFreeGuider",
     "ClassifierGuidedPipeline",
     "Condition",
     "Denoised",
@@ -48,6 +50,7 @@ __all__ = [
 ]
 
 _HOME = {
+    "ClassifierFreeGuider": "guided_diffusers.stock.guider",
     "ClassifierGuidedPipeline": "guided_diffusers.pipelines.classifier_guided",
     "Condition": "guided_diffusers.conditioning",
     "Denoised": "guided_diffusers.denoiser",
@@ -77,6 +80,7 @@ _SUBMODULES = (
     "pipelines",
     "randomness",
     "schedulers",
+    "stock",
     "training",
 )
 
