@@ -32,6 +32,7 @@ FLOORS = {
     "pipelines": THIRD,
     "training": THIRD,
     "hub": THIRD,
+    "stock": THIRD,
     "checkpoints": GROUND,
     "_registration": GROUND,
     "cli": TOP,
