@@ -149,6 +149,17 @@ def test_a_folder_and_a_pattern_of_parquet_files(tmp_path):
         assert torch.equal(data.pixels(range(64)), whole.pixels(range(64)))
 
 
+def test_parquet_files_that_are_written_anew_are_read_anew(tmp_path):
+    """A card that lists the files, as our scripts write it, must not freeze what they once held."""
+    files = "configs:\n- config_name: default\n  data_files:\n  - {split: train, path: train.parquet}\n"
+    (tmp_path / "README.md").write_text(f"---\n{files}---\n")
+    for count in (3, 5):
+        rows = {"image": [{"bytes": png(np.zeros((8, 8), np.uint8)), "path": None}] * count}
+        features = Features(image=ImageFeature())
+        Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "train.parquet")
+        assert len(load_image_text(DataConfig(path=str(tmp_path), caption_column=None))) == count
+
+
 def test_a_part_of_a_split(open_slice):
     data = open_slice(split="train[10:20]")
     assert torch.equal(data.pixels(range(10)), open_slice().pixels(range(10, 20)))

@@ -86,6 +86,8 @@ def load_image_text(config: DataConfig) -> Dataset:
         if "://" not in path and not glob.glob(path, recursive=True):
             raise FileNotFoundError(f"path {config.path!r} matches no parquet file")
         dataset = load_dataset("parquet", data_files={base_split: path}, split=config.split)
+    elif files := _parquet_files(path, base_split):
+        dataset = load_dataset("parquet", data_files={base_split: files}, split=config.split)
     else:
         dataset = load_dataset(path, split=config.split)
     for argument in ("image_column", "caption_column"):
@@ -98,6 +100,17 @@ def load_image_text(config: DataConfig) -> Dataset:
     if len(dataset) == 0:
         raise ValueError(f"{config.path!r} has no rows in split {config.split!r}")
     return dataset.cast_column(config.image_column, ImageFeature(decode=False))
+
+
+def _parquet_files(path: str, split: str) -> list[str]:
+    """A local folder's parquet files of a split, named or numbered after it.
+
+    Named one by one they are read anew when they change. Of a folder whose card lists its files, datasets'
+    own cache hands out what the files once held.
+    """
+    return sorted(glob.glob(f"{glob.escape(path)}/{split}.parquet")) or sorted(
+        glob.glob(f"{glob.escape(path)}/{split}-*.parquet")
+    )
 
 
 class ImageTextDataset:
