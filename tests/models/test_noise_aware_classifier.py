@@ -175,7 +175,7 @@ class TestLogProb:
 
     def test_a_name_needs_names(self):
         model = classifier(id2label=None)
-        with pytest.raises(ValueError, match="'bag', and this classifier's classes have no names"):
+        with pytest.raises(ValueError, match="'bag', and these classes have no names"):
             model.class_ids("bag")
 
     def test_a_level_without_a_timestep_is_refused(self):

@@ -15,12 +15,14 @@ from guided_diffusers import (
     GuidedDDIMScheduler,
     GuidedDDPMScheduler,
     ModelDenoiser,
+    NoiseAwareClassifier,
     NoiseLevel,
     noise_level,
     sampling_loop,
 )
 from guided_diffusers.conditioning import class_condition
 from guided_diffusers.guidance import AutoGuidance, ClassifierFreeGuidance, ClassifierGuidance
+from guided_diffusers.schedulers import describe_process
 
 STEPS = 4
 LATENTS = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(7))
@@ -322,8 +324,24 @@ class TestErrors:
         with pytest.raises(ValueError, match="classifier is a UNet2DModel, which has no log_prob"):
             pipeline(classifier=tiny_image_unet())
 
+    def test_a_noise_aware_classifier_of_another_process(self):
+        trained, other = GuidedDDIMScheduler(clip_sample=False), GuidedDDIMScheduler(beta_end=0.01)
+        classifier = NoiseAwareClassifier(
+            sample_size=8,
+            in_channels=1,
+            num_classes=3,
+            block_out_channels=(8, 8),
+            layers_per_block=1,
+            attention_head_dim=4,
+            norm_num_groups=4,
+            process=describe_process(trained),
+        )
+        assert drawn(pipeline(scheduler=trained, classifier=classifier)).isfinite().all()
+        with pytest.raises(ValueError, match="another process .* beta_end 0.02 for 0.01"):
+            self.refused(pipeline(scheduler=other, classifier=classifier), LABELS)
+
     def test_names_without_names(self):
-        with pytest.raises(ValueError, match="'boot'.*allowed: indices, 0 to 2: it names none"):
+        with pytest.raises(ValueError, match="'boot', and these classes have no names; allowed: indices"):
             self.refused(pipeline(classifier=tiny_classifier(id2label=None)), "boot")
         twice = tiny_classifier(id2label={0: "bag", 1: "bag", 2: "coat"})
         with pytest.raises(ValueError, match="'bag', which is the name of 2 classes"):

@@ -12,33 +12,33 @@ from torch import Tensor
 from guided_diffusers.conditioning import Condition
 
 
-def class_ids(labels: Any, num_classes: int, names: Mapping[int, str] | None = None) -> Tensor:
+def class_ids(
+    labels: Any, num_classes: int, names: Mapping[int, str] | None = None, argument: str = "labels"
+) -> Tensor:
     """Labels as indices.
 
     Args:
         labels: An index or a name, a sequence of them, or an integer tensor.
         num_classes: How many classes there are.
         names: The name of each index, where classes have names.
+        argument: What errors call the labels.
 
     Returns:
         Indices, int64, of shape () for one label and (count,) for several.
 
     Raises:
-        ValueError: A label outside the classes, an unknown name, or what is no label at all.
+        ValueError: A label outside the classes, an unknown name, no label, or what is none at all.
     """
-    if isinstance(labels, str):
-        return torch.tensor(_index_of(labels, names))
-    if isinstance(labels, Sequence):
-        labels = [_index_of(label, names) if isinstance(label, str) else label for label in labels]
-    ids = torch.as_tensor(labels)
-    if ids.ndim > 1 or ids.is_floating_point() or ids.dtype == torch.bool:
-        raise ValueError(
-            f"labels are of shape {tuple(ids.shape)} and {ids.dtype}; allowed: integers, one or one a sample"
-        )
-    outside = ids[(ids < 0) | (ids >= num_classes)].unique().tolist()
-    if outside:
-        raise ValueError(f"labels has {_shown(outside)}; allowed: 0 to {num_classes - 1}, the known classes")
-    return ids.long()
+    if isinstance(labels, Tensor):
+        kind = f"shape {tuple(labels.shape)} and {labels.dtype}"
+        if labels.ndim > 1 or labels.is_floating_point() or labels.dtype == torch.bool:
+            raise ValueError(f"{argument} are of {kind}; allowed: integers, one or one a sample")
+        labels = labels.tolist()
+    several = isinstance(labels, Sequence) and not isinstance(labels, str)
+    indices = [_index_of(label, num_classes, names, argument) for label in (labels if several else [labels])]
+    if not indices:
+        raise ValueError(f"{argument} is empty; allowed: one label, or one a sample")
+    return torch.tensor(indices if several else indices[0])
 
 
 class NamedClassesMixin:
@@ -95,14 +95,24 @@ def checked_names(id2label: Mapping[int | str, str], num_classes: int) -> dict[i
     return names
 
 
-def _index_of(name: str, names: Mapping[int, str] | None) -> int:
-    if not names:
-        raise ValueError(f"labels has the name {name!r}, and this classifier's classes have no names")
-    for index, known in names.items():
-        if known == name:
-            return index
-    close = get_close_matches(name, names.values(), n=3, cutoff=0.5) or list(names.values())[:5]
-    raise ValueError(f"labels has {name!r}, which is no class; did you mean {_shown(close)}?")
+def _index_of(label: Any, num_classes: int, names: Mapping[int, str] | None, argument: str) -> int:
+    indices = f"indices, 0 to {num_classes - 1}"
+    if isinstance(label, str):
+        found = [index for index, known in (names or {}).items() if known == label]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            count = f"{len(found)} classes"
+            raise ValueError(f"{argument} has {label!r}, which is the name of {count}; allowed: {indices}")
+        if not names:
+            raise ValueError(f"{argument} has {label!r}, and these classes have no names; allowed: {indices}")
+        close = get_close_matches(label, names.values(), n=3, cutoff=0.5) or list(names.values())[:5]
+        raise ValueError(f"{argument} has {label!r}, which is no class; did you mean {_shown(close)}?")
+    if isinstance(label, bool) or not isinstance(label, int):
+        raise ValueError(f"{argument} has {label!r}; allowed: {indices}, or names of classes")
+    if not 0 <= label < num_classes:
+        raise ValueError(f"{argument} has {label}; allowed: 0 to {num_classes - 1}, the known classes")
+    return label
 
 
 def _shown(values: list[Any]) -> str:

@@ -32,6 +32,7 @@ from guided_diffusers.pipelines.guided import GuidedPipeline, default_guidance_c
 from guided_diffusers.pipelines.labels import Labels, class_count, class_indices, labels_of
 from guided_diffusers.pipelines.run import GuidedRun
 from guided_diffusers.pipelines.unprompted import UnpromptedMixin
+from guided_diffusers.schedulers import check_process
 
 Scales = float | Sequence[float]
 
@@ -245,7 +246,12 @@ class ClassifierGuidedPipeline(UnpromptedMixin, GuidedPipeline):
         return classes if self.unet.config.num_class_embeds == classes + 1 else None
 
     def _check_networks(self) -> None:
-        """Raise ValueError where classifier and denoiser differ in the samples or the classes they know."""
+        """Raise ValueError where classifier and denoiser differ in samples, classes or process.
+
+        A classifier whose configuration says nothing of a process is taken at its user's word.
+        """
+        if self.classifier.config.get("process") is not None:
+            check_process(self.classifier.config.process, self.scheduler)
         channels, seen = self.unet.config.in_channels, self.classifier.config.get("in_channels")
         if seen is not None and seen != channels:
             raise ValueError(

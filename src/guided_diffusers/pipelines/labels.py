@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from guided_diffusers.models.labels import class_ids
+
 Labels = int | str | Sequence[int | str] | Tensor
 
 
@@ -45,27 +47,8 @@ def class_indices(labels: Labels, config: Mapping[str, Any], name: str = "class_
         ValueError: No class at all, an index outside the classes, an unknown or ambiguous name, or anything
             else.
     """
-    count, names = class_count(config), class_names(config)
-    given = labels.reshape(-1).tolist() if isinstance(labels, Tensor) else labels
-    many = given if isinstance(given, list | tuple | range) else [given]
-    if not many:
-        raise ValueError(f"{name} is empty; allowed: a class for all, or one an image")
-    return [_index(label, count, names, name) for label in many]
-
-
-def _index(label: Any, count: int, names: Mapping[int, str], argument: str) -> int:
-    if isinstance(label, str):
-        found = [index for index, known in names.items() if known == label]
-        if len(found) != 1:
-            allowed = ", ".join(map(repr, names.values())) or f"indices, 0 to {count - 1}: it names none"
-            why = f"is the name of {len(found)} classes" if found else "is no class of the classifier"
-            raise ValueError(f"{argument} has {label!r}, which {why}; allowed: {allowed}")
-        return found[0]
-    if isinstance(label, bool) or not isinstance(label, int):
-        raise ValueError(f"{argument} has {label!r}; allowed: indices, 0 to {count - 1}, or names of classes")
-    if not 0 <= label < count:
-        raise ValueError(f"{argument} has {label}; allowed: 0 to {count - 1}, the classes of the classifier")
-    return label
+    ids = class_ids(labels, class_count(config), class_names(config), name)
+    return ids.reshape(-1).tolist()
 
 
 def labels_of(indices: Sequence[int], count: int | None, name: str = "class_labels") -> Tensor:
