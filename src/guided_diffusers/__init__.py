@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from guided_diffusers.denoiser import Denoised, ModelDenoiser
     from guided_diffusers.models.adm_unet import ADMUNet2DModel
     from guided_diffusers.models.autoencoder import VariationalAutoencoder
+    from guided_diffusers.models.image_classifier import ImageClassifier
     from guided_diffusers.models.noise_aware_classifier import NoiseAwareClassifier
     from guided_diffusers.pipelines.image import ImagePipeline
     from guided_diffusers.pipelines.text_to_image import TextToImagePipeline
@@ -36,6 +37,7 @@ __all__ = [
     "Denoised",
     "GuidedDDIMScheduler",
     "GuidedDDPMScheduler",
+    "ImageClassifier",
     "ImagePipeline",
     "ModelDenoiser",
     "NoiseAwareClassifier",
@@ -55,6 +57,7 @@ _HOME = {
     "Denoised": "guided_diffusers.denoiser",
     "GuidedDDIMScheduler": "guided_diffusers.schedulers",
     "GuidedDDPMScheduler": "guided_diffusers.schedulers",
+    "ImageClassifier": "guided_diffusers.models.image_classifier",
     "ImagePipeline": "guided_diffusers.pipelines.image",
     "ModelDenoiser": "guided_diffusers.denoiser",
     "NoiseAwareClassifier": "guided_diffusers.models.noise_aware_classifier",
