@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from guided_diffusers.denoiser import Denoised, ModelDenoiser
     from guided_diffusers.models.adm_unet import ADMUNet2DModel
     from guided_diffusers.models.autoencoder import VariationalAutoencoder
+    from guided_diffusers.models.image_classifier import ImageClassifier
     from guided_diffusers.models.noise_aware_classifier import NoiseAwareClassifier
     from guided_diffusers.pipelines.classifier_guided import ClassifierGuidedPipeline
     from guided_diffusers.pipelines.image import ImagePipeline
@@ -41,6 +42,7 @@ __all__ = [
     "Denoised",
     "GuidedDDIMScheduler",
     "GuidedDDPMScheduler",
+    "ImageClassifier",
     "ImagePipeline",
     "ModelDenoiser",
     "NoiseAwareClassifier",
@@ -63,6 +65,7 @@ _HOME = {
     "Denoised": "guided_diffusers.denoiser",
     "GuidedDDIMScheduler": "guided_diffusers.schedulers",
     "GuidedDDPMScheduler": "guided_diffusers.schedulers",
+    "ImageClassifier": "guided_diffusers.models.image_classifier",
     "ImagePipeline": "guided_diffusers.pipelines.image",
     "ModelDenoiser": "guided_diffusers.denoiser",
     "NoiseAwareClassifier": "guided_diffusers.models.noise_aware_classifier",
