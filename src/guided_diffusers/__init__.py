@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from guided_diffusers.models.autoencoder import VariationalAutoencoder
     from guided_diffusers.pipelines.image import ImagePipeline
     from guided_diffusers.pipelines.text_to_image import TextToImagePipeline
+    from guided_diffusers.pipelines.vae import VAEPipeline
     from guided_diffusers.prediction import from_denoised, to_denoised
     from guided_diffusers.sampling import sampling_loop
     from guided_diffusers.schedulers import GuidedDDIMScheduler, GuidedDDPMScheduler, noise_level
@@ -37,6 +38,7 @@ __all__ = [
     "ModelDenoiser",
     "NoiseLevel",
     "TextToImagePipeline",
+    "VAEPipeline",
     "VariationalAutoencoder",
     "from_denoised",
     "noise_level",
@@ -53,6 +55,7 @@ _HOME = {
     "ImagePipeline": "guided_diffusers.pipelines.image",
     "ModelDenoiser": "guided_diffusers.denoiser",
     "TextToImagePipeline": "guided_diffusers.pipelines.text_to_image",
+    "VAEPipeline": "guided_diffusers.pipelines.vae",
     "VariationalAutoencoder": "guided_diffusers.models.autoencoder",
     "from_denoised": "guided_diffusers.prediction",
     "noise_level": "guided_diffusers.schedulers",
@@ -94,4 +97,4 @@ def __dir__() -> list[str]:
     return sorted({*(name for name in globals() if name.startswith("__")), *__all__, *_SUBMODULES})
 
 
-_registration.register(pipelines=("ImagePipeline", "TextToImagePipeline"))
+_registration.register(pipelines=("ImagePipeline", "TextToImagePipeline", "VAEPipeline"))

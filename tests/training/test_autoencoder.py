@@ -10,9 +10,16 @@ import torch
 from safetensors.torch import load_file
 
 from guided_diffusers.models import VariationalAutoencoder
+from guided_diffusers.models.decoder_likelihoods import INITIAL_LOG_VARIANCE
+from guided_diffusers.models.evidence import bound_of
 from guided_diffusers.randomness import randn_for
+from guided_diffusers.training import autoencoder_losses as losses
 from guided_diffusers.training.autoencoder import AutoencoderTask, ExportConfig, LossConfig
-from guided_diffusers.training.autoencoder_measures import latent_statistics, measure_reconstructions
+from guided_diffusers.training.autoencoder_measures import (
+    latent_statistics,
+    measure_bound,
+    measure_reconstructions,
+)
 from guided_diffusers.training.config import TrainingConfig
 from guided_diffusers.training.data import DataConfig, ImageTextDataset
 
@@ -144,6 +151,146 @@ def test_losses_do_not_depend_on_how_a_batch_is_split(data):
 
     whole, halves = loss(list(range(8))), (loss([0, 1, 2, 3]) + loss([4, 5, 6, 7])) / 2
     torch.testing.assert_close(whole, halves, atol=1e-6, rtol=1e-5)
+
+
+def small(**overrides):
+    """A tiny model of whole images as the shipped slice has them, 32x32 grey."""
+    torch.manual_seed(0)
+    config = {
+        "block_out_channels": (4, 4),
+        "down_block_types": ("DownEncoderBlock2D",) * 2,
+        "up_block_types": ("UpDecoderBlock2D",) * 2,
+        "norm_num_groups": 4,
+        "latent_channels": 3,
+    }
+    return VariationalAutoencoder(
+        1, 1, **{**config, "latent": "vector", "likelihood": "gaussian", **overrides}
+    )
+
+
+def task_of(model, data, training=None, **loss):
+    training = training or TrainingConfig(output_dir="unused", batch_size=8)
+    return AutoencoderTask(model, None, data, data, LossConfig(**loss), ExportConfig(), training)
+
+
+BOUND = {"reconstruction": "likelihood"}
+
+
+@pytest.mark.parametrize(
+    "likelihood", ["gaussian", "bernoulli", "discretised_logistic", "discretised_gaussian"]
+)
+def test_the_likelihood_s_loss_is_the_negative_bound_a_dimension(data, likelihood):
+    model = small(likelihood=likelihood)
+    task = task_of(model, data, **BOUND, beta=0.5, free_bits=0.1, dequantise=likelihood == "gaussian")
+    batch = task.batch(list(range(8)), list(range(100, 108)))
+    _, loss, metrics = next(task.losses(batch))
+    posterior = model.posterior(batch["images"])
+    output = model.decoder_output(posterior.mean + posterior.std * batch["noise"])
+    log_prob = model.decoder_likelihood.log_prob(output, batch["images"])
+    bound = bound_of(log_prob, posterior, model.decoder_likelihood, 1024, beta=0.5, free_bits=0.1)
+    torch.testing.assert_close(loss, -bound.objective.mean() / 1024)
+    torch.testing.assert_close(metrics["reconstruction"], -bound.reconstruction.mean().detach() / 1024)
+    torch.testing.assert_close(
+        metrics["kl"], losses.kl_per_image(posterior.mean, posterior.logvar).mean().detach()
+    )
+    assert ("log_variance" in metrics) == (likelihood != "bernoulli")
+    plain = small(likelihood=None)
+    plain.load_state_dict(model.state_dict(), strict=False)
+    weight = losses.kl_weight_from_sum(0.5, 1, 32, 32)
+    error = task_of(plain, data, kl_weight=weight)
+    *_, summed = next(error.losses(batch))
+    assert weight * summed["kl"].item() == pytest.approx(0.5 * bound.kl.mean().item() / 1024)
+
+
+def test_the_learned_variance_is_optimised_without_weight_decay_and_learns(data):
+    model, training = small(), TrainingConfig(output_dir="unused", batch_size=8, weight_decay=0.3)
+    task = task_of(model, data, training, **BOUND)
+    optimizer, variance = task.optimizers["autoencoder"], model.decoder_likelihood.log_variance
+    decays = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    assert decays.pop(id(variance)) == 0 and set(decays.values()) == {0.3}
+    assert len(decays) + 1 == len(list(model.parameters()))
+    before = variance.item()
+    next(task.losses(task.batch(list(range(8)), list(range(8)))))[1].backward()
+    optimizer.step()
+    assert variance.item() != before
+
+
+def test_noise_fills_the_bins_by_seed_and_position(data):
+    one, again, other = (
+        task_of(
+            small(), data, TrainingConfig(output_dir="unused", seed=seed), **BOUND, dequantise=True
+        ).batch(rows, positions)["images"]
+        for seed, rows, positions in ((0, [3, 4], [7, 8]), (0, [4], [8]), (1, [4], [8]))
+    )
+    noise = one - data.pixels([3, 4])
+    assert 0.9 / 255 < noise.abs().max() <= 1.001 / 255 and abs(noise.mean()) < 1e-4
+    assert torch.equal(one[1:], again) and not torch.equal(again, other)
+    assert torch.equal(task_of(small(), data, **BOUND).batch([3], [7])["images"], data.pixels([3]))
+
+
+def test_what_does_not_go_together_is_refused(data):
+    for model, loss, message in (
+        (small(likelihood=None), BOUND, "needs an autoencoder.likelihood, which is None"),
+        (small(posterior="deterministic"), BOUND, "'deterministic', which has no bound"),
+        (small(), {}, "reconstruction is 'error' and would leave the variance of likelihood 'gaussian'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            task_of(model, data, **loss)
+    assert task_of(small(likelihood="bernoulli"), data)  # has no variance
+    for name in ("beta", "free_bits"):
+        with pytest.raises(ValueError, match=f"{name} must be 0 or more"):
+            LossConfig(**{name: -1.0})
+
+
+def test_a_plain_autoencoder_has_no_divergence_and_no_noise(data):
+    model = small(posterior="deterministic", likelihood=None)
+    task = task_of(model, data, squared=1.0)
+    batch = task.batch(list(range(8)), list(range(8)))
+    _, loss, metrics = next(task.losses(batch))
+    assert set(metrics) == {"reconstruction"}
+    torch.testing.assert_close(loss, (model(batch["images"]).sample - batch["images"]).square().mean())
+
+
+SHIPPED = ["fashion_vae_vector.yaml", "fashion_vae_spatial.yaml", "fashion_autoencoder_plain.yaml"]
+
+
+@pytest.mark.parametrize("config", SHIPPED)
+def test_the_shipped_configurations_train_save_and_resume_to_the_bit(train, data, config):
+    name = config.removesuffix(".yaml")
+    whole = train(name, config)
+    train(name + "-parts", config, training__stop_at_images=48)
+    parts = train(name + "-parts", config)
+    model = VariationalAutoencoder.from_pretrained(whole / "final")
+    for file in ("modules/autoencoder", "averaged/autoencoder", "optimizers/autoencoder"):
+        one, two = (load_file(run / f"checkpoints/000000000096/{file}.safetensors") for run in (whole, parts))
+        assert one.keys() == two.keys() and all(torch.equal(one[key], two[key]) for key in one)
+    shape = {"spatial": (4, 7, 7), "vector": (16, 1, 1)}[model.config.latent]
+    assert model.latent_shape() == shape and None not in (model.config.latents_mean, model.config.latents_std)
+    figures = json.loads((whole / "final" / "metrics.json").read_text())
+    records = [json.loads(line) for line in (whole / "log.jsonl").read_text().splitlines()]
+    if model.config.likelihood is None:
+        assert "elbo" not in figures and model.config.posterior == "deterministic"
+        return
+    images = ImageTextDataset(
+        DataConfig(
+            path=str(TINY["data.path"]), channels=1, crop=28, resolution=28, cache_dir=data.config.cache_dir
+        )
+    )
+    expected = measure_bound(model, images, range(64), noisy=True)
+    assert {name: figures[name] for name in expected} == pytest.approx(expected, rel=1e-4)
+    assert figures["elbo"] < -500 and 7 < figures["bits_per_dim"] < 20
+    assert model.decoder_likelihood.log_variance.item() != INITIAL_LOG_VARIANCE
+    assert all("bits_per_dim" in record for record in records if "autoencoder" in record)
+
+
+def test_the_bound_that_is_measured_depends_on_no_batch(data):
+    model = small().eval()
+    whole = measure_bound(model, data, range(10), noisy=True, seed=3)
+    assert measure_bound(model, data, range(10), noisy=True, seed=3, batch_size=3) == pytest.approx(
+        whole, rel=1e-5
+    )
+    assert measure_bound(model, data, range(10), noisy=True, seed=4)["elbo"] != whole["elbo"]
+    assert measure_bound(model, data, range(10), noisy=False, seed=3)["elbo"] != whole["elbo"]
 
 
 def test_an_adversarial_weight_needs_a_discriminator(data):

@@ -2,5 +2,6 @@
 
 from guided_diffusers.pipelines.image import ImagePipeline
 from guided_diffusers.pipelines.text_to_image import TextToImagePipeline
+from guided_diffusers.pipelines.vae import VAEPipeline
 
-__all__ = ["ImagePipeline", "TextToImagePipeline"]
+__all__ = ["ImagePipeline", "TextToImagePipeline", "VAEPipeline"]

@@ -7,6 +7,13 @@ over its latent (in nats), and both are means over the batch. The code of the la
 error over pixels instead and divides all by that: its `kl_weight` divided by channels x height x width is
 ours (`kl_weight_from_sum`).
 
+With a likelihood the reconstruction is -log p(x | z) / D, the mean over an image's D = channels x height x
+width numbers, in nats, and the KL weight is beta / D (`kl_weight_from_sum(beta, ...)`; `kl_weight` is not
+used): the loss is the negative evidence bound a dimension, and beta = 1 the bound itself. Its other weights
+are thus on the scale of a mean over pixels too. Each latent channel's KL counts as at least `free_bits`.
+
+A plain autoencoder (a deterministic posterior) has no divergence: the term is left out.
+
 References:
     Auto-Encoding Variational Bayes, arXiv:1312.6114.
     Taming Transformers for High-Resolution Image Synthesis (equation 7), arXiv:2012.09841.

@@ -9,10 +9,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..distributions import dequantise
 from ..evaluation.sharpness import laplacian_energy
 from ..models.autoencoder import VariationalAutoencoder
-from ..randomness import randn_for
+from ..randomness import generator_for, rand_for, randn_for, seed_for
 from .data import ImageTextDataset
+
+LATENT = 1  # a stream of randomness beside the pixels'
 
 
 def psnr(reconstruction: Tensor, images: Tensor) -> Tensor:
@@ -44,6 +47,41 @@ def measure_reconstructions(
         "l1": float(sums[1]) / len(rows),
         "sharpness": float(sums[2] / sums[3]),
     }
+
+
+@torch.no_grad()
+def measure_bound(
+    model: VariationalAutoencoder,
+    data: ImageTextDataset,
+    rows: Sequence[int],
+    noisy: bool,
+    seed: int = 0,
+    batch_size: int = 250,
+) -> dict[str, float]:
+    """One draw an image of the evidence bound.
+
+    Args:
+        model: with a likelihood.
+        data: images, whose bins are filled with noise if `noisy`.
+        rows: of them.
+        noisy: a density needs it.
+        seed: latents and noise are a function of it and the row.
+        batch_size: images at once.
+
+    Returns:
+        Means over images: `elbo`, nats; `kl`, nats; `bits_per_dim` of the bound.
+    """
+    sums = torch.zeros(3, dtype=torch.float64)
+    for start in range(0, len(rows), batch_size):
+        part = list(rows[start : start + batch_size])
+        images = data.pixels(part)
+        if noisy:
+            images = dequantise(images, rand_for(seed, part, data.shape))
+        generators = [generator_for(seed_for(seed, LATENT), row) for row in part]
+        bound = model.elbo(images.to(model.device), generators)
+        figures = bound.elbo, bound.kl, bound.bits_per_dim
+        sums += torch.stack([values.double().sum().cpu() for values in figures])
+    return dict(zip(("elbo", "kl", "bits_per_dim"), (sums / len(rows)).tolist(), strict=True))
 
 
 @torch.no_grad()

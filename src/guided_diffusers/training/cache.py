@@ -81,8 +81,6 @@ def cached_latents(
         dtype: Of the file; float16 halves it and rounds means and deviations to 11 bits.
         batch_size: Images encoded at once.
     """
-    width = autoencoder.config.latent_channels
-    sides = [side // 2 ** (len(autoencoder.config.block_out_channels) - 1) for side in data.shape[1:]]
     made_of = {"data": data.fingerprint, "autoencoder": fingerprint(autoencoder), "dtype": dtype}
 
     @torch.no_grad()
@@ -92,7 +90,7 @@ def cached_latents(
         return torch.stack([posterior.mean, posterior.std], dim=1)
 
     name = f"latents-{_key(os.path.abspath(data.config.path), data.config.split, *data.shape)}"
-    shape = (len(data), 2, width, *sides)
+    shape = (len(data), 2, *autoencoder.latent_shape(*data.shape[1:]))
     was_training = autoencoder.training
     autoencoder.eval()
     array = _cached(_folder(data.config.cache_dir) / name, made_of, shape, dtype, encode, batch_size)
