@@ -35,7 +35,7 @@ def recipe(name: str, run: dict[str, Any]) -> str:
         f"{key.replace('_', ' ')} {value:.4g}" for key, value in run.get("metrics", {}).items()
     )
     return RECIPE.read_text().format(
-        name=name.capitalize(),
+        name=name[0].upper() + name[1:],
         images=run["images_seen"],
         minutes=run["seconds"] / 60,
         rate=f", {run['images_seen'] / run['seconds']:.0f} a second" if run["seconds"] else "",
