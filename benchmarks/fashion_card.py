@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from _pictures_section import section as pictures_section
+from _runs import recipe
 from _sweep_section import section as sweep_section
 
 TEMPLATE = Path(__file__).with_name("fashion_card.template.md")
-RECIPE = Path(__file__).with_name("fashion_card_recipe.template.md")
 
 
 def main() -> None:
@@ -131,27 +131,6 @@ def guidance_text(config: list[dict[str, Any]]) -> str:
             text += f" for σ/α in ({low:g}, {'∞' if high is None else format(high, 'g')}]"
         texts.append(text)
     return " + ".join(texts)
-
-
-def recipe(name: str, run: dict[str, Any]) -> str:
-    """What one training run saw and how, with its whole configuration folded away."""
-    training = run["config"]["training"]
-    metrics = ", ".join(
-        f"{key.replace('_', ' ')} {value:.4g}" for key, value in run.get("metrics", {}).items()
-    )
-    return RECIPE.read_text().format(
-        name=name.capitalize(),
-        images=run["images_seen"],
-        minutes=run["seconds"] / 60,
-        rate=f", {run['images_seen'] / run['seconds']:.0f} a second" if run["seconds"] else "",
-        batch_size=training["batch_size"],
-        learning_rate=training["learning_rate"],
-        learning_rate_schedule=training["learning_rate_schedule"],
-        precision={"no": "float32"}.get(training["mixed_precision"], training["mixed_precision"]),
-        half_life=training["ema_half_life_images"],
-        metrics=f" On the test images: {metrics}." if metrics else "",
-        config=json.dumps(run["config"], indent=2),
-    )
 
 
 def interval(estimate: dict[str, float], show: Any) -> str:

@@ -23,6 +23,7 @@ import torch
 from _fashion import Ruler, Split, generate, load_split
 from _models import parameters_millions
 from _pairs import machine, write_json
+from _runs import training_run
 from PIL import Image
 
 from guided_diffusers import TextToImagePipeline
@@ -206,25 +207,6 @@ def describe(
             name: training_run(Path(folder)) for name, folder in (run.split("=", 1) for run in arguments.run)
         },
     }
-
-
-def training_run(folder: Path) -> dict[str, Any]:
-    """A run's configuration, the last record of its log, and the figures that it wrote beside its weights."""
-    records = [json.loads(text) for text in (folder / "log.jsonl").read_text().splitlines()]
-    run = {
-        "config": _without_folders(json.loads((folder / "config.json").read_text())),
-        "images_seen": records[-1]["images"],
-        "seconds": records[-1]["seconds"],
-    }
-    metrics = folder / "final" / "metrics.json"
-    return {**run, "metrics": json.loads(metrics.read_text())} if metrics.is_file() else run
-
-
-def _without_folders(value: Any) -> Any:
-    """The same JSON value with absolute paths cut to their last part: nobody else has those folders."""
-    if isinstance(value, dict):
-        return {key: _without_folders(item) for key, item in value.items()}
-    return Path(value).name if isinstance(value, str) and value.startswith("/") else value
 
 
 if __name__ == "__main__":
