@@ -18,8 +18,8 @@ def blocks(language: str) -> list[str]:
 
 
 def test_the_python_runs_in_order():
-    """The pipeline, then a sum of terms, then the loop by hand; what a reader brings comes from the first."""
-    first, terms, loop = [block for block in blocks("python") if "push_to_hub" not in block]
+    """The pipeline, a sum of terms, the loop by hand, an autoencoder; what a reader brings is the first's."""
+    first, terms, loop, autoencoder = [block for block in blocks("python") if "push_to_hub" not in block]
     scope: dict[str, Any] = {}
     exec(first, scope)
     pipeline = scope["pipeline"]
@@ -41,6 +41,9 @@ def test_the_python_runs_in_order():
         exec(loop, scope)
     assert scope["sample"].shape == scope["noise"].shape
     assert scope["sample"].isfinite().all()
+
+    exec(autoencoder, scope)
+    assert [image.size for image in scope["steps_between"]] == [(32, 32)] * 8
 
 
 @pytest.mark.parametrize("target", re.findall(r"^make (\S+)", "\n".join(blocks("sh")), flags=re.MULTILINE))
