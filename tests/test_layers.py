@@ -30,8 +30,10 @@ FLOORS = {
     "convert": THIRD,
     "pipelines": THIRD,
     "training": THIRD,
-    "hub": THIRD,
+    "safety": GROUND,  # folders of files, of whatever model
+    "hub": FIRST,
     "checkpoints": GROUND,
+    "components": GROUND,
     "_registration": GROUND,
     "cli": TOP,
     "__main__": TOP,
