@@ -22,6 +22,16 @@ from guided_diffusers.hub.errors import hub_errors
 from guided_diffusers.hub.inventory import INDEX, weights_kind
 from guided_diffusers.safety import PICKLE_SUFFIXES, check_checkpoint, read_json
 
+_CONFIGS = (
+    INDEX,
+    "config.json",
+    "scheduler_config.json",
+    "tokenizer_config.json",
+    "preprocessor_config.json",
+)
+_OF_THIS_MACHINE = ("_name_or_path", "name_or_path", "is_local", "local_files_only")
+"""What libraries write into configurations about where they loaded them from."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Pushed:
@@ -91,6 +101,8 @@ def push_folder(
             if card is not None or new_card or not has_card:
                 contents |= card_files(folder, repo_id, card, with_code)
         prefix = f"{subfolder.strip('/')}/" if subfolder else ""
+        for name in _configs_of_other_variants(contents, _below(there, prefix)):
+            del contents[name]
         additions = [
             CommitOperationAdd(prefix + name, content if isinstance(content, bytes) else str(content))
             for name, content in sorted(contents.items())
@@ -155,19 +167,40 @@ def _contents(folder: Path, with_code: bool) -> dict[str, Path | bytes]:
     return contents
 
 
+def _configs_of_other_variants(contents: Iterable[str], there: Iterable[str]) -> list[str]:
+    """The configurations that a push of a variant leaves alone: those of components that have other weights.
+
+    transformers writes the dtype into it, and loads in that dtype: half a variant's would be all weights'.
+    """
+
+    def variants(names: Iterable[str]) -> dict[str, set[str]]:
+        found: dict[str, set[str]] = {}
+        for name in names:
+            if kind := weights_kind(name):
+                found.setdefault(str(Path(name).parent), set()).add(kind[1])
+        return found
+
+    before, names = variants(there), set(contents)
+    return [
+        config
+        for folder, new in variants(names).items()
+        if "" not in new
+        and "" in before.get(folder, ())
+        and (config := str(Path(folder, "config.json"))) in names
+    ]
+
+
 def _without_origin(path: Path) -> Path | bytes:
     """The file, or its text without the folder it was loaded from, which means nothing elsewhere."""
-    text = path.read_bytes()
-    if b'"_name_or_path"' not in text:
+    if path.name not in _CONFIGS:
         return path
-    config = json.loads(text)
-    if not isinstance(config, dict) or "_name_or_path" not in config:
-        return path
-    return (json.dumps(_forget(config), indent=2, sort_keys=True) + "\n").encode()
+    config = read_json(path)
+    kept = _forget(config)
+    return path if kept == config else (json.dumps(kept, indent=2, sort_keys=True) + "\n").encode()
 
 
 def _forget(config: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in config.items() if name != "_name_or_path"}
+    return {name: value for name, value in config.items() if name not in _OF_THIS_MACHINE}
 
 
 def _class_of(contents: dict[str, Path | bytes]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
@@ -30,16 +31,35 @@ class SafeWeightsMixin(PushMixin):
     other shapes than the network's, or that are NaN or infinite. `push_to_hub` makes one commit.
     """
 
-    def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
-        """As ModelMixin.save_pretrained; `safe_serialization=False` is ignored with a warning."""
-        names = ("is_main_process", "save_function", "safe_serialization")
-        kwargs.update(zip(names, args, strict=False))
-        if not kwargs.pop("safe_serialization", True):
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike[str],
+        is_main_process: bool = True,
+        save_function: Callable | None = None,
+        safe_serialization: bool = True,
+        variant: str | None = None,
+        max_shard_size: int | str = "10GB",
+        push_to_hub: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        """As ModelMixin.save_pretrained; `safe_serialization=False` is ignored with a warning.
+
+        The arguments are spelled out because a pipeline hands on only those that it finds in the signature.
+        """
+        if not safe_serialization:
             warnings.warn("safe_serialization=False is ignored: safetensors are saved.", stacklevel=2)
-        push, pushing = _pop_pushing(kwargs, save_directory)
-        super().save_pretrained(save_directory, *args[len(names) :], **kwargs)  # type: ignore[misc]
-        if push:
-            self.push_to_hub(variant=kwargs.get("variant"), **pushing)
+        pushing = {name: kwargs.pop(name) for name in PUSH_ARGUMENTS if name in kwargs}
+        super().save_pretrained(  # type: ignore[misc]
+            save_directory,
+            is_main_process=is_main_process,
+            save_function=save_function,
+            variant=variant,
+            max_shard_size=max_shard_size,
+            **kwargs,
+        )
+        if push_to_hub:
+            saving = {"variant": variant, "max_shard_size": max_shard_size}
+            self.push_to_hub(**{"repo_id": Path(save_directory).name, **saving, **pushing})
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any) -> Self:
@@ -69,10 +89,3 @@ class SafeWeightsMixin(PushMixin):
         check_complete(model, folder, where)
         check_finite(model, where)
         return loaded
-
-
-def _pop_pushing(kwargs: dict[str, Any], folder: str | os.PathLike[str]) -> tuple[bool, dict[str, Any]]:
-    """Take out of save_pretrained's arguments whether to push, and how."""
-    push = kwargs.pop("push_to_hub", False)
-    pushing = {name: kwargs.pop(name) for name in PUSH_ARGUMENTS if push and name in kwargs}
-    return push, {"repo_id": Path(folder).name, **pushing}

@@ -36,6 +36,8 @@ class SafePipeline(PushMixin, DiffusionPipeline):
             logger.warning("safe_serialization=False is ignored: weights are always saved as safetensors")
         push = kwargs.pop("push_to_hub", False)
         pushing = {name: kwargs.pop(name) for name in PUSH_ARGUMENTS if push and name in kwargs}
+        for component in self.components.values():
+            _forget_calls(component)
         super().save_pretrained(save_directory, safe_serialization=True, **kwargs)
         if push:
             saving = {name: kwargs[name] for name in ("variant", "max_shard_size") if name in kwargs}
@@ -88,3 +90,11 @@ class SafePipeline(PushMixin, DiffusionPipeline):
             if isinstance(value, list) and len(value) == 2 and value[0] == LIBRARY
         }
         return {**index, **ours, "_class_name": plain_class_name(index)}
+
+
+def _forget_calls(component: Any) -> None:
+    """A tokenizer keeps the padding and truncation of its last call, and would save them as its own."""
+    backend = getattr(component, "backend_tokenizer", None)
+    if backend is not None:
+        backend.no_truncation()
+        backend.no_padding()
