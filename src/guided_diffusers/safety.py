@@ -168,8 +168,7 @@ def check_complete(module: Any, folder: Path, name: str) -> None:
         tensors = {key: value for key, value in safetensors_header(path).items() if key != "__metadata__"}
         variant = path.name.removesuffix(".safetensors").partition("-0")[0]
         sets[variant] = sets.get(variant, 0) + sum(_numel(value["shape"]) for value in tensors.values())
-    parameters = [weight for weight in module.parameters() if not weight.is_meta]
-    wanted, found = sum(weight.numel() for weight in parameters), max(sets.values())
+    wanted, found = sum(weight.numel() for weight in module.parameters()), max(sets.values())
     if found < wanted:
         raise OSError(
             f"{name}: its files hold {found:,} values, the network has {wanted:,}: not whole, refused"

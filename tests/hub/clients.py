@@ -187,6 +187,89 @@ def no_network(home: str) -> dict[str, str]:
     }
 
 
+def train_and_push(folder: str, repo: str, seconds: str) -> dict[str, Any]:
+    """Train a tiny pipeline, a batch each so many seconds, and push each export; what the log said."""
+    import logging
+    import time
+
+    from training.conftest import Denoising
+
+    from guided_diffusers import GuidedDDPMScheduler, ImagePipeline
+    from guided_diffusers.training.config import TrainingConfig
+    from guided_diffusers.training.engine import train
+
+    class Drawing(Denoising):
+        def batch(self, indices: list[int], positions: list[int]) -> Any:
+            time.sleep(float(seconds))
+            return super().batch(indices, positions)
+
+        def save(self, folder: Path, modules: Any) -> None:
+            ImagePipeline(modules["unet"], GuidedDDPMScheduler()).save_pretrained(folder)
+
+    config = TrainingConfig(
+        output_dir=folder,
+        num_images=160,
+        batch_size=8,
+        warmup_images=16,
+        export_every_images=8,
+        checkpoint_every_images=0,
+        validate_every_images=0,
+        push_to_hub=None if repo == "none" else repo,
+        push_wait_seconds=60,
+    )
+    lines: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: lines.append(record.getMessage())
+    logger = logging.getLogger("guided_diffusers.training.publish")
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    train(Drawing(config), config)
+    return {"lines": lines}
+
+
+def identity(pipeline: Any) -> list[Any]:
+    """What tells one version from another, weights and configuration."""
+    digest = hashlib.sha256()
+    for _, weight in sorted(pipeline.unet.state_dict().items()):
+        digest.update(weight.contiguous().numpy().tobytes())
+    return [digest.hexdigest(), pipeline.scheduler.config.num_train_timesteps]
+
+
+def obey() -> None:
+    """Do what each line of standard input says, and answer with a line: ["ok", value] or ["error", text].
+
+    A client that does not wait long between its attempts: the server is dead and stays so.
+    """
+    import time
+
+    from huggingface_hub.utils import _http
+
+    from guided_diffusers import ImagePipeline
+    from guided_diffusers.hub import pull, push_folder
+
+    class Hasty:
+        monotonic, time = time.monotonic, time.time
+
+        @staticmethod
+        def sleep(seconds: float) -> None:
+            time.sleep(min(seconds, 0.05))
+
+    _http.time = Hasty
+    deeds: dict[str, Callable[..., Any]] = {
+        "push": lambda folder, repo: push_folder(folder, repo).oid,
+        "load": lambda repo, cache: identity(ImagePipeline.from_pretrained(repo, cache_dir=cache)),
+        "pull": lambda repo, folder: identity(ImagePipeline.from_pretrained(pull(repo, folder))),
+    }
+    print(json.dumps(["ok", "ready"]), flush=True)
+    for line in sys.stdin:
+        name, *arguments = json.loads(line)
+        try:
+            answer = ["ok", deeds[name](*arguments)]
+        except Exception as error:
+            answer = ["error", f"{type(error).__name__}: {error}"]
+        print(json.dumps(answer), flush=True)
+
+
 def error_of(call: Callable[[], Any]) -> str:
     try:
         call()
@@ -197,4 +280,6 @@ def error_of(call: Callable[[], Any]) -> str:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    print("RESULT", json.dumps(globals()[sys.argv[1]](*sys.argv[2:])))
+    result = globals()[sys.argv[1]](*sys.argv[2:])
+    if result is not None:
+        print("RESULT", json.dumps(result))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hub.clients import tiny_image_pipeline
+
+from guided_diffusers.hub.entry_point import pipeline_file
 
 ROOT = Path(__file__).parents[2]
 
@@ -93,6 +97,13 @@ for name in ("shim", "again"):
     result[name] = describe(loaded)
 """
 
+BY_EACH = """
+from diffusers import DiffusionPipeline
+for folder, shim in zip(sys.argv[1::2], sys.argv[2::2]):
+    loaded = DiffusionPipeline.from_pretrained(folder, custom_pipeline=shim, trust_remote_code=True)
+    result[shim] = type(loaded).__module__ + "." + type(loaded).__name__
+"""
+
 OTHER = "from diffusers import DDIMPipeline\n\n\nclass OtherPipeline(DDIMPipeline):\n    pass\n"
 
 
@@ -150,3 +161,26 @@ def test_the_shim_comes_after_another_pipeline_and_imports_us_itself(through_the
 
 def test_the_shim_is_remote_code_and_needs_trust(through_the_shim: dict[str, Any]):
     assert "trust_remote_code=True" in through_the_shim["untrusted"]
+
+
+ENTRY_POINTS = sorted(path.parent for path in ROOT.glob("pipelines/*/pipeline.py"))
+
+
+@pytest.mark.parametrize("folder", ENTRY_POINTS, ids=lambda path: path.name)
+def test_an_entry_point_is_what_a_push_writes_and_has_a_readme(folder: Path):
+    text = (folder / "pipeline.py").read_text()
+    (name,) = re.findall(r"from guided_diffusers import (\w+)", text)
+    assert text == pipeline_file(name)
+    assert f"pipelines/{folder.name}" in (folder / "README.md").read_text()
+
+
+@pytest.mark.slow
+def test_each_entry_point_loads_by_custom_pipeline(
+    tiny_folder: Path, environment: dict[str, str], tmp_path: Path
+):
+    tiny_image_pipeline().save_pretrained(tmp_path / "image")
+    checkpoints = {"image": tmp_path / "image", "text_to_image": tiny_folder}
+    pairs = [(checkpoints[path.name], path) for path in ENTRY_POINTS if path.name in checkpoints]
+    found = result_of(start(BY_EACH, environment, *[path for pair in pairs for path in pair]))
+    assert found[str(ROOT / "pipelines/image")] == "guided_diffusers.pipelines.image.ImagePipeline"
+    assert found[str(ROOT / "pipelines/text_to_image")].endswith("TextToImagePipeline")

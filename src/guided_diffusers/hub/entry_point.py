@@ -18,9 +18,11 @@ LIBRARY = "guided_diffusers"
 PIPELINE_FILE = "pipeline.py"
 COMPONENT_FILE = f"{LIBRARY}.py"
 
-_NEED = "this checkpoint needs the package guided-diffusers: pip install -U guided-diffusers"
+_PIPELINE = '''"""The Hub's entry point to `guided_diffusers.{name}`; needs `pip install guided-diffusers`.
 
-_PIPELINE = '''"""The Hub's entry point to `guided_diffusers.{name}`; needs `pip install guided-diffusers`."""
+For `DiffusionPipeline.from_pretrained(checkpoint, trust_remote_code=True)`, where this file lies beside the
+checkpoint; and with `custom_pipeline=<this file's folder>` for any other.
+"""
 
 # diffusers runs every local folder's pipeline.py in one module and wants exactly one pipeline in it: what an
 # earlier one left there has to go.
@@ -28,9 +30,10 @@ for _name in [_name for _name, _value in globals().items() if isinstance(_value,
     del globals()[_name]
 
 try:
-    from guided_diffusers import {name}  # noqa: E402
+    from guided_diffusers import {name}
 except ImportError as error:
-    raise ImportError("{need}") from error
+    _need = "this checkpoint needs the package guided-diffusers: pip install -U guided-diffusers"
+    raise ImportError(_need) from error
 
 __all__ = ["{name}"]
 '''
@@ -42,9 +45,15 @@ def __getattr__(name):
     try:
         import guided_diffusers
     except ImportError as error:
-        raise ImportError("{need}") from error
+        need = "this checkpoint needs the package guided-diffusers: pip install -U guided-diffusers"
+        raise ImportError(need) from error
     return getattr(guided_diffusers, name)
 '''
+
+
+def pipeline_file(name: str) -> str:
+    """The text of pipeline.py for a pipeline of this package; also that of the repository's pipelines/."""
+    return _PIPELINE.format(name=name)
 
 
 def plain_class_name(index: Mapping[str, Any]) -> str:
@@ -68,9 +77,8 @@ def entry_point(index: Mapping[str, Any]) -> dict[str, bytes]:
             f"with_code needs a pipeline of guided_diffusers, and this is {name}: it needs no code"
         )
     text = json.dumps({**index, "_class_name": ["pipeline", name]}, indent=2, sort_keys=True) + "\n"
-    code = _PIPELINE.format(name=name, need=_NEED)
-    files = {"model_index.json": text.encode(), PIPELINE_FILE: code.encode()}
+    files = {"model_index.json": text.encode(), PIPELINE_FILE: pipeline_file(name).encode()}
     for component, value in index.items():
         if isinstance(value, list | tuple) and len(value) == 2 and value[0] == LIBRARY:
-            files[f"{component}/{COMPONENT_FILE}"] = _COMPONENT.format(need=_NEED).encode()
+            files[f"{component}/{COMPONENT_FILE}"] = _COMPONENT.encode()
     return files

@@ -61,7 +61,7 @@ class Hub:
         return self.call("log")["log"]
 
     def add(self, name: str, folder: Path) -> None:
-        """A repository with a folder's files, without a client."""
+        """A commit with exactly a folder's files, without a client; not while one pushes."""
         from .store import Store
 
         Store(self.root).add(name, folder)

@@ -155,8 +155,8 @@ class Store:
         raise HubError(404, f"Invalid rev id: {revision}", "RevisionNotFound")
 
     def add(self, name: str, folder: Path) -> None:
-        """A public repository with one folder's files, without a client: for tests that only read."""
-        repo = self.create(name, private=False, author=name.split("/")[0])
+        """A commit with exactly a folder's files, without a client; the repository is made if need be."""
+        repo = self.load(name) or self.create(name, private=False, author=name.split("/")[0])
         tree = {}
         for path in sorted(path for path in Path(folder).rglob("*") if path.is_file()):
             lfs = path.suffix.lstrip(".") in LFS_SUFFIXES
