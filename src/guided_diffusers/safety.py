@@ -8,7 +8,9 @@ components. Checked afterwards: no weight is missing, none is NaN or infinite.
 from __future__ import annotations
 
 import json
+import math
 import os
+import re
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
@@ -20,6 +22,9 @@ from safetensors import SafetensorError
 from torch import nn
 
 PICKLE_SUFFIXES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
+_WEIGHTS = re.compile(
+    r"(?P<base>[^.]+?)(\.(?P<variant>\w+))?(-\d+-of-\d+)?\.safetensors(\.index(\.(?P<indexed>\w+))?\.json)?"
+)
 COMPONENTS = "guided_diffusers.components"
 """Where this package's own loaders find its classes: see that module."""
 
@@ -155,7 +160,7 @@ def check_finite(module: Any, name: str) -> None:
         raise OSError(f"{name}: the weight {key!r} has {count} values that are NaN or infinite: refused")
 
 
-def check_complete(module: Any, folder: Path, name: str) -> None:
+def check_complete(module: Any, folder: Path, name: str, variant: str | None = None) -> None:
     """Raise OSError if the safetensors of a network's folder hold fewer values than the network.
 
     Loaders fill what is missing with random numbers and a warning. Names change between versions of the
@@ -163,16 +168,24 @@ def check_complete(module: Any, folder: Path, name: str) -> None:
     """
     if not isinstance(module, nn.Module) or not any(folder.glob("*.safetensors")):
         return
-    sets: dict[str, int] = {}
+    found: dict[str, int] = {}
     for path in folder.glob("*.safetensors"):
-        tensors = {key: value for key, value in safetensors_header(path).items() if key != "__metadata__"}
-        variant = path.name.removesuffix(".safetensors").partition("-0")[0]
-        sets[variant] = sets.get(variant, 0) + sum(_numel(value["shape"]) for value in tensors.values())
-    wanted, found = sum(weight.numel() for weight in module.parameters()), max(sets.values())
-    if found < wanted:
+        kind = weights_kind(path.name)
+        tensors = [value for key, value in safetensors_header(path).items() if key != "__metadata__"]
+        count = sum(math.prod(value["shape"]) for value in tensors)
+        found[kind[1] if kind else ""] = found.get(kind[1] if kind else "", 0) + count
+    has = found.get(variant or "", max(found.values()))
+    wanted = sum(weight.numel() for weight in module.parameters())
+    if has < wanted:
         raise OSError(
-            f"{name}: its files hold {found:,} values, the network has {wanted:,}: not whole, refused"
+            f"{name}: its files hold {has:,} values, the network has {wanted:,}: not whole, refused"
         )
+
+
+def weights_kind(name: str) -> tuple[str, str] | None:
+    """The base and the variant of a file of weights or of its index, such as ("model", "fp16")."""
+    match = _WEIGHTS.fullmatch(Path(name).name)
+    return match and (match["base"], match["variant"] or match["indexed"] or "")
 
 
 def safetensors_header(path: Path) -> dict[str, Any]:
@@ -196,13 +209,6 @@ def safetensors_header(path: Path) -> dict[str, Any]:
             f"{path} has {size} bytes and should have {8 + length + max(ends, default=0)}: cut short"
         )
     return header
-
-
-def _numel(shape: Collection[int]) -> int:
-    count = 1
-    for side in shape:
-        count *= side
-    return count
 
 
 @contextmanager

@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import io
 import json
 import sys
 from collections.abc import Callable
@@ -146,7 +148,31 @@ def generic_loader() -> dict[str, Any]:
 
 def everything_back(folder: str) -> dict[str, Any]:
     """The generic loader's, and then, imported, our own: one process, for imports are most of the time."""
-    return {"generic": generic_loader(), "pulled": pull_all(folder)}
+    return {"generic": generic_loader(), "pulled": pull_all(folder), "commands": commands(Path(folder))}
+
+
+def commands(folder: Path) -> dict[str, list[Any]]:
+    """The command line's answers: exit code, standard output, standard error."""
+    from guided_diffusers.cli import main
+
+    def run(*words: object) -> list[Any]:
+        sys.argv = ["guided-diffusers", *map(str, words)]
+        output, errors = io.StringIO(), io.StringIO()
+        with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
+            try:
+                main()
+            except SystemExit as ended:
+                return [ended.code or 0, output.getvalue(), errors.getvalue()]
+
+    return {
+        "pull": run("pull", "alice/images", folder / "by-command", "--json"),
+        "push": run("push", folder / "by-command", "alice/again", "--private", "--message", "by command"),
+        "push again": run("push", folder / "by-command", "alice/again"),
+        "info": run("info", "alice/again", "--json"),
+        "missing repository": run("pull", "alice/nothing", folder / "new"),
+        "missing revision": run("info", "alice/images", "--revision", "nope"),
+        "wrong token": run("push", folder / "by-command", "alice/again", "--token", "hf_wrong"),
+    }
 
 
 def failures(home: str) -> dict[str, str]:

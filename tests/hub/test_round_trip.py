@@ -121,6 +121,21 @@ def test_the_card_is_metadata_and_sections(trip: dict[str, Any]):
     assert "license" not in data and "## Limits" not in text  # nobody said so, and nothing is made up
 
 
+def test_the_commands_push_pull_and_say_what_went_wrong(trip: dict[str, Any]):
+    hub, commands = trip["hub"], trip["commands"]
+    assert [commands[name][0] for name in ("pull", "push", "push again", "info")] == [0, 0, 0, 0], commands
+    assert json.loads(commands["pull"][1])["folder"] == str(trip["folder"] / "by-command")
+    assert commands["push"][1].startswith(hub.url)
+    assert commands["push again"][1] == "nothing to push: alice/again has all of it\n"
+    assert json.loads(commands["info"][1])["class"] == "ImagePipeline"
+    assert [commit["title"] for commit in hub.history("alice/again")] == ["by command", "initial commit"]
+    for name in ("missing repository", "missing revision", "wrong token"):
+        code, output, errors = commands[name]
+        assert (code, output) == (1, ""), name
+        lines = [line for line in errors.splitlines() if line.startswith("error: ")]
+        assert len(lines) == 1 and "Traceback" not in errors, errors
+
+
 @pytest.fixture(scope="module")
 def errors(trip: dict[str, Any]) -> dict[str, str]:
     """What goes wrong against the same Hub, and then without one."""

@@ -6,18 +6,14 @@ memory.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from guided_diffusers.hub.entry_point import plain_class_name
-from guided_diffusers.safety import read_json, safetensors_header
+from guided_diffusers.safety import read_json, safetensors_header, weights_kind
 
 INDEX = "model_index.json"
-_WEIGHTS = re.compile(
-    r"(?P<base>[^.]+?)(\.(?P<variant>\w+))?(-\d+-of-\d+)?\.safetensors(\.index(\.(?P<indexed>\w+))?\.json)?"
-)
 _BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 _SCHEDULE = (
@@ -70,12 +66,6 @@ def inventory(folder: str | Path) -> dict[str, Any]:
         "default_guidance": guidance,
         "image_size": _image_size(folder),
     }
-
-
-def weights_kind(name: str) -> tuple[str, str] | None:
-    """The base and the variant of a file of weights or of its index, such as ("model", "fp16")."""
-    match = _WEIGHTS.fullmatch(Path(name).name)
-    return match and (match["base"], match["variant"] or match["indexed"] or "")
 
 
 def _pairs(index: Mapping[str, Any], folder: Path) -> dict[str, tuple[str | None, str | None]]:

@@ -19,8 +19,8 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from guided_diffusers.hub.card import CARD, CardFacts, card_files
 from guided_diffusers.hub.entry_point import COMPONENT_FILE, PIPELINE_FILE, entry_point
 from guided_diffusers.hub.errors import hub_errors
-from guided_diffusers.hub.inventory import INDEX, weights_kind
-from guided_diffusers.safety import PICKLE_SUFFIXES, check_checkpoint, read_json
+from guided_diffusers.hub.inventory import INDEX
+from guided_diffusers.safety import PICKLE_SUFFIXES, check_checkpoint, read_json, weights_kind
 
 _CONFIGS = (
     INDEX,

@@ -86,6 +86,6 @@ class SafeWeightsMixin(PushMixin):
                 raise
             raise OSError(f"{folder} has a config.json but no weights in safetensors. {error}") from error
         model = loaded[0] if isinstance(loaded, tuple) else loaded  # with output_loading_info
-        check_complete(model, folder, where)
+        check_complete(model, folder, where, kwargs.get("variant"))
         check_finite(model, where)
         return loaded

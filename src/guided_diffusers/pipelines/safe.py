@@ -68,7 +68,7 @@ class SafePipeline(PushMixin, DiffusionPipeline):
         pipeline.register_to_config(_name_or_path=where)
         for name, component in pipeline.components.items():
             if name not in given:
-                check_complete(component, folder / name, f"{where}, {name}")
+                check_complete(component, folder / name, f"{where}, {name}", kwargs.get("variant"))
                 check_finite(component, f"{where}, {name}")
         return pipeline
 
