@@ -206,5 +206,7 @@ def test_errors_are_found_in_the_chain_of_causes():
     assert isinstance(raised.value.__cause__, OSError)
     assert "hf auth login" in explanation(LocalTokenNotFoundError("x"), "a/b")
     assert explanation(ValueError("x"), "a/b") is None
+    with pytest.raises(HubError, match="^a/b: first$"), hub_errors("a/b"):  # raised by the client's code
+        exec("raise RuntimeError('first\\nsecond')", {"__name__": "huggingface_hub._commit_api"})
     with pytest.raises(KeyError), hub_errors("a/b"):
         raise KeyError("not the Hub's")

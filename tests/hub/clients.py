@@ -95,6 +95,8 @@ def push_all(origin: str) -> dict[str, Any]:
 
 def pull_all(folder: str) -> dict[str, Any]:
     """Pull them again, in a process and a cache that have not seen them; push one back as it came."""
+    from diffusers import DiffusionPipeline
+
     from guided_diffusers import ImagePipeline, TextToImagePipeline, VariationalAutoencoder
     from guided_diffusers.hub import pull
 
@@ -106,7 +108,9 @@ def pull_all(folder: str) -> dict[str, Any]:
         "alice/vae": reconstructed(VariationalAutoencoder.from_pretrained("alice/vae")),
         "with code": drawn(with_code),
         "dev": drawn(TextToImagePipeline.from_pretrained("alice/text", revision="dev")),
-        "pulled": drawn(TextToImagePipeline.from_pretrained(pull("alice/text", Path(folder) / "text"))),
+        "folder": drawn(TextToImagePipeline.from_pretrained(pull("alice/text", Path(folder) / "text"))),
+        "plain folder": drawn(DiffusionPipeline.from_pretrained(Path(folder) / "text")),
+        "plain hub": drawn(DiffusionPipeline.from_pretrained("alice/text")),
         "saved": drawn(TextToImagePipeline.from_pretrained("alice/saved")),
     }
     variant = TextToImagePipeline.from_pretrained("alice/text", variant="fp16", torch_dtype=torch.float16)
@@ -268,19 +272,11 @@ def obey() -> None:
     """
     import time
 
-    from huggingface_hub.utils import _http
-
     from guided_diffusers import ImagePipeline
     from guided_diffusers.hub import pull, push_folder
 
-    class Hasty:
-        monotonic, time = time.monotonic, time.time
-
-        @staticmethod
-        def sleep(seconds: float) -> None:
-            time.sleep(min(seconds, 0.05))
-
-    _http.time = Hasty
+    sleep = time.sleep
+    time.sleep = lambda seconds: sleep(min(seconds, 0.05))
     deeds: dict[str, Callable[..., Any]] = {
         "push": lambda folder, repo: push_folder(folder, repo).oid,
         "load": lambda repo, cache: identity(ImagePipeline.from_pretrained(repo, cache_dir=cache)),

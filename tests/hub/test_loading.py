@@ -1,4 +1,4 @@
-"""Our classes through diffusers' own loader, in processes that have not seen them: folder, Hub and shim."""
+"""The entry points in pipelines/: our classes by `custom_pipeline=`, in a process that has not seen them."""
 
 from __future__ import annotations
 
@@ -72,16 +72,6 @@ def expected(tiny_folder: Path) -> dict[str, Any]:
     return scope["describe"](TextToImagePipeline.from_pretrained(tiny_folder))
 
 
-BY_IMPORT = """
-import guided_diffusers
-from diffusers import DiffusionPipeline
-folder = sys.argv[1]
-result["folder"] = describe(guided_diffusers.TextToImagePipeline.from_pretrained(folder))
-result["plain folder"] = describe(DiffusionPipeline.from_pretrained(folder))
-result["hub"] = describe(guided_diffusers.TextToImagePipeline.from_pretrained("someone/tiny"))
-result["plain hub"] = describe(DiffusionPipeline.from_pretrained("someone/tiny"))
-"""
-
 BY_SHIM = """
 from diffusers import DiffusionPipeline
 from diffusers.utils.dynamic_modules_utils import get_class_from_dynamic_module
@@ -108,50 +98,21 @@ OTHER = "from diffusers import DDIMPipeline\n\n\nclass OtherPipeline(DDIMPipelin
 
 
 @pytest.fixture(scope="module")
-def routes(
-    tiny_folder: Path, hub: Any, environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Every route that begins with `import guided_diffusers`, in one fresh process; the shim's in another."""
-    hub.add("someone/tiny", tiny_folder)
+def through_the_shim(
+    tiny_folder: Path, environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Any]:
+    """What a fresh process gets that never imported the package."""
     other, shim = tmp_path_factory.mktemp("other"), tmp_path_factory.mktemp("shim") / "text_to_image"
     (other / "pipeline.py").write_text(OTHER)
     shutil.copytree(ROOT / "pipelines" / "text_to_image", shim)
-    imported = start(BY_IMPORT, {**environment, "HF_ENDPOINT": hub.url}, tiny_folder)
-    shimmed = start(BY_SHIM, environment, tiny_folder, shim, other)
-    return result_of(imported), result_of(shimmed)
-
-
-@pytest.fixture(scope="module")
-def imported(routes: tuple[dict[str, Any], dict[str, Any]]) -> dict[str, Any]:
-    return routes[0]
-
-
-@pytest.fixture(scope="module")
-def through_the_shim(routes: tuple[dict[str, Any], dict[str, Any]]) -> dict[str, Any]:
-    return routes[1]
-
-
-@pytest.mark.parametrize("route", ["folder", "plain folder", "hub", "plain hub"])
-def test_every_route_gives_the_same_pipeline(imported: dict[str, Any], expected: dict[str, Any], route: str):
-    assert imported[route] == expected
-    assert expected["pipeline"] == "guided_diffusers.pipelines.text_to_image.TextToImagePipeline"
-    assert (expected["vae"], expected["scheduler"]) == ("VariationalAutoencoder", "GuidedDDIMScheduler")
-
-
-def test_the_hub_route_went_through_the_hub(imported: dict[str, Any], hub: Any):
-    requested = {record["path"] for record in hub.log}
-    assert any(path.endswith("model_index.json") for path in requested)
-    assert any(path.endswith("vae/diffusion_pytorch_model.safetensors") for path in requested)
-
-
-def test_no_route_warns(imported: dict[str, Any]):
-    lines = imported["stderr"].splitlines()
-    assert not [line for line in lines if "Expected types" in line or "ignored" in line]
+    return result_of(start(BY_SHIM, environment, tiny_folder, shim, other))
 
 
 def test_the_shim_loads_the_same_pipeline(through_the_shim: dict[str, Any], expected: dict[str, Any]):
     assert through_the_shim["shim"] == expected
     assert through_the_shim["again"] == expected
+    assert expected["pipeline"] == "guided_diffusers.pipelines.text_to_image.TextToImagePipeline"
+    assert (expected["vae"], expected["scheduler"]) == ("VariationalAutoencoder", "GuidedDDIMScheduler")
 
 
 def test_the_shim_comes_after_another_pipeline_and_imports_us_itself(through_the_shim: dict[str, Any]):

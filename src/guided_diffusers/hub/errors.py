@@ -103,7 +103,14 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _from(error: BaseException, libraries: tuple[str, ...]) -> bool:
-    return any(kind.__module__.split(".")[0] in libraries for kind in type(error).__mro__)
+    """Whether one of the libraries defines the error or raised it; the client raises bare RuntimeErrors."""
+    places = [kind.__module__ for kind in type(error).__mro__]
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    if trace is not None:
+        places.append(trace.tb_frame.f_globals.get("__name__", ""))
+    return any(place.split(".")[0] in libraries for place in places)
 
 
 def _server_message(error: BaseException) -> str:
