@@ -57,7 +57,7 @@ def check_checkpoint(folder: str | os.PathLike[str], skip: Collection[str] = (),
     path = folder / "model_index.json"
     if path.is_file():
         index = {name: value for name, value in read_json(path).items() if name not in skip}
-        pairs = {name: value for name, value in index.items() if isinstance(value, list) and len(value) == 2}
+        pairs = components_of(index)
         own = {name for name, pair in pairs.items() if code and (folder / name / f"{pair[0]}.py").is_file()}
         check_model_index(index, path, own)
     for part in [folder, *sorted(path for path in folder.glob("*") if path.is_dir())]:
@@ -95,6 +95,18 @@ def check_component(folder: str | os.PathLike[str]) -> None:
                 )
 
 
+def components_of(index: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
+    """Library and class of each component that model_index.json says there is, by name."""
+    return {
+        name: tuple(value)
+        for name, value in index.items()
+        if not name.startswith("_")
+        and isinstance(value, list | tuple)
+        and len(value) == 2
+        and all(isinstance(part, str) for part in value)
+    }
+
+
 def check_model_index(index: Mapping[str, Any], where: Any, code: Collection[str] = ()) -> None:
     """Check model_index.json: names of components, their libraries and classes.
 
@@ -106,12 +118,7 @@ def check_model_index(index: Mapping[str, Any], where: Any, code: Collection[str
     Raises:
         OSError: A component's name that is a path, or a class outside the libraries that hold components.
     """
-    for name, value in index.items():
-        if name.startswith("_") or not (isinstance(value, list | tuple) and len(value) == 2):
-            continue
-        library, class_name = value
-        if not (isinstance(library, str) and isinstance(class_name, str)):
-            continue
+    for name, (library, class_name) in components_of(index).items():
         if not name.isidentifier():
             raise OSError(f"{where} names the component {name!r}, which is no name but a path: refused")
         if name not in code and not _is_component_class(library, class_name):

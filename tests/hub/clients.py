@@ -272,13 +272,14 @@ def obey() -> None:
     """
     import time
 
-    from guided_diffusers import ImagePipeline
+    from guided_diffusers import ImagePipeline, TextToImagePipeline
     from guided_diffusers.hub import pull, push_folder
 
     sleep = time.sleep
     time.sleep = lambda seconds: sleep(min(seconds, 0.05))
     deeds: dict[str, Callable[..., Any]] = {
         "push": lambda folder, repo: push_folder(folder, repo).oid,
+        "draw": lambda repo, cache: drawn(TextToImagePipeline.from_pretrained(repo, cache_dir=cache)),
         "load": lambda repo, cache: identity(ImagePipeline.from_pretrained(repo, cache_dir=cache)),
         "pull": lambda repo, folder: identity(ImagePipeline.from_pretrained(pull(repo, folder))),
     }

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from pathlib import Path
+from collections.abc import Collection
+from pathlib import Path, PurePosixPath
 from typing import Any
 
-from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub import HfApi, constants, get_cached_repo_tree, snapshot_download
+from huggingface_hub.errors import CachedRepoTreeNotFoundError
 
 from guided_diffusers.hub.errors import HubError, hub_errors
-from guided_diffusers.safety import check_checkpoint, check_path
+from guided_diffusers.safety import PICKLE_SUFFIXES, check_checkpoint, check_path
 
 PULLING, REPLACED = ".pulling-", ".replaced-"
 
@@ -69,6 +71,39 @@ def pull(
     partial.rename(folder)
     shutil.rmtree(old, ignore_errors=True)
     return folder
+
+
+def check_snapshot(
+    repo_id: str, folder: Path, components: Collection[str], cache_dir: str | Path | None = None
+) -> None:
+    """Check that a snapshot in the cache has all small files of a pipeline's components.
+
+    Where the Hub does not answer, the client hands out what an earlier, interrupted download left. Weights
+    that are missing are noticed on loading; a tokenizer without its vocabulary would load, empty.
+
+    Args:
+        repo_id: "owner/name".
+        folder: The snapshot, named by its commit.
+        components: Those that will be loaded.
+        cache_dir: Of the client, where it is not the usual one.
+
+    Raises:
+        HubError: A file is missing.
+    """
+    try:
+        tree = get_cached_repo_tree(repo_id, revision=folder.name, cache_dir=cache_dir)
+        paths = [PurePosixPath(file.path) for file in tree]
+    except CachedRepoTreeNotFoundError:  # then nothing but model_index.json had come
+        paths = []
+    for component in components:
+        files = [path for path in paths if path.parts[0] == component and path.suffix != ".py"]
+        if any(path.suffix in (".safetensors", *PICKLE_SUFFIXES) for path in files):
+            files = [path for path in files if path.name == "config.json"]
+        if not (folder / component).is_dir() or not all((folder / path).is_file() for path in files):
+            raise HubError(
+                f"{repo_id}: only a part of it has been downloaded ({component} is not whole), and the Hub "
+                f"at {constants.ENDPOINT} does not answer: load it again when it does"
+            )
 
 
 def _verify(folder: Path, files: list[Any], repo_id: str) -> None:

@@ -11,13 +11,16 @@ from diffusers.utils import logging
 
 from guided_diffusers.hub.entry_point import LIBRARY, plain_class_name
 from guided_diffusers.hub.errors import hub_errors
+from guided_diffusers.hub.pull import check_snapshot
 from guided_diffusers.hub.sharing import PUSH_ARGUMENTS, PushMixin
 from guided_diffusers.safety import (
     COMPONENTS,
     check_checkpoint,
     check_complete,
     check_finite,
+    components_of,
     one_line_if_it_does_not_fit,
+    read_json,
 )
 
 logger = logging.get_logger(__name__)
@@ -63,6 +66,8 @@ class SafePipeline(PushMixin, DiffusionPipeline):
             folder = Path(pretrained_model_name_or_path)
             if not folder.is_dir():
                 folder = Path(cls.download(where, **kwargs))
+                wanted = components_of(read_json(folder / cls.config_name)).keys() - given
+                check_snapshot(where, folder, wanted, kwargs.get("cache_dir"))
             check_checkpoint(folder, skip=given, code=code)
             pipeline = super().from_pretrained(folder, **kwargs)
         pipeline.register_to_config(_name_or_path=where)
