@@ -31,9 +31,11 @@ FLOORS = {
     "convert": THIRD,
     "pipelines": THIRD,
     "training": THIRD,
-    "hub": THIRD,
     "stock": THIRD,
+    "safety": GROUND,  # folders of files, of whatever model
+    "hub": FIRST,
     "checkpoints": GROUND,
+    "components": GROUND,
     "_registration": GROUND,
     "cli": TOP,
     "__main__": TOP,

@@ -31,7 +31,8 @@ def register(pipelines: tuple[str, ...]) -> None:
     Args:
         pipelines: Names of pipeline classes, attributes of the package.
     """
-    LOADABLE_CLASSES[LIBRARY] = {name: ["save_pretrained", "from_pretrained"] for name in BASE_CLASSES}
+    for library in (LIBRARY, f"{LIBRARY}.components"):
+        LOADABLE_CLASSES[library] = {name: ["save_pretrained", "from_pretrained"] for name in BASE_CLASSES}
     _pipelines.update(pipelines)
     module = sys.modules[diffusers.__name__]
     if not getattr(type(module), "finds_guided_diffusers", False):

@@ -1,9 +1,10 @@
-"""Our classes through diffusers' own loader, in processes that have not seen them: folder, Hub and shim."""
+"""The entry points in pipelines/: our classes by `custom_pipeline=`, in a process that has not seen them."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hub.clients import tiny_image_pipeline
+
+from guided_diffusers.hub.entry_point import pipeline_file
 
 ROOT = Path(__file__).parents[2]
 
@@ -68,16 +72,6 @@ def expected(tiny_folder: Path) -> dict[str, Any]:
     return scope["describe"](TextToImagePipeline.from_pretrained(tiny_folder))
 
 
-BY_IMPORT = """
-import guided_diffusers
-from diffusers import DiffusionPipeline
-folder = sys.argv[1]
-result["folder"] = describe(guided_diffusers.TextToImagePipeline.from_pretrained(folder))
-result["plain folder"] = describe(DiffusionPipeline.from_pretrained(folder))
-result["hub"] = describe(guided_diffusers.TextToImagePipeline.from_pretrained("someone/tiny"))
-result["plain hub"] = describe(DiffusionPipeline.from_pretrained("someone/tiny"))
-"""
-
 BY_SHIM = """
 from diffusers import DiffusionPipeline
 from diffusers.utils.dynamic_modules_utils import get_class_from_dynamic_module
@@ -93,53 +87,32 @@ for name in ("shim", "again"):
     result[name] = describe(loaded)
 """
 
+BY_EACH = """
+from diffusers import DiffusionPipeline
+for folder, shim in zip(sys.argv[1::2], sys.argv[2::2]):
+    loaded = DiffusionPipeline.from_pretrained(folder, custom_pipeline=shim, trust_remote_code=True)
+    result[shim] = type(loaded).__module__ + "." + type(loaded).__name__
+"""
+
 OTHER = "from diffusers import DDIMPipeline\n\n\nclass OtherPipeline(DDIMPipeline):\n    pass\n"
 
 
 @pytest.fixture(scope="module")
-def routes(
-    tiny_folder: Path, hub: Any, environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Every route that begins with `import guided_diffusers`, in one fresh process; the shim's in another."""
-    hub.add("someone/tiny", tiny_folder)
+def through_the_shim(
+    tiny_folder: Path, environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Any]:
+    """What a fresh process gets that never imported the package."""
     other, shim = tmp_path_factory.mktemp("other"), tmp_path_factory.mktemp("shim") / "text_to_image"
     (other / "pipeline.py").write_text(OTHER)
     shutil.copytree(ROOT / "pipelines" / "text_to_image", shim)
-    imported = start(BY_IMPORT, {**environment, "HF_ENDPOINT": hub.url}, tiny_folder)
-    shimmed = start(BY_SHIM, environment, tiny_folder, shim, other)
-    return result_of(imported), result_of(shimmed)
-
-
-@pytest.fixture(scope="module")
-def imported(routes: tuple[dict[str, Any], dict[str, Any]]) -> dict[str, Any]:
-    return routes[0]
-
-
-@pytest.fixture(scope="module")
-def through_the_shim(routes: tuple[dict[str, Any], dict[str, Any]]) -> dict[str, Any]:
-    return routes[1]
-
-
-@pytest.mark.parametrize("route", ["folder", "plain folder", "hub", "plain hub"])
-def test_every_route_gives_the_same_pipeline(imported: dict[str, Any], expected: dict[str, Any], route: str):
-    assert imported[route] == expected
-    assert expected["pipeline"] == "guided_diffusers.pipelines.text_to_image.TextToImagePipeline"
-    assert (expected["vae"], expected["scheduler"]) == ("VariationalAutoencoder", "GuidedDDIMScheduler")
-
-
-def test_the_hub_route_went_through_the_hub(imported: dict[str, Any], hub: Any):
-    assert any(path.endswith("model_index.json") for path in hub.requested)
-    assert any(path.endswith("vae/diffusion_pytorch_model.safetensors") for path in hub.requested)
-
-
-def test_no_route_warns(imported: dict[str, Any]):
-    lines = imported["stderr"].splitlines()
-    assert not [line for line in lines if "Expected types" in line or "ignored" in line]
+    return result_of(start(BY_SHIM, environment, tiny_folder, shim, other))
 
 
 def test_the_shim_loads_the_same_pipeline(through_the_shim: dict[str, Any], expected: dict[str, Any]):
     assert through_the_shim["shim"] == expected
     assert through_the_shim["again"] == expected
+    assert expected["pipeline"] == "guided_diffusers.pipelines.text_to_image.TextToImagePipeline"
+    assert (expected["vae"], expected["scheduler"]) == ("VariationalAutoencoder", "GuidedDDIMScheduler")
 
 
 def test_the_shim_comes_after_another_pipeline_and_imports_us_itself(through_the_shim: dict[str, Any]):
@@ -149,3 +122,26 @@ def test_the_shim_comes_after_another_pipeline_and_imports_us_itself(through_the
 
 def test_the_shim_is_remote_code_and_needs_trust(through_the_shim: dict[str, Any]):
     assert "trust_remote_code=True" in through_the_shim["untrusted"]
+
+
+ENTRY_POINTS = sorted(path.parent for path in ROOT.glob("pipelines/*/pipeline.py"))
+
+
+@pytest.mark.parametrize("folder", ENTRY_POINTS, ids=lambda path: path.name)
+def test_an_entry_point_is_what_a_push_writes_and_has_a_readme(folder: Path):
+    text = (folder / "pipeline.py").read_text()
+    (name,) = re.findall(r"from guided_diffusers import (\w+)", text)
+    assert text == pipeline_file(name)
+    assert f"pipelines/{folder.name}" in (folder / "README.md").read_text()
+
+
+@pytest.mark.slow
+def test_each_entry_point_loads_by_custom_pipeline(
+    tiny_folder: Path, environment: dict[str, str], tmp_path: Path
+):
+    tiny_image_pipeline().save_pretrained(tmp_path / "image")
+    checkpoints = {"image": tmp_path / "image", "text_to_image": tiny_folder}
+    pairs = [(checkpoints[path.name], path) for path in ENTRY_POINTS if path.name in checkpoints]
+    found = result_of(start(BY_EACH, environment, *[path for pair in pairs for path in pair]))
+    assert found[str(ROOT / "pipelines/image")] == "guided_diffusers.pipelines.image.ImagePipeline"
+    assert found[str(ROOT / "pipelines/text_to_image")].endswith("TextToImagePipeline")

@@ -358,3 +358,10 @@ class TestFiles:
         with torch.no_grad():
             expected = VariationalAutoencoder.from_pretrained(tmp_path).decode(latents).sample.double().sum()
         assert float(printed) == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_a_pipeline_s_variant_and_shards_reach_it(tiny_pipeline, tmp_path):
+    """A pipeline hands on what it finds in the signature of the component's save_pretrained."""
+    tiny_pipeline.save_pretrained(tmp_path, variant="fp16", max_shard_size="8KB")
+    names = sorted(path.name for path in (tmp_path / "vae").glob("*.safetensors*"))
+    assert len(names) > 2 and all("fp16" in name for name in names)

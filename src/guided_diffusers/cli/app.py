@@ -16,6 +16,8 @@ import typer
 from guided_diffusers.cli.convert import convert_adm, convert_ldm
 from guided_diffusers.cli.drawing import SCHEDULERS, draw, load_pipeline, save
 from guided_diffusers.cli.evaluate import evaluate
+from guided_diffusers.cli.hub import pull, push
+from guided_diffusers.cli.info import info
 from guided_diffusers.cli.likelihood import likelihood
 from guided_diffusers.cli.sweep import sweep
 
@@ -86,6 +88,9 @@ app.command()(evaluate)
 app.command()(sweep)
 app.command()(convert_adm)
 app.command()(convert_ldm)
+app.command()(push)
+app.command()(pull)
+app.command()(info)
 
 
 def _print_version(wanted: bool) -> None:

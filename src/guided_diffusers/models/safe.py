@@ -1,63 +1,91 @@
-"""Weights are safetensors: a mixin that never writes a pickle and refuses to read one."""
+"""Weights are safetensors: a mixin that never writes a pickle and reads neither one nor what is not whole."""
 
 from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
-PICKLE_SUFFIXES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
+from guided_diffusers.hub.errors import hub_errors
+from guided_diffusers.hub.sharing import PUSH_ARGUMENTS, PushMixin
+from guided_diffusers.safety import (
+    PICKLE_SUFFIXES,
+    check_complete,
+    check_component,
+    check_finite,
+    one_line_if_it_does_not_fit,
+    pickles_in,
+)
+
+__all__ = ["PICKLE_SUFFIXES", "SafeWeightsMixin", "pickles_in"]
 
 
-def pickles_in(folder: str | os.PathLike[str]) -> list[str]:
-    """Names of the pickled weights in a local folder; empty if there is no such folder."""
-    path = Path(folder)
-    return sorted(f.name for f in path.iterdir() if f.suffix in PICKLE_SUFFIXES) if path.is_dir() else []
-
-
-class SafeWeightsMixin:
+class SafeWeightsMixin(PushMixin):
     """Goes before ModelMixin in the bases of a model: saves and loads safetensors only.
 
     A pickle runs code when it is loaded. So `save_pretrained(safe_serialization=False)` warns and saves
     safetensors all the same, and `from_pretrained` raises OSError where it finds none, whatever
-    `use_safetensors` says.
+    `use_safetensors` says. It also refuses shards outside the folder, weights that are missing, that have
+    other shapes than the network's, or that are NaN or infinite. `push_to_hub` makes one commit.
     """
 
-    def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
-        """As ModelMixin.save_pretrained; `safe_serialization=False` is ignored with a warning."""
-        names = ("is_main_process", "save_function", "safe_serialization")
-        kwargs.update(zip(names, args, strict=False))
-        if not kwargs.pop("safe_serialization", True):
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike[str],
+        is_main_process: bool = True,
+        save_function: Callable | None = None,
+        safe_serialization: bool = True,
+        variant: str | None = None,
+        max_shard_size: int | str = "10GB",
+        push_to_hub: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        """As ModelMixin.save_pretrained; `safe_serialization=False` is ignored with a warning.
+
+        The arguments are spelled out because a pipeline hands on only those that it finds in the signature.
+        """
+        if not safe_serialization:
             warnings.warn("safe_serialization=False is ignored: safetensors are saved.", stacklevel=2)
-        super().save_pretrained(save_directory, *args[len(names) :], **kwargs)  # type: ignore[misc]
+        pushing = {name: kwargs.pop(name) for name in PUSH_ARGUMENTS if name in kwargs}
+        super().save_pretrained(  # type: ignore[misc]
+            save_directory,
+            is_main_process=is_main_process,
+            save_function=save_function,
+            variant=variant,
+            max_shard_size=max_shard_size,
+            **kwargs,
+        )
+        if push_to_hub:
+            saving = {"variant": variant, "max_shard_size": max_shard_size}
+            self.push_to_hub(**{"repo_id": Path(save_directory).name, **saving, **pushing})
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any) -> Self:
         """As ModelMixin.from_pretrained, from safetensors only.
 
         Raises:
-            OSError: No safetensors; names the pickles found instead and says how to convert them.
+            OSError: No safetensors (names the pickles found instead and says how to convert them), or weights
+                that are not whole, do not fit, or are not finite.
+            HubError: A repository that is not there, or cannot be read; in one line.
         """
         if kwargs.get("use_safetensors") is False:
             warnings.warn("use_safetensors=False is ignored: pickles are refused.", stacklevel=2)
         folder = Path(pretrained_model_name_or_path) / (kwargs.get("subfolder") or "")
         pickles, has_safetensors = pickles_in(folder), any(folder.glob("*.safetensors*"))
-        if pickles and not has_safetensors:
-            raise OSError(_refusal(folder, pickles))
+        check_component(folder)
         # In a folder without a pickle diffusers may look for one: it finds none and says what is missing.
         kwargs["use_safetensors"] = None if folder.is_dir() and not pickles else True
+        where = str(pretrained_model_name_or_path)
         try:
-            return super().from_pretrained(pretrained_model_name_or_path, **kwargs)  # type: ignore[misc]
+            with hub_errors(where, kwargs.get("revision")), one_line_if_it_does_not_fit(folder):
+                loaded = super().from_pretrained(pretrained_model_name_or_path, **kwargs)  # type: ignore[misc]
         except OSError as error:
             if has_safetensors or not (folder / "config.json").is_file():
                 raise
             raise OSError(f"{folder} has a config.json but no weights in safetensors. {error}") from error
-
-
-def _refusal(folder: Path, found: list[str]) -> str:
-    return (
-        f"{folder} has pickled weights ({', '.join(found)}) and no safetensors; pickles are refused because "
-        "loading one runs code. If you trust it, convert it: torch.load(file, weights_only=True), then "
-        "safetensors.torch.save_file(weights, 'diffusion_pytorch_model.safetensors')."
-    )
+        model = loaded[0] if isinstance(loaded, tuple) else loaded  # with output_loading_info
+        check_complete(model, folder, where, kwargs.get("variant"))
+        check_finite(model, where)
+        return loaded

@@ -1,4 +1,4 @@
-"""Pipelines that keep their weights in safetensors and refuse pickles."""
+"""Pipelines that keep their weights in safetensors and refuse what could run code or is not whole."""
 
 from __future__ import annotations
 
@@ -9,13 +9,25 @@ from typing import Any, Self
 from diffusers import DiffusionPipeline
 from diffusers.utils import logging
 
-from guided_diffusers.models.safe import pickles_in
+from guided_diffusers.hub.entry_point import LIBRARY, plain_class_name
+from guided_diffusers.hub.errors import hub_errors
+from guided_diffusers.hub.pull import check_snapshot
+from guided_diffusers.hub.sharing import PUSH_ARGUMENTS, PushMixin
+from guided_diffusers.safety import (
+    COMPONENTS,
+    check_checkpoint,
+    check_complete,
+    check_finite,
+    components_of,
+    one_line_if_it_does_not_fit,
+    read_json,
+)
 
 logger = logging.get_logger(__name__)
 
 
-class SafePipeline(DiffusionPipeline):
-    """A DiffusionPipeline that saves safetensors only and loads nothing else."""
+class SafePipeline(PushMixin, DiffusionPipeline):
+    """A DiffusionPipeline that saves safetensors only, loads nothing else, and pushes in one commit."""
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
         """As DiffusionPipeline.save_pretrained; `safe_serialization=False` is ignored with a warning."""
@@ -25,29 +37,69 @@ class SafePipeline(DiffusionPipeline):
         kwargs = {**positional, **kwargs}
         if not kwargs.pop("safe_serialization", True):
             logger.warning("safe_serialization=False is ignored: weights are always saved as safetensors")
+        push = kwargs.pop("push_to_hub", False)
+        pushing = {name: kwargs.pop(name) for name in PUSH_ARGUMENTS if push and name in kwargs}
+        for component in self.components.values():
+            _forget_calls(component)
         super().save_pretrained(save_directory, safe_serialization=True, **kwargs)
+        if push:
+            saving = {name: kwargs[name] for name in ("variant", "max_shard_size") if name in kwargs}
+            self.push_to_hub(**{"repo_id": Path(save_directory).name, **saving, **pushing})
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any) -> Self:
         """As DiffusionPipeline.from_pretrained, from safetensors only.
 
         Raises:
-            OSError: A folder or repository without safetensors for one of its components, or with a file
-                missing.
+            OSError: A folder or repository without safetensors for one of its components, with a file
+                missing, a path that leaves it, a class outside diffusers, transformers and this package, or
+                weights that do not fit, are not whole or not finite.
+            HubError: A repository that is not there, or cannot be read; in one line.
         """
         if kwargs.get("use_safetensors") is False:
             logger.warning("use_safetensors=False is ignored: pickles are refused")
         kwargs["use_safetensors"] = True
-        _refuse_pickles(Path(pretrained_model_name_or_path), skip={k for k, v in kwargs.items() if v is None})
-        return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        where = str(pretrained_model_name_or_path)
+        given = {name for name, value in kwargs.items() if name in cls._components()}
+        code = bool(kwargs.get("trust_remote_code"))
+        with hub_errors(where, kwargs.get("revision")), one_line_if_it_does_not_fit(where):
+            folder = Path(pretrained_model_name_or_path)
+            if not folder.is_dir():
+                folder = Path(cls.download(where, **kwargs))
+                wanted = components_of(read_json(folder / cls.config_name)).keys() - given
+                check_snapshot(where, folder, wanted, kwargs.get("cache_dir"))
+            check_checkpoint(folder, skip=given, code=code)
+            pipeline = super().from_pretrained(folder, **kwargs)
+        pipeline.register_to_config(_name_or_path=where)
+        for name, component in pipeline.components.items():
+            if name not in given:
+                check_complete(component, folder / name, f"{where}, {name}", kwargs.get("variant"))
+                check_finite(component, f"{where}, {name}")
+        return pipeline
+
+    @classmethod
+    def _components(cls) -> set[str]:
+        return set(cls._get_signature_keys(cls)[0])
+
+    @classmethod
+    def _dict_from_json_file(cls, json_file: str | os.PathLike[str]) -> dict[str, Any]:
+        """model_index.json as this package reads it: without the code that it does not need.
+
+        A checkpoint with an entry point for the generic loader (`hub.entry_point`) names files to run; for a
+        class of ours they are not needed.
+        """
+        index = super()._dict_from_json_file(json_file)
+        ours = {
+            name: [COMPONENTS, value[1]]
+            for name, value in index.items()
+            if isinstance(value, list) and len(value) == 2 and value[0] == LIBRARY
+        }
+        return {**index, **ours, "_class_name": plain_class_name(index)}
 
 
-def _refuse_pickles(folder: Path, skip: set[str]) -> None:
-    """Raise OSError for a component of a local folder that has pickled weights and no safetensors."""
-    for component in sorted(path for path in folder.glob("*") if path.is_dir() and path.name not in skip):
-        pickles = pickles_in(component)
-        if pickles and not any(component.glob("*.safetensors")):
-            raise OSError(
-                f"{component} has pickled weights ({', '.join(pickles)}) and no safetensors: pickles are "
-                "refused, because loading one runs code. If you trust it, save it again from diffusers"
-            )
+def _forget_calls(component: Any) -> None:
+    """A tokenizer keeps the padding and truncation of its last call, and would save them as its own."""
+    backend = getattr(component, "backend_tokenizer", None)
+    if backend is not None:
+        backend.no_truncation()
+        backend.no_padding()

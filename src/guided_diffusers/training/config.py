@@ -30,11 +30,12 @@ import yaml
 
 Config = TypeVar("Config")
 _POSITIVE = (
-    "num_images batch_size gradient_accumulation learning_rate keep_checkpoints log_every_images".split()
+    "num_images batch_size gradient_accumulation learning_rate keep_checkpoints log_every_images "
+    "push_every".split()
 )
 _NOT_NEGATIVE = (
     "prefetch_batches warmup_images weight_decay max_grad_norm ema_half_life_images ema_ramp_up "
-    "checkpoint_every_images export_every_images validate_every_images"
+    "checkpoint_every_images export_every_images validate_every_images push_wait_seconds"
 ).split()
 
 
@@ -75,6 +76,9 @@ class TrainingConfig:
     export_every_images: int = option(0, "write the averaged model in from_pretrained format; 0: at the end")
     validate_every_images: int = option(50_000, "draw or measure with the averaged weights; 0: never")
     log_every_images: int = option(5_000, "write a record to log.jsonl")
+    push_to_hub: str | None = option(None, "owner/name: push exports to the Hub while training; null: do not")
+    push_every: int = option(1, "push every so many exports; the last is always pushed")
+    push_wait_seconds: float = option(600.0, "at the end, wait at most so long for the last push")
     report_to: tuple[str, ...] = option((), "accelerate's trackers to report to besides log.jsonl")
 
     def __post_init__(self) -> None:

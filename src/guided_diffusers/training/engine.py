@@ -30,6 +30,7 @@ from .config import TrainingConfig, to_json
 from .ema import ExponentialMovingAverage
 from .log import JsonLines, Meter, flatten
 from .order import data_order
+from .publish import Publisher
 from .schedule import learning_rate_factor
 from .setup import (
     average_gradients,
@@ -99,6 +100,8 @@ class Trainer:
         self.optimizers = {name: accelerator.prepare_optimizer(o) for name, o in task.optimizers.items()}
         self.meter = Meter()
         self.full_config = full_config
+        pushes = config.push_to_hub is not None and accelerator.is_main_process
+        self.publisher = Publisher(config) if pushes else None
 
     def run(self) -> None:
         """The loop: one pass of it is one optimisation step."""
@@ -116,7 +119,9 @@ class Trainer:
             self.ema.update(seen, self.config.batch_size)
             self.after_step(before, seen, last=seen >= stop)
         if seen >= self.config.num_images:
-            self.export()
+            self.export(seen, last=True)
+        if self.publisher is not None:
+            self.publisher.finish()
         self.accelerator.end_training()
 
     def batches(self, seen: int, stop: int) -> Iterator[list[Any]]:
@@ -202,7 +207,7 @@ class Trainer:
         if due(config.validate_every_images):
             self.validate(seen)
         if due(config.export_every_images):
-            self.export()
+            self.export(seen)
         if due(config.checkpoint_every_images) or last:
             self.save_checkpoint(seen)
 
@@ -245,11 +250,14 @@ class Trainer:
             self.lines.write(seen, {"validation": metrics})
             self.accelerator.log(flatten({"validation": metrics}), step=seen)
 
-    def export(self) -> None:
-        """Write final/ anew, with the averaged weights."""
+    def export(self, seen: int, last: bool = False) -> None:
+        """Write final/ anew, with the averaged weights; push it where that is due."""
         if self.accelerator.is_main_process:
             with atomic_folder(self.folder / "final") as folder:
                 self.task.save(folder, self.exported())
+            every = self.config.export_every_images
+            if self.publisher is not None and (last or seen // every % self.config.push_every == 0):
+                self.publisher.offer(self.folder / "final", seen)
 
     def save_checkpoint(self, seen: int) -> None:
         """Write all that resuming needs."""

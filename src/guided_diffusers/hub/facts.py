@@ -1,0 +1,142 @@
+"""What a model card says that a checkpoint's files do not: facts, from `card.json` beside the weights.
+
+Nothing is made up: a field that is not known stays None and its section is left out of the card.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+FACTS, EVALUATIONS = "card.json", ("evaluation.json", "metrics.json")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CardFacts:
+    """What the author knows.
+
+    Attributes:
+        name: The model's; by default that of the repository.
+        task: The Hub's name of what it does; by default that of a pipeline that is known.
+        description: What it is, in a paragraph.
+        license: The weights' licence, as the Hub abbreviates it ("apache-2.0").
+        language: Of the prompts ("en").
+        tags: More of them, beside what follows from the files.
+        datasets: Ids on the Hub of what it was trained on.
+        base_model: Id on the Hub of what it was trained from.
+        training_data: What it was trained on, in a paragraph.
+        training_data_license: Under what licence that is.
+        recipe: How it was trained, a line each.
+        images_seen: In training, in all.
+        evaluation: What `guided-diffusers evaluate --json` printed (`figures`), or numbers by name.
+        evaluation_data: Of the real images it was measured against: `type` (the id) and `name`, maybe
+            `split`.
+        picture: A picture beside the weights: a grid of what it draws.
+        picture_caption: What the picture shows.
+        prompt: An example of a prompt, for the code.
+        intended_use: What it is for, and what not.
+        limits: What it cannot do.
+    """
+
+    name: str | None = None
+    task: str | None = None
+    description: str | None = None
+    license: str | None = None
+    language: str | None = None
+    tags: tuple[str, ...] = ()
+    datasets: tuple[str, ...] = ()
+    base_model: str | None = None
+    training_data: str | None = None
+    training_data_license: str | None = None
+    recipe: tuple[str, ...] = ()
+    images_seen: int | None = None
+    evaluation: Mapping[str, Any] | None = None
+    evaluation_data: Mapping[str, str] | None = None
+    picture: str | None = None
+    picture_caption: str | None = None
+    prompt: str | None = None
+    intended_use: str | None = None
+    limits: str | None = None
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> CardFacts:
+        """From JSON values.
+
+        Raises:
+            ValueError: An unknown key, with the nearest known one.
+        """
+        known = {item.name for item in fields(cls)}
+        for key in values:
+            if key not in known:
+                (nearest,) = difflib.get_close_matches(key, sorted(known), n=1, cutoff=0.0)
+                raise ValueError(f"unknown key {key!r} in a card's facts: did you mean {nearest!r}?")
+        lists = ("tags", "datasets", "recipe")
+        tuples = {
+            key: (values[key],) if isinstance(values[key], str) else tuple(values[key])
+            for key in lists
+            if values.get(key) is not None
+        }
+        return cls(**{**values, **tuples})
+
+    @classmethod
+    def read(cls, path: str | Path) -> CardFacts:
+        """From a JSON file: a card's facts, or the results of a benchmark, from which they are taken.
+
+        Raises:
+            ValueError: It is neither.
+        """
+        values = json.loads(Path(path).read_text(encoding="utf-8"))
+        if isinstance(values, Mapping) and "rows" in values and "training" in values:
+            return cls.of(_of_results(values))
+        if not isinstance(values, Mapping):
+            raise ValueError(f"{path} holds no JSON object: a card's facts are one")
+        return cls.of(values)
+
+    def with_evaluation_of(self, folder: Path) -> CardFacts:
+        """With the evaluation that lies in a folder, where these have none."""
+        if self.evaluation is not None:
+            return self
+        for name in EVALUATIONS:
+            if (folder / name).is_file():
+                return replace(self, evaluation=json.loads((folder / name).read_text(encoding="utf-8")))
+        return self
+
+    def to_json(self) -> str:
+        """As indented JSON, without what is not known."""
+        known = {key: value for key, value in asdict(self).items() if value not in (None, (), {})}
+        return json.dumps(known, indent=2) + "\n"
+
+
+def _of_results(results: Mapping[str, Any]) -> dict[str, Any]:
+    """Facts from what benchmarks/fashion_checkpoint.py measured: the figures of the default row, the runs."""
+    row = next(row for row in results["rows"] if row["default"])
+    figures = {
+        name: value
+        for name, value in row.items()
+        if name != "images_per_second" and (isinstance(value, float) or _is_estimate(value))
+    }
+    runs = results["training"]
+    return {
+        "name": results["checkpoint"],
+        "recipe": [recipe(name, run["images_seen"], run["config"]["training"]) for name, run in runs.items()],
+        "images_seen": sum(run["images_seen"] for run in runs.values()),
+        "evaluation": {"images": row["images"], "figures": figures},
+    }
+
+
+def recipe(name: str, images_seen: int, training: Mapping[str, Any]) -> str:
+    """A training run in a line, from the configuration that the scripts share."""
+    precision = {"no": "float32"}.get(training["mixed_precision"], training["mixed_precision"])
+    return (
+        f"{name}: {images_seen:,} images in batches of {training['batch_size']}, AdamW with peak learning "
+        f"rate {training['learning_rate']:g} ({training['learning_rate_schedule']}), precision {precision}, "
+        f"average of the weights with a half-life of {training['ema_half_life_images']:,.0f} images"
+    )
+
+
+def _is_estimate(value: Any) -> bool:
+    return isinstance(value, Mapping) and {"value", "low", "high"} <= set(value)

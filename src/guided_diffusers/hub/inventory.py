@@ -1,0 +1,147 @@
+"""What is in a checkpoint: components, parameters, sizes, schedule, default guidance; without loading it.
+
+Numbers of parameters come from the headers of the safetensors files, so a checkpoint of any size takes no
+memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from guided_diffusers.hub.entry_point import plain_class_name
+from guided_diffusers.safety import read_json, safetensors_header, weights_kind
+
+INDEX = "model_index.json"
+_BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
+_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+_SCHEDULE = (
+    "num_train_timesteps",
+    "beta_schedule",
+    "beta_start",
+    "beta_end",
+    "prediction_type",
+    "variance_type",
+)
+_SIZES = (
+    "sample_size",
+    "in_channels",
+    "out_channels",
+    "latent_channels",
+    "cross_attention_dim",
+    "block_out_channels",
+    "num_class_embeds",
+)
+
+
+def inventory(folder: str | Path) -> dict[str, Any]:
+    """What is in a checkpoint's folder, a pipeline's or a model's, as JSON values.
+
+    Returns:
+        class, components (each with name, library, class, parameters, bytes, dtypes, variants, files and
+        sizes of its configuration), parameters, bytes, schedule, default_guidance, image_size. What a
+        checkpoint does not say is None.
+
+    Raises:
+        OSError: It is no checkpoint, or a file of weights is cut short.
+    """
+    folder = Path(folder)
+    if (folder / INDEX).is_file():
+        index = read_json(folder / INDEX)
+        components = [_component(folder / name, name, *pair) for name, pair in _pairs(index, folder).items()]
+        name, guidance = plain_class_name(index), index.get("default_guidance")
+    elif (folder / "config.json").is_file():
+        config = read_json(folder / "config.json")
+        name, guidance = config.get("_class_name") or (config.get("architectures") or [None])[0], None
+        components = [_component(folder, "", None, name)]
+    else:
+        raise OSError(f"{folder} holds no checkpoint: no model_index.json and no config.json")
+    return {
+        "class": name,
+        "components": components,
+        "parameters": sum(component["parameters"] for component in components),
+        "bytes": sum(component["bytes"] for component in components),
+        "schedule": _schedule(folder),
+        "default_guidance": guidance,
+        "image_size": _image_size(folder),
+    }
+
+
+def _pairs(index: Mapping[str, Any], folder: Path) -> dict[str, tuple[str | None, str | None]]:
+    """Library and class by component, and further folders with weights that lie beside the pipeline."""
+    found = {
+        name: tuple(value)
+        for name, value in index.items()
+        if not name.startswith("_")
+        and isinstance(value, list)
+        and len(value) == 2
+        and isinstance(value[1], str)
+    }
+    for path in sorted(folder.glob("*/*.safetensors")):
+        name = path.parent.name
+        if name not in found:
+            config = path.parent / "config.json"
+            found[name] = (None, read_json(config).get("_class_name") if config.is_file() else None)
+    return found
+
+
+def _component(folder: Path, name: str, library: str | None, class_name: str | None) -> dict[str, Any]:
+    files = sorted(folder.glob("*.safetensors"))
+    variants: dict[str, list[Path]] = {}
+    for path in files:
+        kind = weights_kind(path.name)
+        variants.setdefault(kind[1] if kind else "", []).append(path)
+    dtypes: dict[str, int] = {}
+    main = variants.get("", next(iter(variants.values()), []))
+    for path in main:
+        for tensor, value in safetensors_header(path).items():
+            if tensor != "__metadata__":
+                dtype = _DTYPES.get(value["dtype"], value["dtype"])
+                size = value["data_offsets"][1] - value["data_offsets"][0]
+                dtypes[dtype] = dtypes.get(dtype, 0) + size // _BYTES.get(value["dtype"], 1)
+    config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
+    return {
+        "name": name,
+        "library": library,
+        "class": class_name,
+        "parameters": sum(dtypes.values()),
+        "bytes": sum(path.stat().st_size for path in files),
+        "dtypes": sorted(dtypes),
+        "variants": sorted(variant for variant in variants if variant),
+        "files": len(files),
+        "config": {key: config[key] for key in _SIZES if config.get(key) is not None},
+    }
+
+
+def _schedule(folder: Path) -> dict[str, Any] | None:
+    path = folder / "scheduler" / "scheduler_config.json"
+    if not path.is_file():
+        return None
+    config = read_json(path)
+    known = {key: config[key] for key in _SCHEDULE if config.get(key) is not None}
+    return {"class": config.get("_class_name"), **known}
+
+
+def _image_size(folder: Path) -> int | list[int] | None:
+    """Pixels of a side (or of height and width) of what the pipeline draws by default."""
+    configs = {part: folder / part / "config.json" for part in ("unet", "vae")}
+    if not configs["unet"].is_file():
+        return None
+    size = read_json(configs["unet"]).get("sample_size")
+    if size is None or not configs["vae"].is_file():
+        return size
+    factor = 2 ** (len(read_json(configs["vae"]).get("block_out_channels", [0])) - 1)
+    return [side * factor for side in size] if isinstance(size, list) else size * factor
+
+
+def guidance_text(config: Any) -> str:
+    """A guidance's configuration in words, such as `ClassifierFreeGuidance, scale 2`; "none" for none."""
+    texts = []
+    for term in config or []:
+        text = f"{term['term']}, scale {term['scale']}" if "scale" in term else str(term["term"])
+        if term.get("interval"):
+            low, high = term["interval"]
+            text += f" for σ/α in ({low:g}, {'∞' if high is None else format(high, 'g')}]"
+        texts.append(text)
+    return " + ".join(texts) or "none"

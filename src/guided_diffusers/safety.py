@@ -1,0 +1,240 @@
+"""What a checkpoint's folder may hold: files that are read as data and never run.
+
+A checkpoint comes from anywhere, and loading must not be a way in. Checked before anything is read: no
+pickles (loading one runs code), no path that leaves the folder, no class outside the libraries that hold
+components. Checked afterwards: no weight is missing, none is NaN or infinite.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+
+PICKLE_SUFFIXES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
+_WEIGHTS = re.compile(
+    r"(?P<base>[^.]+?)(\.(?P<variant>\w+))?(-\d+-of-\d+)?\.safetensors(\.index(\.(?P<indexed>\w+))?\.json)?"
+)
+COMPONENTS = "guided_diffusers.components"
+"""Where this package's own loaders find its classes: see that module."""
+
+
+def pickles_in(folder: str | os.PathLike[str]) -> list[str]:
+    """Names of the pickled weights in a local folder; empty if there is no such folder."""
+    path = Path(folder)
+    return sorted(f.name for f in path.iterdir() if f.suffix in PICKLE_SUFFIXES) if path.is_dir() else []
+
+
+def check_path(name: Any, where: Any) -> None:
+    """Raise OSError for a path that is not one inside its folder: absolute, or with `..`."""
+    parts = PurePosixPath(name).parts if isinstance(name, str) else ("..",)
+    if ".." in parts or name.startswith("/") or "\\" in name or "\0" in name:
+        raise OSError(f"{where} names the path {name!r}, which leaves the checkpoint's folder: refused")
+
+
+def check_checkpoint(folder: str | os.PathLike[str], skip: Collection[str] = (), code: bool = False) -> None:
+    """Check a checkpoint's folder, a pipeline's or a model's, before anything of it is read.
+
+    Args:
+        folder: The folder.
+        skip: Components that the caller brings itself.
+        code: Classes may come from files of the checkpoint: the caller trusts it, or does not load it.
+
+    Raises:
+        OSError: See `check_model_index` and `check_component`.
+    """
+    folder = Path(folder)
+    path = folder / "model_index.json"
+    if path.is_file():
+        index = {name: value for name, value in read_json(path).items() if name not in skip}
+        pairs = components_of(index)
+        own = {name for name, pair in pairs.items() if code and (folder / name / f"{pair[0]}.py").is_file()}
+        check_model_index(index, path, own)
+    for part in [folder, *sorted(path for path in folder.glob("*") if path.is_dir())]:
+        if part.name not in skip:
+            check_component(part)
+
+
+def check_component(folder: str | os.PathLike[str]) -> None:
+    """Check one component's folder; a folder that is not there passes.
+
+    Raises:
+        OSError: Pickled weights and no safetensors, or an index of shards that names a file outside the
+            folder or one that is not there.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        return
+    pickles = pickles_in(folder)
+    if pickles and not any(folder.glob("*.safetensors*")):
+        raise OSError(
+            f"{folder} has pickled weights ({', '.join(pickles)}) and no safetensors: pickles are refused, "
+            "because loading one runs code. If you trust it, convert it: torch.load(file, "
+            "weights_only=True), then safetensors.torch.save_file(weights, "
+            "'diffusion_pytorch_model.safetensors')"
+        )
+    for path in sorted(folder.glob("*.safetensors.index*.json")):
+        shards = read_json(path).get("weight_map")
+        if not isinstance(shards, dict):
+            raise OSError(f"{path} has no weight_map: it is no index of shards")
+        for shard in sorted(set(map(str, shards.values()))):
+            check_path(shard, path)
+            if not (folder / shard).is_file():
+                raise OSError(
+                    f"{path} names the shard {shard!r}, which is not there: the checkpoint is not whole"
+                )
+
+
+def components_of(index: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
+    """Library and class of each component that model_index.json says there is, by name."""
+    return {
+        name: tuple(value)
+        for name, value in index.items()
+        if not name.startswith("_")
+        and isinstance(value, list | tuple)
+        and len(value) == 2
+        and all(isinstance(part, str) for part in value)
+    }
+
+
+def check_model_index(index: Mapping[str, Any], where: Any, code: Collection[str] = ()) -> None:
+    """Check model_index.json: names of components, their libraries and classes.
+
+    Args:
+        index: Its content.
+        where: What an error calls it.
+        code: Components whose class may come from a file of the checkpoint, because the caller trusts it.
+
+    Raises:
+        OSError: A component's name that is a path, or a class outside the libraries that hold components.
+    """
+    for name, (library, class_name) in components_of(index).items():
+        if not name.isidentifier():
+            raise OSError(f"{where} names the component {name!r}, which is no name but a path: refused")
+        if name not in code and not _is_component_class(library, class_name):
+            raise OSError(
+                f"{where} says that {name!r} is {library}.{class_name}; allowed: models, schedulers, "
+                "tokenizers and processors of diffusers, transformers and guided_diffusers"
+            )
+
+
+def _is_component_class(library: str, class_name: str) -> bool:
+    from diffusers import pipelines
+    from diffusers.pipelines.pipeline_loading_utils import LOADABLE_CLASSES
+
+    library = "guided_diffusers" if library == COMPONENTS else library
+    if not (class_name.isidentifier() and library.replace("_", "a").replace(".", "a").isalnum()):
+        return False
+    if hasattr(pipelines, library):  # a safety checker lives beside its pipeline
+        return isinstance(getattr(getattr(pipelines, library), class_name, None), type)
+    if library not in LOADABLE_CLASSES:
+        return False
+    module = import_module(library)
+    found = getattr(module, class_name, None)
+    bases = [getattr(module, base, None) for base in LOADABLE_CLASSES[library]]
+    return isinstance(found, type) and issubclass(found, tuple(base for base in bases if base is not None))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object of a file; OSError in one line where it is none."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise OSError(f"{path} is no JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise OSError(f"{path} holds a JSON {type(value).__name__} where an object should be")
+    return value
+
+
+def check_finite(module: Any, name: str) -> None:
+    """Raise OSError if a weight of a network is NaN or infinite; anything that is no network passes."""
+    if not isinstance(module, nn.Module):
+        return
+    for key, weight in module.named_parameters():
+        if weight.is_meta or not weight.is_floating_point() or bool(torch.isfinite(weight).all()):
+            continue
+        count = int((~torch.isfinite(weight)).sum())
+        raise OSError(f"{name}: the weight {key!r} has {count} values that are NaN or infinite: refused")
+
+
+def check_complete(module: Any, folder: Path, name: str, variant: str | None = None) -> None:
+    """Raise OSError if the safetensors of a network's folder hold fewer values than the network.
+
+    Loaders fill what is missing with random numbers and a warning. Names change between versions of the
+    libraries, so numbers of values are compared and not names.
+    """
+    if not isinstance(module, nn.Module) or not any(folder.glob("*.safetensors")):
+        return
+    found: dict[str, int] = {}
+    for path in folder.glob("*.safetensors"):
+        kind = weights_kind(path.name)
+        tensors = [value for key, value in safetensors_header(path).items() if key != "__metadata__"]
+        count = sum(math.prod(value["shape"]) for value in tensors)
+        found[kind[1] if kind else ""] = found.get(kind[1] if kind else "", 0) + count
+    has = found.get(variant or "", max(found.values()))
+    wanted = sum(weight.numel() for weight in module.parameters())
+    if has < wanted:
+        raise OSError(
+            f"{name}: its files hold {has:,} values, the network has {wanted:,}: not whole, refused"
+        )
+
+
+def weights_kind(name: str) -> tuple[str, str] | None:
+    """The base and the variant of a file of weights or of its index, such as ("model", "fp16")."""
+    match = _WEIGHTS.fullmatch(Path(name).name)
+    return match and (match["base"], match["variant"] or match["indexed"] or "")
+
+
+def safetensors_header(path: Path) -> dict[str, Any]:
+    """The header of a safetensors file: for each tensor its dtype, shape and place.
+
+    Raises:
+        OSError: It is none, or it is cut short.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if not 0 < length <= size - 8:
+            raise OSError(f"{path} is no safetensors file, or it is cut short")
+        try:
+            header = json.loads(file.read(length))
+            ends = [value["data_offsets"][1] for key, value in header.items() if key != "__metadata__"]
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise OSError(f"{path} is no safetensors file: its header does not read") from error
+    if 8 + length + max(ends, default=0) != size:
+        raise OSError(
+            f"{path} has {size} bytes and should have {8 + length + max(ends, default=0)}: cut short"
+        )
+    return header
+
+
+@contextmanager
+def one_line_if_it_does_not_fit(where: Any) -> Iterator[None]:
+    """Turn the loaders' errors about shapes and broken files, which are long, into an OSError of one line."""
+    try:
+        yield
+    except (RuntimeError, ValueError, SafetensorError) as error:
+        text = " ".join(str(error).split())
+        if isinstance(error, SafetensorError) or any(word in text for word in _DOES_NOT_FIT):
+            short = text if len(text) < 300 else f"{text[:300]}..."
+            raise OSError(f"{where}: the weights do not fit the network: {short}") from error
+        raise
+
+
+_DOES_NOT_FIT = (
+    "size mismatch",
+    "expected shape",
+    "mismatched",
+    "ignore_mismatched_sizes",
+    "Error(s) in loading",
+)
