@@ -77,9 +77,23 @@ def version(folder: Path, number: int) -> Path:
     return folder / str(number)
 
 
+def files_of(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
 def served(hub: Hub) -> dict[str, str]:
     """What the repository has of a version: no card, no attributes."""
     return {path: sha for path, sha in hub.names("alice/model").items() if Path(path).parent != Path()}
+
+
+def version_of(state: dict[str, str], versions: list[dict[str, str]]) -> Any:
+    """The number of the version that a state is; for a mix, the versions of each file."""
+    if state in versions:
+        return versions.index(state)
+    return {
+        path: [number for number, known in enumerate(versions) if known.get(path) == sha]
+        for path, sha in state.items()
+    }
 
 
 @pytest.fixture(params=["lfs", "xet"])
@@ -132,6 +146,7 @@ def test_uploads(stage: tuple[Hub, Client, Path, random.Random]):
         status, value = client.ask("push", path, "alice/model")
         assert status == "ok", value
         versions.append(served(hub))
+        assert set(versions[-1]) == {name for name in files_of(path) if "/" in name}
         shutil.rmtree(path)
     over.set()
     watcher.join()
@@ -139,8 +154,7 @@ def test_uploads(stage: tuple[Hub, Client, Path, random.Random]):
         f"\n{MOMENTS} kills in uploads of {length:.1f} s: {failed} pushes failed, {survived} were done before"
     )
     assert failed > MOMENTS // 3
-    numbers = [versions.index(state) if state in versions else state for state in seen]
-    assert numbers == list(range(MOMENTS + 1))  # every state ever served is a whole version, in order
+    assert [version_of(state, versions) for state in seen] == list(range(MOMENTS + 1))
     assert len(hub.history("alice/model")) == MOMENTS + 2  # the first commit is the Hub's own
 
 

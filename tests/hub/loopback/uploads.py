@@ -124,8 +124,8 @@ class Uploads:
         elif key == "lfsFile":
             tree[path] = self.store.lfs_entry(value["oid"])
         elif key in ("deletedFile", "deletedFolder"):
-            below = path.rstrip("/") + "/" if key == "deletedFolder" else path
-            gone = [name for name in tree if name == path or name.startswith(below)]
+            whole, below = key == "deletedFolder", path.rstrip("/") + "/"
+            gone = [name for name in tree if name == path or (whole and name.startswith(below))]
             if not gone:
                 raise HubError(404, "A file with this name doesn't exist", "EntryNotFound")
             for name in gone:
