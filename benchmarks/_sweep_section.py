@@ -29,6 +29,7 @@ def section(results: dict[str, Any], name: str, trade_off: str, compute: str | N
         f"arm's best point in {distance}, with 95% intervals of resampling the generated images "
         f"([all points]({name})):",
         _table(_best_points(results), distance),
+        f"The arms: {'; '.join(arm_text(name, arm) for name, arm in spec['arms'].items())}.",
         f"![{distance} against agreement, an arm a line]({trade_off})",
     ]
     if "verdict" in results:
@@ -62,6 +63,15 @@ def _table(records: list[dict[str, Any]], distance: str) -> str:
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def arm_text(name: str, arm: dict[str, Any]) -> str:
+    """An arm in words: its terms with their options, which are not swept."""
+    terms = []
+    for term in arm["guidance"]:
+        options = ", ".join(f"{key} {value}" for key, value in term.items() if key not in ("term", "scale"))
+        terms.append(f"`{term['term']}`" + (f" ({options})" if options else ""))
+    return f"{name} is {' + '.join(terms)}"
 
 
 def point_text(point: dict[str, Any]) -> str:

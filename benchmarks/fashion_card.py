@@ -124,7 +124,8 @@ def guidance_text(config: list[dict[str, Any]]) -> str:
     """A guidance in words: `γ = 2`, and what else it holds."""
     texts = []
     for term in config:
-        name = "γ" if term["term"] == "ClassifierFreeGuidance" else f"{term['term']} scale"
+        name = "γ" if term["term"] == "ClassifierFreeGuidance" else f"`{term['term']}`"
+        name += " under the null condition, scale" if term.get("null") else ""
         text = f"{name} = {term['scale']:g}"
         if term.get("interval"):
             low, high = term["interval"]

@@ -135,6 +135,30 @@ def test_a_sweep_runs_and_its_winner_is_adopted(run, tmp_path, tiny_folder, judg
     assert index["default_guidance"] == results["verdict"]["winner"]["guidance"]
 
 
+def test_a_winner_by_autoguidance_is_adopted_with_its_weak_network(tmp_path, tiny_folder):
+    import shutil
+
+    from guided_diffusers import TextToImagePipeline
+    from guided_diffusers.cli.sweep import _adopt
+    from guided_diffusers.guidance import AutoGuidance
+
+    checkpoint = shutil.copytree(tiny_folder, tmp_path / "checkpoint")
+    guidance = [{"term": "AutoGuidance", "null": True, "scale": 2.5}]
+    results = {"spec": {"weak": "weak_unet"}, "verdict": {"winner": {"guidance": guidance}}}
+    with pytest.raises(ValueError, match="bring it in a folder weak_unet"):
+        _adopt(results, checkpoint)
+    shutil.copytree(checkpoint / "unet", checkpoint / "weak_unet")
+    _adopt(results, checkpoint)
+    pipeline = TextToImagePipeline.from_pretrained(checkpoint)
+    pipeline.set_progress_bar_config(disable=True)
+    term = AutoGuidance(pipeline.weak_denoiser, 2.5, null=True)
+    drawn = [
+        pipeline("a", generator=torch.Generator().manual_seed(1), output_type="pt", **options).images
+        for options in ({"num_inference_steps": 2}, {"num_inference_steps": 2, "guidance": term})
+    ]
+    assert drawn[0].equal(drawn[1])
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -24,6 +24,9 @@ Adopt = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print results.json instead of a line a point.")]
 
+WEAK_COMPONENT = "weak_unet"
+"""The name of TextToImagePipeline's component that autoguidance guides by."""
+
 
 def sweep(
     config: Config,
@@ -101,13 +104,22 @@ def _ruler(spec: SweepSpec, data: ImageSet) -> Ruler:
 
 
 def _adopt(results: dict[str, Any], folder: Path) -> None:
-    """Write the winner into model_index.json as the default guidance."""
+    """Write the winner into model_index.json as the default guidance, with the network that it needs.
+
+    Raises:
+        ValueError: No winner, or one that needs a weak network that the checkpoint does not bring.
+    """
     from guided_diffusers.evaluation.generation import write_json_atomically
 
     if "verdict" not in results:
         raise ValueError("the sweep has no finals, so there is no winner to adopt: add `finals` to its file")
-    winner = results["verdict"]["winner"]
+    guidance, weak = results["verdict"]["winner"]["guidance"], results["spec"]["weak"]
     path = folder / "model_index.json"
-    index = json.loads(path.read_text())
-    write_json_atomically(path, {**index, "default_guidance": winner["guidance"]})
-    typer.echo(f"{path}: default_guidance is now {json.dumps(winner['guidance'])}")
+    index = {**json.loads(path.read_text()), "default_guidance": guidance}
+    if any(term["term"] == "AutoGuidance" for term in guidance):
+        if weak != WEAK_COMPONENT or not (folder / weak).is_dir():
+            raise ValueError(f"the winner guides by {weak!r}: bring it in a folder {WEAK_COMPONENT}")
+        config = json.loads((folder / weak / "config.json").read_text())
+        index[WEAK_COMPONENT] = ["diffusers", config["_class_name"]]
+    write_json_atomically(path, index)
+    typer.echo(f"{path}: default_guidance is now {json.dumps(guidance)}")
