@@ -56,9 +56,9 @@ def samples(
     count, labels, tiles = 2 * COLUMNS, [], []
     latents = {name: prior_latents(models[name], count, seed) for name in ("vector", "spatial")}
     latents["plain"] = fitted_latents(models["plain"], plain_codes, count, seed)
-    sources = {"vector": "prior", "spatial": "prior", "plain": "Gaussian fitted to its codes"}
+    sources = {"vector": "the prior", "spatial": "the prior", "plain": "a Gaussian of codes"}
     for name, values in latents.items():
-        labels += [f"{NAMES[name]}: {sources[name]}", ""]
+        labels += [f"{NAMES[name]}:", sources[name]]
         tiles += _rows(decoded(models[name], values))
     spread = test[:: max(1, len(test) // count)][:count]
     return labelled_grid([*tiles, *_rows(spread)], [*labels, "test images", ""], PIXELS)

@@ -165,7 +165,7 @@ def run_name(run: dict[str, Any]) -> str:
 def measure_command(results: dict[str, Any], results_name: str) -> str:
     """The command of the measurement with the options that it had."""
     models = results["models"]
-    runs = " ".join(f"--{kind} runs/{run_name(model['training'])}" for kind, model in models.items())
+    runs = " \\\n    ".join(f"--{kind} runs/{run_name(model['training'])}" for kind, model in models.items())
     images = models["vector"]["likelihood"]["images"], models["spatial"]["likelihood"]["images"]
     return (
         f"python benchmarks/fashion_vae.py {runs} \\\n"
