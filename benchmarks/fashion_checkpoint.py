@@ -71,6 +71,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--run", action="append", default=[], help="NAME=FOLDER of a training run to describe"
     )
+    parser.add_argument(
+        "--training-from", type=Path, help="earlier results of the same weights, whose runs these describe"
+    )
     parser.add_argument("--gammas", nargs="+", default=GAMMAS, help='guidance scales, and "default"')
     parser.add_argument("--rows-from", type=Path, nargs="+", default=[], help="results to take rows from")
     parser.add_argument("--images-per-class", type=int, default=100)
@@ -157,7 +160,8 @@ def default_guidance(pipeline: TextToImagePipeline) -> Guidance:
         raise ValueError(
             "the checkpoint's model_index.json has no `default_guidance`: set it before measuring"
         )
-    return Guidance.from_config(config)
+    weak = pipeline.weak_denoiser
+    return Guidance.from_config(config, **({} if weak is None else {"weak": weak}))
 
 
 @torch.no_grad()
@@ -203,10 +207,15 @@ def describe(
         "default_guidance": pipeline.config.default_guidance,
         "judge": judge,
         "machine": machine(),
-        "training": {
-            name: training_run(Path(folder)) for name, folder in (run.split("=", 1) for run in arguments.run)
-        },
+        "training": training_runs(arguments),
     }
+
+
+def training_runs(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What is known of the runs that made the checkpoint: of their folders, or of earlier results."""
+    if arguments.training_from is not None:
+        return json.loads(arguments.training_from.read_text())["training"]
+    return {name: training_run(Path(folder)) for name, folder in (run.split("=", 1) for run in arguments.run)}
 
 
 if __name__ == "__main__":

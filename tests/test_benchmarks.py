@@ -158,6 +158,15 @@ def test_checkpoint_is_measured_and_described(benchmark, data, tmp_path, monkeyp
         results,
     )
     assert json.loads(results.read_text())["rows"] == first["rows"]
+    weak, network = tmp_path / "weak-32", pipeline.unet
+    auto = [{"term": "AutoGuidance", "null": True, "scale": 2.0}]
+    components = {**pipeline.components, "weak_unet": network}
+    TextToImagePipeline(**components, default_guidance=auto).save_pretrained(weak)
+    again = [*options[options.index("--images-per-class") : -2], "--gammas", 1, "--training-from", results]
+    command("fashion_checkpoint", "--checkpoint", weak, *again, "--output", tmp_path / "weak.json")
+    by_weak = json.loads((tmp_path / "weak.json").read_text())
+    assert [row["default"] for row in by_weak["rows"]] == [False, True]
+    assert by_weak["training"] == first["training"] and by_weak["rows"][1]["guidance"][0]["null"]
     command("fashion_card", "--results", results, "--output", card)
 
     measured = json.loads(results.read_text())
