@@ -80,8 +80,6 @@ def card(
             f"{n} ({percent(accuracy[n])})" for n in sorted(accuracy, key=accuracy.get)[:2]
         ),
         laplacian=interval(default["sharpness_laplacian"], "{:.2f}".format),
-        threads=results["machine"]["threads"],
-        processor=results["machine"]["processor"],
         recipes="\n".join(recipe(name, run) for name, run in results["training"].items()),
     )
 
@@ -108,16 +106,16 @@ def table_rows(results: dict[str, Any]) -> list[str]:
     for row in results["rows"]:
         label = guidance_text(row["guidance"])
         label = f"**{label} (default)**" if row["default"] else label
-        lines.append(_line(label, row, f"{row['images_per_second']:.0f}"))
-    lines.append(_line("the autoencoder's copies of real images", results["autoencoder"], "-"))
-    lines.append(_line("real test images", results["real"], "-"))
+        lines.append(_line(label, row))
+    lines.append(_line("the autoencoder's copies of real images", results["autoencoder"]))
+    lines.append(_line("real test images", results["real"]))
     return lines
 
 
-def _line(label: str, row: dict[str, Any], speed: str) -> str:
+def _line(label: str, row: dict[str, Any]) -> str:
     agreement = interval(row["agreement"], percent)
     sharpness = interval(row["sharpness"], "{:.2f}".format)
-    return f"| {label} | {agreement} | {sharpness} | {row['variance_within_class']:.2f} | {speed} |"
+    return f"| {label} | {agreement} | {sharpness} | {row['variance_within_class']:.2f} |"
 
 
 def guidance_text(config: list[dict[str, Any]]) -> str:
