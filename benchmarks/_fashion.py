@@ -37,6 +37,21 @@ class Split:
     captions: list[list[str]]
 
 
+def default_guidance(pipeline: TextToImagePipeline) -> Guidance:
+    """The checkpoint's own guidance.
+
+    Raises:
+        ValueError: If it names none.
+    """
+    config = pipeline.config.default_guidance
+    if config is None:
+        raise ValueError(
+            "the checkpoint's model_index.json has no `default_guidance`: set it before measuring"
+        )
+    weak = pipeline.weak_denoiser
+    return Guidance.from_config(config, **({} if weak is None else {"weak": weak}))
+
+
 def load_split(path: Path) -> Split:
     """Reads a parquet file that training/data/fashion_mnist.py wrote.
 

@@ -9,14 +9,14 @@ from guided_diffusers.evaluation.sweep import best
 _FIGURES = ("precision", "recall", "density", "coverage")
 
 
-def section(results: dict[str, Any], name: str, trade_off: str, compute: str | None) -> str:
+def section(results: dict[str, Any], name: str, pictures: str) -> str:
     """The section as Markdown.
 
     Args:
         results: results.json of `guided-diffusers sweep`.
         name: The file's name beside the card.
-        trade_off: Link of the figure of distance against agreement.
-        compute: Link of the figure of both against compute; None where there were no finals.
+        pictures: How the links of the sweep's figures begin, before -trade-off.png and, where there were
+            finals, -compute.png, -steps.png and -scales.png (of the winning arm).
     """
     spec, distance = results["spec"], results["distance"]
     scheduler = ", ".join(spec["schedulers"]).upper()
@@ -30,13 +30,31 @@ def section(results: dict[str, Any], name: str, trade_off: str, compute: str | N
         f"([all points]({name})):",
         _table(_best_points(results), distance),
         f"The arms: {'; '.join(arm_text(name, arm) for name, arm in spec['arms'].items())}.",
-        f"![{distance} against agreement, an arm a line]({trade_off})",
+        f"![{distance} against agreement, an arm a line]({pictures}-trade-off.png)",
     ]
     if "verdict" in results:
-        parts += _finals(results, compute)
+        parts += _finals(results, pictures)
     else:
         parts.append("The second round (more images, other numbers of steps) has not been run.")
     return "\n\n".join(parts)
+
+
+def sampler_section(results: dict[str, Any], name: str, default: str) -> str:
+    """A small sweep under the checkpoint's own sampler, from which the default's scale was taken.
+
+    Args:
+        results: results.json of that sweep.
+        name: The file's name beside the card.
+        default: The checkpoint's default guidance in words.
+    """
+    spec = results["spec"]
+    return (
+        f"**The default** is {default}. The arms above were compared under a deterministic sampler; the "
+        f"checkpoint ships with {', '.join(spec['schedulers']).upper()}, under which its scale was chosen "
+        f"anew ([points]({name}), {spec['images']:,} images each): the winning arm's at which agreement is "
+        "at least 97% and sharpness within 10% of real images'.\n\n"
+        f"{_table(results['points'], results['distance'])}"
+    )
 
 
 def _best_points(results: dict[str, Any]) -> list[dict[str, Any]]:
@@ -84,22 +102,25 @@ def point_text(point: dict[str, Any]) -> str:
     return text
 
 
-def _finals(results: dict[str, Any], compute: str | None) -> list[str]:
+def _finals(results: dict[str, Any], pictures: str) -> list[str]:
     distance, verdict, seeds = results["distance"], results["verdict"], results["seeds"]
     count = results["finals"][0]["point"]["images"]
     values = ", ".join(f"{1000 * value:.1f}" for value in seeds["values"])
     parts = [
         f"The second round, {count:,} images a point: the best arms and plain guidance at their best points.",
         _table(results["finals"], distance),
+        f"![Distance and agreement against compute]({pictures}-compute.png)",
+        f"![The same prompts and seeds, a row an arm and number of steps]({pictures}-steps.png)",
     ]
-    if compute is not None:
-        parts.append(f"![Distance and agreement against compute]({compute})")
     parts.append(
         f"**How far seeds alone carry**: {point_text(seeds['point'])} with {len(seeds['seeds'])} seed sets "
         f"of {seeds['point']['images']:,} images: {distance} x 1000 = {values}, a range of "
         f"{1000 * seeds['range']:.1f}. Differences within it rank nothing."
     )
     parts.append(_verdict(verdict, distance))
+    parts.append(
+        f"![{verdict['winner']['arm']} over its scales, the same prompts and seeds]({pictures}-scales.png)"
+    )
     return parts
 
 

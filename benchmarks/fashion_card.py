@@ -3,8 +3,8 @@ r"""Writes the model card of a Fashion-MNIST checkpoint from the measured JSON: 
 The words are in fashion_card.template.md. Run:
 
     python benchmarks/fashion_card.py --results model_cards/fashion-32.json \
-        --sweep model_cards/fashion-32-guidance.json --pictures model_cards/fashion-32-pictures.json \
-        --output model_cards/fashion-32.md
+        --sweep model_cards/fashion-32-guidance.json --sampler model_cards/fashion-32-sampler.json \
+        --pictures model_cards/fashion-32-pictures.json --output model_cards/fashion-32.md
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 
 from _pictures_section import section as pictures_section
 from _runs import recipe
+from _sweep_section import sampler_section
 from _sweep_section import section as sweep_section
 
 TEMPLATE = Path(__file__).with_name("fashion_card.template.md")
@@ -33,12 +34,13 @@ def main() -> None:
         "--picture", default="../docs/images/fashion-32-grid.png", help="as the card links it"
     )
     parser.add_argument("--sweep", type=Path, default=None, help="results.json of a sweep over guidance")
+    parser.add_argument("--sampler", type=Path, default=None, help="the same under the checkpoint's sampler")
     parser.add_argument("--pictures", type=Path, default=None, help="JSON of benchmarks/fashion_pictures.py")
     parser.add_argument("--output", type=Path, required=True, help="the card to write")
     arguments = parser.parse_args()
     results = json.loads(arguments.results.read_text())
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    extras = (arguments.sweep, arguments.pictures)
+    extras = (arguments.sweep, arguments.sampler, arguments.pictures)
     arguments.output.write_text(card(results, arguments.picture, arguments.results.name, *extras))
 
 
@@ -47,6 +49,7 @@ def card(
     picture: str,
     results_name: str,
     sweep: Path | None = None,
+    sampler: Path | None = None,
     pictures: Path | None = None,
 ) -> str:
     """The whole card as Markdown with its YAML head; all other pictures lie beside `picture`."""
@@ -56,7 +59,7 @@ def card(
     accuracy = judge["test_accuracy_per_class"]
     return TEMPLATE.read_text().format(
         **parts,
-        guidance_compared=compared(sweep, Path(picture).parent),
+        guidance_compared=compared(sweep, Path(picture).parent) + chosen(sampler, results),
         at_work=at_work(pictures, Path(picture).parent, results["checkpoint"]),
         name=results["checkpoint"],
         results_name=results_name,
@@ -89,8 +92,15 @@ def compared(sweep: Path | None, pictures: Path) -> str:
     if sweep is None:
         return ""
     results = json.loads(sweep.read_text())
-    compute = f"{pictures}/{sweep.stem}-compute.png" if "verdict" in results else None
-    return sweep_section(results, sweep.name, f"{pictures}/{sweep.stem}-trade-off.png", compute) + "\n\n"
+    return sweep_section(results, sweep.name, f"{pictures}/{sweep.stem}") + "\n\n"
+
+
+def chosen(sampler: Path | None, results: dict[str, Any]) -> str:
+    """How the default's scale was chosen; empty where no such sweep was run."""
+    if sampler is None:
+        return ""
+    default = guidance_text(results["default_guidance"])
+    return sampler_section(json.loads(sampler.read_text()), sampler.name, default) + "\n\n"
 
 
 def at_work(facts: Path | None, pictures: Path, name: str) -> str:

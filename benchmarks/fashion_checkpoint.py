@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _fashion import Ruler, Split, generate, load_split
+from _fashion import Ruler, Split, default_guidance, generate, load_split
 from _models import parameters_millions
 from _pairs import machine, write_json
 from _runs import training_run
@@ -30,7 +30,7 @@ from guided_diffusers import TextToImagePipeline
 from guided_diffusers.cli.drawing import SCHEDULERS, load_pipeline
 from guided_diffusers.evaluation import load_judge
 from guided_diffusers.evaluation.grid import labelled_grid
-from guided_diffusers.guidance import ClassifierFreeGuidance, Guidance
+from guided_diffusers.guidance import ClassifierFreeGuidance
 
 GAMMAS = ["0", "1", "1.5", "2", "3", "5", "8"]
 
@@ -147,21 +147,6 @@ def settings(arguments: argparse.Namespace) -> dict[str, Any]:
         "checkpoint": Path(arguments.checkpoint).name,
         **{name: getattr(arguments, name) for name in names},
     }
-
-
-def default_guidance(pipeline: TextToImagePipeline) -> Guidance:
-    """The checkpoint's own guidance.
-
-    Raises:
-        ValueError: If it names none.
-    """
-    config = pipeline.config.default_guidance
-    if config is None:
-        raise ValueError(
-            "the checkpoint's model_index.json has no `default_guidance`: set it before measuring"
-        )
-    weak = pipeline.weak_denoiser
-    return Guidance.from_config(config, **({} if weak is None else {"weak": weak}))
 
 
 @torch.no_grad()

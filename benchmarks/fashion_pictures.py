@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _fashion import generate, load_split
+from _fashion import default_guidance, generate, load_split
 from PIL import Image
 from torch import Tensor
 
@@ -36,7 +36,6 @@ from guided_diffusers.evaluation.pictures import (
     losses_by_level,
     reverse_process,
 )
-from guided_diffusers.guidance import Guidance
 from guided_diffusers.losses import process_of
 from guided_diffusers.randomness import generator_for, randn_for
 from guided_diffusers.schedulers.compat import prediction_type_of
@@ -106,7 +105,7 @@ class Drawing:
     def reverse(self, prompt: str) -> Image.Image:
         """A prompt's latent on its way, decoded."""
         shape = (self.pipeline.unet.config.in_channels, *[self.pipeline.unet.config.sample_size] * 2)
-        guided = Guidance.from_config(self.pipeline.config.default_guidance)(self.denoiser)
+        guided = default_guidance(self.pipeline)(self.denoiser)
         return reverse_process(
             guided,
             self.pipeline.scheduler,
@@ -142,7 +141,7 @@ class Drawing:
         generated = generate(
             self.pipeline,
             self.real.captions,
-            guidance=Guidance.from_config(self.pipeline.config.default_guidance),
+            guidance=default_guidance(self.pipeline),
             images_per_class=images_per_class,
             num_inference_steps=20,
             batch_size=100,

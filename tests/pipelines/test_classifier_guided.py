@@ -315,9 +315,7 @@ class TestErrors:
     def test_networks_that_do_not_fit(self):
         with pytest.raises(ValueError, match="classifier has in_channels 2; allowed: 1"):
             self.refused(pipeline(classifier=tiny_classifier(in_channels=2)), LABELS)
-        with pytest.raises(
-            ValueError, match="num_class_embeds 5 and the classifier 3 .*: 3, or 4"
-        ):
+        with pytest.raises(ValueError, match="num_class_embeds 5 and the classifier 3 .*: 3, or 4"):
             self.refused(pipeline(tiny_image_unet(num_class_embeds=5)), LABELS)
         with pytest.raises(ValueError, match="guidance_scale is 2.0; .*no null class"):
             self.refused(pipeline(tiny_image_unet(num_class_embeds=3)), LABELS, guidance_scale=2.0)
