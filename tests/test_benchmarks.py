@@ -218,3 +218,43 @@ def test_shipped_card(benchmark, results):
     assert all(row["images"] == 1000 for row in measured["rows"])
     assert default["agreement"]["value"] >= 0.97 and scales[1]["agreement"]["value"] >= 0.85
     assert 0.9 <= default["sharpness"]["value"] <= 1.1
+
+
+def test_features_are_compared_and_a_point_is_measured_once(benchmark, tmp_path, monkeypatch, capsys):
+    """Every arm on real images; the second run reads the first one's points, another autoencoder does not."""
+    from tiny import tiny_autoencoder
+
+    script, slice_of = benchmark("features"), ROOT / "tests" / "data" / "fashion_slice.parquet"
+    folder, output = tmp_path / "data", tmp_path / "features.json"
+    folder.mkdir()
+    for split in ("train", "test"):
+        (folder / f"{split}.parquet").write_bytes(slice_of.read_bytes())
+    torch.manual_seed(0)
+    tiny_autoencoder().save_pretrained(tmp_path / "vae")
+    options = ["--autoencoder", tmp_path / "vae", "--data", folder, "--runs", tmp_path / "runs"]
+    options += ["--labels", 10, 30, "--steps", 2, 3, "--batch-size", 4, "--seeds", 0, 1]
+    options += ["--output", output, "--cache", tmp_path / "cache"]
+    monkeypatch.setattr(sys, "argv", ["features", *map(str, options)])
+    script.main()
+    printed, results = capsys.readouterr().out, json.loads(output.read_text())
+    assert len(results["points"]) == 12 and results["test_images"] == 64
+    assert {row["seeds"] for row in results["summary"]} == {2}
+    assert "| | 10 labels | 30 labels |" in printed and printed.count("±") == 6
+    script.main()
+    assert json.loads(output.read_text())["points"] == results["points"]
+    tiny_autoencoder(norm_num_groups=2).save_pretrained(tmp_path / "vae")
+    with pytest.raises(ValueError, match="measured with another autoencoder"):
+        script.main()
+
+
+def test_features_summary_is_the_mean_and_deviation_over_seeds(benchmark):
+    script = benchmark("features")
+    points = [
+        {"arm": arm, "labels": 5, "accuracy": value + shift}
+        for shift, arm in enumerate(script.ARMS)
+        for value in (0.1, 0.2, 0.3)
+    ]
+    rows = list(script.summary(points))
+    assert [round(row["mean"], 6) for row in rows] == [0.2, 1.2, 2.2]
+    assert rows[0]["deviation"] == pytest.approx(0.1)
+    assert script.table({"summary": rows}).splitlines()[2] == "| linear probe | 20.0 ± 10.0 |"

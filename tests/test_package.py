@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import guided_diffusers
-from guided_diffusers.checkpoints import shipped
+from guided_diffusers.checkpoints import component_source, shipped
 
 ROOT = Path(__file__).parents[1]
 
@@ -70,6 +70,17 @@ def test_pretrained_refuses_what_does_not_ship():
         guided_diffusers.pretrained("../checkpoints_data/fashion-32")
     with pytest.raises(TypeError, match="name must be a string"):
         guided_diffusers.pretrained(32)
+
+
+def test_a_component_is_sought_as_a_folder_then_as_shipped_then_on_the_hub(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shipped_vae = str(guided_diffusers.pretrained("fashion-32") / "vae")
+    assert component_source("fashion-32/vae") == shipped_vae
+    assert component_source("somebody/vae") == "somebody/vae"
+    with pytest.raises(ValueError, match="'fashion-32/decoder' .* allowed: .*fashion-32/vae"):
+        component_source("fashion-32/decoder")
+    (tmp_path / "fashion-32" / "vae").mkdir(parents=True)
+    assert component_source("fashion-32/vae") == "fashion-32/vae"
 
 
 def test_shipped_checkpoints_are_small_and_hold_no_pickle():

@@ -12,12 +12,11 @@ import sys
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import diffusers
 import torch
 from diffusers import UNet2DConditionModel
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from guided_diffusers import schedulers
+from guided_diffusers.checkpoints import component_source
 from guided_diffusers.models import VariationalAutoencoder
 from guided_diffusers.training import text_to_image as t2i
 from guided_diffusers.training.cache import cached_embeddings, cached_latents
@@ -25,6 +24,7 @@ from guided_diffusers.training.captions import text_config_for, train_tokenizer
 from guided_diffusers.training.config import TrainingConfig, option, parse_config
 from guided_diffusers.training.data import DataConfig, ImageTextDataset
 from guided_diffusers.training.engine import make_accelerator, make_optimizer, train
+from guided_diffusers.training.setup import make_scheduler
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +52,7 @@ class TextToImageConfig:
 
     training: TrainingConfig
     data: DataConfig
-    autoencoder: str = field(metadata={"help": "folder or Hub id of a trained VariationalAutoencoder"})
+    autoencoder: str = field(metadata={"help": "a trained one: folder, fashion-32/vae or Hub id"})
     text: TextConfig = field(default_factory=TextConfig)
     unet: dict[str, Any] = field(default_factory=dict, metadata={"help": "UNet2DConditionModel's arguments"})
     unet_pretrained: str | None = option(None, "folder or Hub id of a UNet2DConditionModel to start from")
@@ -89,27 +89,20 @@ def make_unet(config: TextToImageConfig, vae: Any, text_encoder: Any) -> UNet2DC
     return UNet2DConditionModel(**{**sizes, **config.unet})
 
 
-def make_scheduler(config: TextToImageConfig) -> Any:
-    """The scheduler by its class's name."""
-    cls = getattr(schedulers, config.scheduler, None) or getattr(diffusers, config.scheduler, None)
-    if cls is None or not hasattr(cls, "set_timesteps"):
-        raise ValueError(f"scheduler is {config.scheduler!r}; allowed: a scheduler of ours or of diffusers")
-    return cls(**config.scheduler_arguments)
-
-
 def make_task(config: TextToImageConfig, device: torch.device) -> t2i.TextToImageTask:
     """Components, cached latents and text, and the optimizer."""
     torch.manual_seed(config.training.seed)
     data = ImageTextDataset(config.data)
     captions = ["", *(text for text in data.all_captions() if text)]
-    vae = VariationalAutoencoder.from_pretrained(config.autoencoder).requires_grad_(False).eval()
+    vae = VariationalAutoencoder.from_pretrained(component_source(config.autoencoder))
+    vae.requires_grad_(False).eval()
     tokenizer, text_encoder = make_text(config.text, captions)
     components = {
         "vae": vae,
         "text_encoder": text_encoder,
         "tokenizer": tokenizer,
         "unet": make_unet(config, vae, text_encoder),
-        "scheduler": make_scheduler(config),
+        "scheduler": make_scheduler(config.scheduler, config.scheduler_arguments),
     }
     latents = cached_latents(vae.to(device), data)
     if config.text.encoder == "joint":

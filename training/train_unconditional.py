@@ -17,6 +17,7 @@ import torch
 from diffusers import UNet2DModel
 from torch import Tensor
 
+from guided_diffusers.checkpoints import component_source
 from guided_diffusers.models import VariationalAutoencoder
 from guided_diffusers.schedulers import GuidedDDPMScheduler
 from guided_diffusers.training import unconditional as un
@@ -33,7 +34,7 @@ class UnconditionalConfig:
     training: TrainingConfig
     data: DataConfig
     label_column: str | None = option(None, "column of class numbers; null: unconditional")
-    autoencoder: str | None = option(None, "folder or Hub id of a VariationalAutoencoder; null: pixels")
+    autoencoder: str | None = option(None, "folder, fashion-32/vae or Hub id; null: pixels")
     unet: dict[str, Any] = field(default_factory=dict, metadata={"help": "UNet2DModel's arguments"})
     unet_pretrained: str | None = option(None, "folder or Hub id of a UNet2DModel to start from")
     scheduler: dict[str, Any] = field(default_factory=dict, metadata={"help": "GuidedDDPMScheduler's"})
@@ -43,6 +44,8 @@ class UnconditionalConfig:
 
 def make_unet(config: UnconditionalConfig, vae: Any, learned: bool, classes: int | None) -> UNet2DModel:
     """The denoiser, loaded or new; sizes that the rest of the configuration fixes need not be given."""
+    if classes is not None and config.objective.class_dropout > 0:
+        classes += 1  # the null class, the last
     if config.unet_pretrained is not None:
         return UNet2DModel.from_pretrained(config.unet_pretrained, use_safetensors=True)
     factor = 1 if vae is None else 2 ** (len(vae.config.block_out_channels) - 1)
@@ -76,7 +79,8 @@ def make_task(config: UnconditionalConfig, device: torch.device) -> un.Unconditi
     torch.manual_seed(config.training.seed)
     data, vae = ImageTextDataset(config.data), None
     if config.autoencoder is not None:
-        vae = VariationalAutoencoder.from_pretrained(config.autoencoder).requires_grad_(False).eval()
+        vae = VariationalAutoencoder.from_pretrained(component_source(config.autoencoder))
+        vae.requires_grad_(False).eval()
     labels = labels_of(data, config.label_column)
     scheduler = GuidedDDPMScheduler(**config.scheduler)
     learned = scheduler.config.variance_type in ("learned", "learned_range")

@@ -36,3 +36,27 @@ def pretrained(name: str) -> Path:
             "A folder or a Hub repository goes to from_pretrained directly."
         )
     return _FOLDER / name
+
+
+def component_source(name: str) -> str:
+    """Where a component's `from_pretrained` finds it, by the name that a configuration gives.
+
+    Args:
+        name: A folder; else `<shipped checkpoint>/<component>`, such as "fashion-32/vae"; else a Hub id. They
+            are sought in this order.
+
+    Returns:
+        The folder, or the name as it is.
+
+    Raises:
+        ValueError: A shipped checkpoint has no such component; the message names those it has.
+    """
+    checkpoint, _, component = name.partition("/")
+    if Path(name).expanduser().is_dir() or checkpoint not in shipped():
+        return str(Path(name).expanduser()) if name.startswith("~") else name
+    folder = _FOLDER / checkpoint
+    components = sorted(path.parent.name for path in folder.glob("*/config.json"))
+    if component not in components:
+        allowed = ", ".join(f"{checkpoint}/{known}" for known in components)
+        raise ValueError(f"{name!r} is no component of the shipped {checkpoint}; allowed: {allowed}")
+    return str(folder / component)

@@ -13,7 +13,8 @@ from diffusers import DDPMPipeline, UNet2DModel
 from PIL import Image
 from safetensors.torch import load_file
 
-from guided_diffusers import GuidedDDPMScheduler
+from guided_diffusers import GuidedDDPMScheduler, VariationalAutoencoder, pretrained
+from guided_diffusers.checkpoints import component_source
 from guided_diffusers.training.config import TrainingConfig
 from guided_diffusers.training.unconditional import ObjectiveConfig, UnconditionalTask, ValidationConfig
 
@@ -173,6 +174,53 @@ def test_latents_of_an_autoencoder(run, tiny_folder):
         pipeline(1, 1)
 
 
+def test_a_dropped_class_is_the_last_one_and_guides(run):
+    from guided_diffusers import Condition, ModelDenoiser, sampling_loop
+    from guided_diffusers.guidance import ClassifierFreeGuidance
+
+    options = ("--label_column", "label", "--class_dropout", "0.5", "--num_images", "16")
+    folder = run("run", *options, "--validate_every_images", "16")
+    from diffusers import DiffusionPipeline
+
+    pipeline = DiffusionPipeline.from_pretrained(folder / "final")
+    assert pipeline.unet.config.num_class_embeds == 11
+    labels, null = (torch.full((2,), index) for index in (3, 10))
+    condition = Condition({"class_labels": labels}, {"class_labels": null})
+    denoiser = ClassifierFreeGuidance(2.0)(ModelDenoiser(pipeline.unet, "epsilon"))
+    noise = torch.randn(2, 1, 14, 14, generator=torch.Generator().manual_seed(0))
+    assert sampling_loop(denoiser, pipeline.scheduler, noise, condition, 2).isfinite().all()
+
+
+def test_labels_are_dropped_at_the_share_asked_for_by_position_alone():
+    task = make_task(labels=torch.arange(50) % 4, classes=5, class_dropout=0.25)
+    positions = list(range(2000))
+    kept = task.kept(torch.arange(2000) % 4, positions)
+    dropped = kept == 4
+    assert torch.equal(kept[~dropped], (torch.arange(2000) % 4)[~dropped])
+    assert abs(dropped.double().mean() - 0.25) < 0.03  # three standard errors
+    assert torch.equal(task.kept(torch.tensor([1, 1]), [7, 9]) == 4, dropped[[7, 9]])
+
+
+@pytest.mark.parametrize(
+    "name", ["fashion_unconditional", "fashion_latent_unconditional", "fashion_latent_class"]
+)
+def test_every_recipe_resolves_to_networks_that_fit(script, name):
+    recipe = ROOT / "training" / "configs" / f"{name}.yaml"
+    config = script.parse_config(script.UnconditionalConfig, ["--config", str(recipe)])
+    classes = 10 if config.label_column else None
+    vae = None
+    if config.autoencoder is not None:
+        vae = VariationalAutoencoder.from_pretrained(component_source(config.autoencoder))
+        shipped = GuidedDDPMScheduler.from_pretrained(pretrained("fashion-32") / "scheduler").config
+        assert {**shipped, **config.scheduler} == dict(shipped)
+    unet = script.make_unet(config, vae, config.scheduler.get("variance_type") == "learned_range", classes)
+    assert unet.config.num_class_embeds == (11 if classes else None)
+    size = unet.config.sample_size
+    output = unet(torch.zeros(1, unet.config.in_channels, size, size), 1, classes and torch.tensor([10]))
+    assert output.sample.shape == (1, unet.config.out_channels, size, size)
+    assert 1.5e6 < sum(parameter.numel() for parameter in unet.parameters()) < 4e6
+
+
 def test_the_recipe_resolves(script, capsys):
     recipe = ROOT / "training" / "configs" / "fashion_unconditional.yaml"
     with pytest.raises(SystemExit) as exit:
@@ -242,6 +290,12 @@ def test_the_stop_gradient_is_the_hybrids(loss):
         ({"loss": "simple"}, "'simple' with variance_type 'learned_range'"),
         ({"classes": 10}, "both label_column and unet.num_class_embeds"),
         ({"bound_weight": 0.0}, "bound_weight must be positive"),
+        ({"class_dropout": 1.5}, "class_dropout must lie in"),
+        ({"class_dropout": 0.1}, "class_dropout needs classes"),
+        (
+            {"class_dropout": 0.1, "classes": 4, "labels": torch.arange(50) % 4},
+            "num_class_embeds is 4; class_dropout needs 5",
+        ),
     ],
 )
 def test_parts_that_do_not_suit_each_other_are_named(arguments, words):

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from guided_diffusers.conditioning import Condition
+
 
 def class_ids(labels: Any, num_classes: int, names: Mapping[int, str] | None = None) -> Tensor:
     """Labels as indices.
@@ -37,6 +39,41 @@ def class_ids(labels: Any, num_classes: int, names: Mapping[int, str] | None = N
     if outside:
         raise ValueError(f"labels has {_shown(outside)}; allowed: 0 to {num_classes - 1}, the known classes")
     return ids.long()
+
+
+class NamedClassesMixin:
+    """Labels by index or name, for a model whose configuration has `num_classes` and `id2label`."""
+
+    def class_ids(self, labels: Any) -> Tensor:
+        """Labels of any form that `log_prob` takes, as int64 indices: () for one, (count,) for several.
+
+        Raises:
+            ValueError: A label outside the classes, or an unknown name.
+        """
+        labels = labels.positive if isinstance(labels, Condition) else labels
+        if isinstance(labels, Mapping):
+            if "class_labels" not in labels:
+                raise ValueError(f"the condition has {', '.join(labels)}; the classifier needs class_labels")
+            labels = labels["class_labels"]
+        return class_ids(labels, self.config.num_classes, self.class_names)
+
+    def ids_for(self, sample: Tensor, labels: Any) -> Tensor:
+        """Labels as `class_ids` takes them, as one index a sample on its device, (batch,).
+
+        Raises:
+            ValueError: Another number of labels than samples, and what `class_ids` refuses.
+        """
+        ids = self.class_ids(labels)
+        if ids.ndim == 1 and len(ids) not in (1, len(sample)):
+            raise ValueError(
+                f"labels has {len(ids)} labels for {len(sample)} samples; give 1 or {len(sample)}"
+            )
+        return ids.to(sample.device).expand(len(sample))
+
+    @property
+    def class_names(self) -> dict[int, str]:
+        """The names in `config.id2label`, by index; empty where there are none."""
+        return checked_names(self.config.id2label or {}, self.config.num_classes)
 
 
 def checked_names(id2label: Mapping[int | str, str], num_classes: int) -> dict[int, str]:

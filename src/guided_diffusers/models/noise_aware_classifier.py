@@ -29,9 +29,8 @@ from diffusers.models.modeling_utils import ModelMixin
 from diffusers.models.unets.unet_2d_blocks import UNetMidBlock2D
 from torch import Tensor, nn
 
-from guided_diffusers.conditioning import Condition
 from guided_diffusers.models.gradients import scale_gradient
-from guided_diffusers.models.labels import checked_names, class_ids
+from guided_diffusers.models.labels import NamedClassesMixin, checked_names
 from guided_diffusers.models.levels import down_blocks, head_widths
 from guided_diffusers.models.pooling import AttentionPool2d
 from guided_diffusers.models.safe import SafeWeightsMixin
@@ -47,7 +46,7 @@ _SPATIAL_FEATURES = 2048
 _HALF_GRADIENT_FACTOR = 1024.0
 
 
-class NoiseAwareClassifier(SafeWeightsMixin, ModelMixin, ConfigMixin):
+class NoiseAwareClassifier(NamedClassesMixin, SafeWeightsMixin, ModelMixin, ConfigMixin):
     """Logits of noised pixels or latents at a timestep.
 
     Args:
@@ -181,11 +180,7 @@ class NoiseAwareClassifier(SafeWeightsMixin, ModelMixin, ConfigMixin):
             ValueError: A label outside the classes, another number of labels than samples, a level without
                 a timestep, or a sample that `forward` refuses.
         """
-        ids = self.class_ids(labels)
-        if ids.ndim == 1 and len(ids) not in (1, len(sample)):
-            raise ValueError(
-                f"labels has {len(ids)} labels for {len(sample)} samples; give 1 or {len(sample)}"
-            )
+        ids = self.ids_for(sample, labels)
         if level.timestep is None:
             raise ValueError("level has no timestep, and a noise-aware classifier is told it")
         sample = at_least_float32(sample)
@@ -193,26 +188,7 @@ class NoiseAwareClassifier(SafeWeightsMixin, ModelMixin, ConfigMixin):
         factor = _HALF_GRADIENT_FACTOR if self.dtype == torch.float16 else 1.0
         logits = self(scale_gradient(scaled, 1 / factor), level.timestep)
         log_probs = scale_gradient(at_least_float32(logits), factor).log_softmax(dim=1)
-        ids = ids.to(sample.device).expand(len(sample))
         return log_probs.gather(1, ids[:, None])[:, 0]
-
-    def class_ids(self, labels: Any) -> Tensor:
-        """Labels of any form that `log_prob` takes, as int64 indices: () for one, (count,) for several.
-
-        Raises:
-            ValueError: A label outside the classes, or an unknown name.
-        """
-        labels = labels.positive if isinstance(labels, Condition) else labels
-        if isinstance(labels, Mapping):
-            if "class_labels" not in labels:
-                raise ValueError(f"the condition has {', '.join(labels)}; the classifier needs class_labels")
-            labels = labels["class_labels"]
-        return class_ids(labels, self.config.num_classes, self.class_names)
-
-    @property
-    def class_names(self) -> dict[int, str]:
-        """The names in `config.id2label`, by index; empty where there are none."""
-        return checked_names(self.config.id2label or {}, self.config.num_classes)
 
     def check_scheduler(self, scheduler: Any) -> None:
         """Compare the process that the classifier was trained for with a scheduler's.

@@ -210,6 +210,16 @@ class ImageTextDataset:
             )
         return self._dataset.select_columns([name])[self.rows][name]
 
+    def class_names(self, name: str) -> list[str] | None:
+        """The names of the classes of a column of class numbers; None for a column that has no names."""
+        names = getattr(self._dataset.features[name], "names", None)
+        return None if names is None else list(names)
+
+    @property
+    def sources(self) -> int:
+        """The number of rows that are no mirror images: the first ones."""
+        return self._images
+
     def _options(self, rows: np.ndarray) -> list[list[str]]:
         """The captions of each of some rows of the source, at least one each."""
         config = self.config

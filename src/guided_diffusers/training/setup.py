@@ -1,15 +1,17 @@
-"""What a run is made with: accelerator, optimizers, memory options, mean gradients, the background thread."""
+"""What a run is made with: accelerator, optimizers, scheduler, memory options, the background thread."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import diffusers
 import torch
 from accelerate import Accelerator
 from torch import nn
 
+from .. import schedulers
 from .config import TrainingConfig
 
 
@@ -27,6 +29,18 @@ def make_accelerator(config: TrainingConfig) -> Accelerator:
         log_with=list(config.report_to) or None,
         project_dir=config.output_dir,
     )
+
+
+def make_scheduler(name: str, arguments: Mapping[str, Any]) -> Any:
+    """A scheduler of ours or of diffusers, by its class's name.
+
+    Raises:
+        ValueError: there is no such scheduler.
+    """
+    cls = getattr(schedulers, name, None) or getattr(diffusers, name, None)
+    if cls is None or not hasattr(cls, "set_timesteps"):
+        raise ValueError(f"scheduler is {name!r}; allowed: a scheduler of ours or of diffusers")
+    return cls(**arguments)
 
 
 def set_memory_options(module: nn.Module, config: TrainingConfig) -> None:

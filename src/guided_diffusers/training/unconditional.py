@@ -6,7 +6,11 @@ bound sends no gradient into the prediction. A training sample at position p has
 alone, importance-sampled timesteps excepted: they depend on the losses so far, whose history is a module of
 the task and so part of every checkpoint.
 
+With `class_dropout` the network's last class is the null class: it takes the place of so many labels, and is
+what classifier-free guidance takes for the null condition.
+
 References:
+    Ho and Salimans, "Classifier-Free Diffusion Guidance" (arXiv:2207.12598), algorithm 1.
     Nichol and Dhariwal, "Improved Denoising Diffusion Probabilistic Models" (arXiv:2102.09672), section 3.
 """
 
@@ -38,7 +42,7 @@ from .order import uniform_for
 from .task import Metrics
 from .text_to_image import Latents
 
-NOISE, LEVEL, VALIDATION = range(1, 4)  # streams of randomness
+NOISE, LEVEL, VALIDATION, DROPOUT = range(1, 5)  # streams of randomness
 
 
 class Pixels:
@@ -69,9 +73,12 @@ class ObjectiveConfig:
     )
     bound_weight: float = option(0.001, "lambda: weight of the sum over t of the bound's terms (hybrid)")
     timesteps: Literal["uniform", "importance"] = option("uniform", "importance: by the size of past losses")
+    class_dropout: float = option(0.0, "share of labels replaced by the null class, the network's last")
 
     def __post_init__(self) -> None:
         """Check ranges; ValueError names the field."""
+        if not 0 <= self.class_dropout <= 1:
+            raise ValueError(f"class_dropout must lie in [0, 1], got {self.class_dropout}")
         if not self.bound_weight > 0:
             raise ValueError(f"bound_weight must be positive, got {self.bound_weight}")
 
@@ -151,6 +158,18 @@ class UnconditionalTask:
                 "classes need both label_column and unet.num_class_embeds (or class_embed_type); one of "
                 "them is given without the other"
             )
+        if self.objective.class_dropout > 0:
+            self._check_null_class()
+
+    def _check_null_class(self) -> None:
+        if self.labels is None:
+            raise ValueError("class_dropout needs classes: name their column in label_column")
+        known, classes = self.unet.config.num_class_embeds, int(self.labels.max()) + 1
+        if known is None or known <= classes:
+            raise ValueError(
+                f"unet.num_class_embeds is {known}; class_dropout needs {classes + 1}: {classes} classes and "
+                "the null class"
+            )
 
     def batch(self, indices: list[int], positions: list[int]) -> dict[str, Any]:
         """Images, eps, uniform numbers that become timesteps, labels."""
@@ -162,8 +181,15 @@ class UnconditionalTask:
             "uniform": uniform_for(seed_for(self.seed, LEVEL), positions),
         }
         if self.labels is not None:
-            batch["condition"] = {"class_labels": self.labels[indices]}
+            batch["condition"] = {"class_labels": self.kept(self.labels[indices], positions)}
         return batch
+
+    def kept(self, labels: Tensor, positions: list[int]) -> Tensor:
+        """Labels, some of them replaced by the null class."""
+        if self.objective.class_dropout == 0:
+            return labels
+        dropped = uniform_for(seed_for(self.seed, DROPOUT), positions) < self.objective.class_dropout
+        return torch.where(dropped, self.unet.config.num_class_embeds - 1, labels)
 
     def timesteps(self, uniform: Tensor) -> tuple[Tensor, Tensor]:
         """Timesteps from uniform numbers, and the weights of their losses; (batch,), on the CPU."""

@@ -1,0 +1,122 @@
+"""Trains a classifier: accelerate launch training/train_classifier.py --config FILE.yaml [--key value].
+
+Of clean images, from scratch, from an autoencoder's encoder or as a linear probe of it; or, with
+`noise_aware`, of noised pixels or latents, for classifier guidance. The folder `final/` of the run holds the
+model with averaged weights and its figures on held-out images. Running the same command again resumes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import sys
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from guided_diffusers.checkpoints import component_source
+from guided_diffusers.losses import process_of
+from guided_diffusers.models import ImageClassifier, NoiseAwareClassifier, VariationalAutoencoder
+from guided_diffusers.schedulers import describe_process
+from guided_diffusers.training import classifier as cl
+from guided_diffusers.training.cache import cached_latents
+from guided_diffusers.training.config import TrainingConfig, option, parse_config
+from guided_diffusers.training.data import DataConfig, ImageTextDataset
+from guided_diffusers.training.encoder_start import start_from_encoder
+from guided_diffusers.training.engine import make_accelerator, train
+from guided_diffusers.training.labels import class_labels
+from guided_diffusers.training.setup import make_scheduler
+from guided_diffusers.training.unconditional import Pixels
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifierConfig:
+    """Train a classifier of images, clean or noised."""
+
+    training: TrainingConfig
+    data: DataConfig
+    label_column: str = option("label", "column of class numbers or names")
+    noise_aware: bool = option(False, "a NoiseAwareClassifier of q(x_t); else an ImageClassifier")
+    autoencoder: str | None = option(None, "its latents: a folder, fashion-32/vae or Hub id; null: pixels")
+    init_from_autoencoder: str | None = option(None, "an autoencoder whose encoder is the start, named so")
+    copy_weights: bool = option(True, "false: of that encoder the architecture alone (ImageClassifier)")
+    classifier: dict[str, Any] = field(default_factory=dict, metadata={"help": "the model's arguments"})
+    scheduler: str = option("GuidedDDPMScheduler", "class of ours or of diffusers: the noise process")
+    scheduler_arguments: dict[str, Any] = field(default_factory=dict, metadata={"help": "its arguments"})
+    objective: cl.ObjectiveConfig = field(default_factory=cl.ObjectiveConfig)
+    validation: cl.ValidationConfig = field(default_factory=cl.ValidationConfig)
+
+
+def load_autoencoder(name: str | None) -> VariationalAutoencoder | None:
+    """A frozen autoencoder by its folder, shipped name or Hub id."""
+    if name is None:
+        return None
+    return VariationalAutoencoder.from_pretrained(component_source(name)).requires_grad_(False).eval()
+
+
+def make_data(config: ClassifierConfig, vae: Any, names: list[str] | None = None) -> tuple[Any, Any]:
+    """Images or latents with their classes, and the classes' names."""
+    data = ImageTextDataset(config.data)
+    labels, names = class_labels(data, config.label_column, names)
+    shape, images = data.shape, Pixels(data)
+    if vae is not None:
+        images = cached_latents(vae, data)
+        shape = tuple(images.moments([0])[0].shape[1:])
+    options = {"latent": vae is not None, "sources": data.sources}
+    return cl.LabelledImages(images=images, labels=labels, shape=shape, **options), names
+
+
+def make_classifier(config: ClassifierConfig, shape: tuple[int, ...], sizes: dict[str, Any]) -> Any:
+    """The network; sizes that the rest of the configuration fixes need not be given."""
+    sizes = {"in_channels": shape[0], **sizes, **config.classifier}
+    start = load_autoencoder(config.init_from_autoencoder)
+    if config.noise_aware:
+        process = describe_process(make_scheduler(config.scheduler, config.scheduler_arguments))
+        classifier = NoiseAwareClassifier(**{"sample_size": shape[-1], "process": process, **sizes})
+        if start is not None:
+            copied = start_from_encoder(classifier, start.encoder)
+            logging.info("copied from %s: %s", config.init_from_autoencoder, copied)
+        return classifier
+    if start is None:
+        return ImageClassifier(**sizes)
+    own = {name: sizes[name] for name in ("num_classes", "id2label", *config.classifier)}
+    return ImageClassifier.from_autoencoder(start, config.copy_weights, **own)
+
+
+def make_task(config: ClassifierConfig, device: torch.device) -> cl.ClassifierTask:
+    """Data, network, and the task."""
+    torch.manual_seed(config.training.seed)
+    vae = load_autoencoder(config.autoencoder)
+    vae = None if vae is None else vae.to(device)
+    data, names = make_data(config, vae)
+    split = dataclasses.replace(config.data, split=config.validation.split, mirror=False)
+    held_out, _ = make_data(dataclasses.replace(config, data=split), vae, names)
+    sizes = {"num_classes": int(data.labels.max()) + 1 if names is None else len(names)}
+    sizes["id2label"] = None if names is None else dict(enumerate(names))
+    process = None
+    if config.noise_aware:
+        process = process_of(make_scheduler(config.scheduler, config.scheduler_arguments))
+    return cl.ClassifierTask(
+        make_classifier(config, data.shape, sizes).to(device),
+        data,
+        held_out,
+        config.objective,
+        config.validation,
+        config.training,
+        process,
+    )
+
+
+def main() -> None:
+    """Parse the configuration and train."""
+    config = parse_config(ClassifierConfig, sys.argv[1:])
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    accelerator = make_accelerator(config.training)
+    with accelerator.main_process_first():
+        task = make_task(config, accelerator.device)
+    train(task, config.training, config, accelerator)
+
+
+if __name__ == "__main__":
+    main()
