@@ -258,3 +258,18 @@ def test_features_summary_is_the_mean_and_deviation_over_seeds(benchmark):
     assert [round(row["mean"], 6) for row in rows] == [0.2, 1.2, 2.2]
     assert rows[0]["deviation"] == pytest.approx(0.1)
     assert script.table({"summary": rows}).splitlines()[2] == "| linear probe | 20.0 ± 10.0 |"
+
+
+def test_algorithm_1_comes_nearer_with_steps(benchmark, tmp_path, monkeypatch, capsys):
+    script, output = benchmark("algorithm_1"), tmp_path / "rows.json"
+    arguments = ["algorithm_1.py", "--steps", "20", "60", "--samples", "200", "--output", str(output)]
+    monkeypatch.setattr(sys, "argv", arguments)
+    script.main()
+    rows = json.loads(output.read_text())
+    assert [(row["variance_type"], row["steps"]) for row in rows] == [
+        (kind, steps) for kind in ("fixed_small", "fixed_large") for steps in (20, 60)
+    ]
+    for few, many in (rows[:2], rows[2:]):
+        assert few["algorithm_1"] > many["algorithm_1"] > many["exact_draws"]
+        assert many["score_form"] == pytest.approx(many["conditional_model"], rel=1e-6)  # Bayes' rule
+    assert "| fixed_large | 60 |" in capsys.readouterr().out

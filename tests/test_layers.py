@@ -31,6 +31,7 @@ FLOORS = {
     "pipelines": THIRD,
     "training": THIRD,
     "hub": THIRD,
+    "stock": THIRD,
     "checkpoints": GROUND,
     "_registration": GROUND,
     "cli": TOP,

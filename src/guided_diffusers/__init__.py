@@ -22,16 +22,20 @@ if TYPE_CHECKING:
     from guided_diffusers.models.adm_unet import ADMUNet2DModel
     from guided_diffusers.models.autoencoder import VariationalAutoencoder
     from guided_diffusers.models.noise_aware_classifier import NoiseAwareClassifier
+    from guided_diffusers.pipelines.classifier_guided import ClassifierGuidedPipeline
     from guided_diffusers.pipelines.image import ImagePipeline
     from guided_diffusers.pipelines.text_to_image import TextToImagePipeline
     from guided_diffusers.prediction import from_denoised, to_denoised
     from guided_diffusers.sampling import sampling_loop
     from guided_diffusers.schedulers import GuidedDDIMScheduler, GuidedDDPMScheduler, noise_level
+    from guided_diffusers.stock.guider import ClassifierFreeGuider
 
 __version__ = "0.1.0"
 
 __all__ = [
     "ADMUNet2DModel",
+    "ClassifierFreeGuider",
+    "ClassifierGuidedPipeline",
     "Condition",
     "Denoised",
     "GuidedDDIMScheduler",
@@ -51,6 +55,8 @@ __all__ = [
 
 _HOME = {
     "ADMUNet2DModel": "guided_diffusers.models.adm_unet",
+    "ClassifierFreeGuider": "guided_diffusers.stock.guider",
+    "ClassifierGuidedPipeline": "guided_diffusers.pipelines.classifier_guided",
     "Condition": "guided_diffusers.conditioning",
     "Denoised": "guided_diffusers.denoiser",
     "GuidedDDIMScheduler": "guided_diffusers.schedulers",
@@ -81,6 +87,7 @@ _SUBMODULES = (
     "pipelines",
     "randomness",
     "schedulers",
+    "stock",
     "training",
 )
 
@@ -101,4 +108,4 @@ def __dir__() -> list[str]:
     return sorted({*(name for name in globals() if name.startswith("__")), *__all__, *_SUBMODULES})
 
 
-_registration.register(pipelines=("ImagePipeline", "TextToImagePipeline"))
+_registration.register(pipelines=("ClassifierGuidedPipeline", "ImagePipeline", "TextToImagePipeline"))

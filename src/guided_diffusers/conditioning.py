@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import torch
 from torch import Tensor
 
 
@@ -45,6 +46,37 @@ class Condition:
                 "this Condition has no negative: classifier-free guidance needs Condition(positive, negative)"
             )
         return Condition(self.negative)
+
+
+@dataclass(frozen=True, eq=False)
+class ClassCondition(Condition):
+    """Classes, for a classifier and for the denoiser.
+
+    Args:
+        positive: The denoiser's arguments: `{"class_labels": (batch,)}` where it knows classes, else `{}`.
+        negative: The same of the null class, where the denoiser has one.
+        labels: The classes as a classifier's `log_prob` takes them, `(batch,)` int64.
+    """
+
+    labels: Tensor | None = None
+
+
+def class_condition(labels: Tensor, known: bool = True, null_class: int | None = None) -> ClassCondition:
+    """The condition that classes are.
+
+    Args:
+        labels: `(batch,)` int64.
+        known: The denoiser is class-conditional; one that is not gets no arguments.
+        null_class: The index by which the denoiser was trained to mean no class (by convention the number of
+            classes: one embedding more); None where it has none.
+
+    Returns:
+        A ClassCondition; its `.null` raises ValueError where there is no null class.
+    """
+    if not known:
+        return ClassCondition({}, labels=labels)
+    null = None if null_class is None else {"class_labels": torch.full_like(labels, null_class)}
+    return ClassCondition({"class_labels": labels}, null, labels=labels)
 
 
 def words_beyond(tokenizer: Any, prompt: str, max_length: int | None = None) -> str:

@@ -76,8 +76,8 @@ def sampling_loop(
     sample = at_least_float32(noise) * float(getattr(scheduler, "init_noise_sigma", 1.0))
     guided = denoiser if hasattr(denoiser, "run") else Guided(denoiser)
     prediction_type, with_variance = prediction_type_of(scheduler), reads_variance(scheduler)
-    step_kwargs = dict(step_kwargs or {})
-    if "generator" in inspect.signature(scheduler.step).parameters:
+    step_kwargs, taken = dict(step_kwargs or {}), inspect.signature(scheduler.step).parameters
+    if "generator" in taken:
         step_kwargs["generator"] = list(generator) if isinstance(generator, Sequence) else generator
     memory: dict[Any, Any] = {}
     following = noise_level(scheduler, scheduler.timesteps[0])
@@ -92,12 +92,14 @@ def sampling_loop(
             condition=condition,
             memory=memory,
             prediction_type=prediction_type,
+            gradients=[] if "guidance_gradient" in taken else None,
         )
         denoised = guided.run(step)
         output = from_denoised(denoised.x0, sample, level, prediction_type)
         if with_variance and denoised.extra is not None:
             output = torch.cat([output, denoised.extra.to(output.dtype)], dim=1)
-        sample = scheduler.step(output, timestep, sample, return_dict=False, **step_kwargs)[0]
+        gradient = {"guidance_gradient": sum(step.gradients)} if step.gradients else {}
+        sample = scheduler.step(output, timestep, sample, return_dict=False, **step_kwargs, **gradient)[0]
         if callback is not None:
             try:
                 sample = callback(index, timestep, sample)

@@ -35,6 +35,7 @@ class TestConfig:
     GUIDANCE = (
         ClassifierFreeGuidance(2.5, (0.2, 8.0))
         + ClassifierGuidance(log_prob, [1.0, 2.0], (0.5, None), form="mean_shift")
+        + ClassifierGuidance(log_prob, 0.5, at="mean", max_gradient_norm=3.0)
         + AutoGuidance(weak, 1.4)
     )
 
@@ -51,6 +52,17 @@ class TestConfig:
                 "interval": [0.5, None],
                 "form": "mean_shift",
                 "through": "classifier",
+                "at": "sample",
+                "max_gradient_norm": None,
+            },
+            {
+                "term": "ClassifierGuidance",
+                "scale": 0.5,
+                "interval": None,
+                "form": "score",
+                "through": "classifier",
+                "at": "mean",
+                "max_gradient_norm": 3.0,
             },
             {"term": "AutoGuidance", "scale": 1.4, "interval": None, "null": False},
         ]

@@ -1,9 +1,11 @@
+import math
+
 import pytest
 import torch
 from laws.exact import draw, exact_denoiser, exact_log_prob, level_at
 
 from guided_diffusers import Condition, NoiseLevel
-from guided_diffusers.guidance import AutoGuidance, ClassifierFreeGuidance, ClassifierGuidance
+from guided_diffusers.guidance import AutoGuidance, ClassifierFreeGuidance, ClassifierGuidance, Step
 
 LABELS = torch.tensor([0, 1, 2, 0])
 
@@ -107,10 +109,89 @@ class TestClassifier:
         torch.testing.assert_close(x0[1], torch.full((3,), 2 * 0.64 / 0.6))
         assert guided(draw(2, 2), NoiseLevel(alpha=0.0, sigma=1.0)).isfinite().all()
 
-    @pytest.mark.parametrize(("name", "value"), [("form", "both"), ("through", "x0")])
+    @pytest.mark.parametrize(("name", "value"), [("form", "both"), ("through", "x0"), ("at", "x0")])
     def test_unknown_options(self, name, value):
         with pytest.raises(ValueError, match=f"{name} is '{value}'; allowed: '"):
             ClassifierGuidance(exact_log_prob(LABELS), 1.0, **{name: value})
+
+    def test_options_that_exclude_each_other(self):
+        with pytest.raises(ValueError, match="at is 'mean' and through is 'denoised'; allowed: at='sample'"):
+            ClassifierGuidance(exact_log_prob(LABELS), 1.0, at="mean", through="denoised")
+
+    @pytest.mark.parametrize("scale", [math.nan, math.inf, [1.0, math.nan]])
+    def test_a_scale_that_is_no_number(self, scale):
+        with pytest.raises(ValueError, match="scale is .*(nan|inf).*; allowed: finite numbers"):
+            ClassifierGuidance(exact_log_prob(LABELS), scale)
+
+    def test_a_classifier_that_gives_all_classes(self):
+        guided = ClassifierGuidance(lambda sample, level, condition: sample, 1.0)(exact_denoiser())
+        with pytest.raises(ValueError, match=r"log_prob has shape \(4, 2\) .* one value a sample"):
+            guided(draw(4, 2), level_at(1.0))
+
+
+class TestTheCap:
+    SLOPES = torch.tensor([[0.3, 0.4], [3.0, 4.0], [0.0, 0.0], [-30.0, 40.0]], dtype=torch.float64)
+
+    def shift(self, level, **kwargs):
+        def log_prob(sample, level, condition):  # of x_t / alpha, so that every process has the same
+            return (self.SLOPES * sample / level.alpha).sum(1)
+
+        guided = ClassifierGuidance(log_prob, **kwargs)(lambda sample, level, condition: 0 * sample)
+        return guided(draw(4, 2), level)
+
+    def test_a_longer_gradient_is_shortened_before_the_scale_and_a_shorter_one_is_as_it_was(self):
+        level = level_at(0.5)  # sigma g is half the slopes: of norm 0.25, 2.5, 0 and 25
+        capped, free = (self.shift(level, scale=3.0, max_gradient_norm=c) for c in (1.0, None))
+        torch.testing.assert_close(capped[[0, 2]], free[[0, 2]], rtol=0, atol=0)
+        torch.testing.assert_close(capped[[1, 3]], free[[1, 3]] / torch.tensor([[2.5], [25.0]]))
+        epsilon = level.alpha * capped / level.sigma  # what the score form subtracts from epsilon
+        torch.testing.assert_close(epsilon.norm(dim=1)[[1, 3]], torch.full((2,), 3.0, dtype=torch.float64))
+
+    def test_it_is_the_same_number_in_every_process(self):
+        preserving = self.shift(level_at(0.5), scale=1.0, max_gradient_norm=1.0)
+        exploding = self.shift(NoiseLevel(alpha=1.0, sigma=0.5), scale=1.0, max_gradient_norm=1.0)
+        torch.testing.assert_close(preserving, exploding)
+
+    @pytest.mark.parametrize("limit", [0.0, -1.0, math.nan, True, "1"])
+    def test_limits_that_are_none(self, limit):
+        with pytest.raises(ValueError, match="max_gradient_norm is .*; allowed: None, or a number above 0"):
+            ClassifierGuidance(exact_log_prob(LABELS), 1.0, max_gradient_norm=limit)
+
+
+class TestAtTheMean:
+    def seen_at(self, next_level, level=None, **kwargs):
+        seen, sample, level = [], draw(4, 2), level or level_at(1.0)
+
+        def log_prob(sample, level, condition):
+            seen.append((sample.detach(), level))
+            return -sample.square().sum(1)
+
+        step = Step(sample=sample, level=level, next_level=next_level)
+        x0 = ClassifierGuidance(log_prob, 1.0, at="mean")(lambda x, *_: 0.25 * x).run(step).x0
+        return sample, *seen[0], x0
+
+    def test_the_classifier_sees_the_mean_and_the_next_level(self):
+        following = level_at(0.5, timestep=3)
+        sample, seen, level, x0 = self.seen_at(following)
+        r = 0.25  # (0.5 / 1)^2
+        alpha, alpha_next = level_at(1.0).alpha, following.alpha
+        expected = alpha_next * (1 - r) * 0.25 * sample + r * alpha_next / alpha * sample
+        torch.testing.assert_close(seen, expected)
+        assert level is following
+        factor = level_at(1.0).sigma ** 2 / alpha  # the form's coefficients stay its own
+        torch.testing.assert_close(x0, 0.25 * sample - 2 * factor * expected)
+
+    @pytest.mark.parametrize("last", [NoiseLevel(alpha=1.0, sigma=0.0), level_at(0.1)], ids=["clean", "not"])
+    def test_the_last_step_has_no_timestep_and_is_taken_at_the_sample(self, last):
+        sample, seen, level, _ = self.seen_at(last)
+        assert torch.equal(seen, sample) and level.noise_to_signal == level_at(1.0).noise_to_signal
+
+    @pytest.mark.parametrize(
+        "following", [level_at(1.5, timestep=3), NoiseLevel(alpha=0, sigma=1, timestep=3)]
+    )
+    def test_a_step_to_more_noise_has_no_mean(self, following):
+        with pytest.raises(ValueError, match="sigma / alpha of the level and of the next one are .*mean"):
+            self.seen_at(following)
 
 
 class TestAuto:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from laws.exact import draw, exact_denoiser, exact_log_prob, level_at
+from laws.mixture import MIXTURE
 
 from guided_diffusers import GuidedDDIMScheduler, sampling_loop
 from guided_diffusers.guidance import AutoGuidance, ClassifierFreeGuidance, ClassifierGuidance
@@ -53,6 +54,24 @@ def test_classifier_free_guidance_and_a_classifier_add_up():
         sampled(both(exact_denoiser()), LABELS),
         sampled(ClassifierFreeGuidance(3.5)(exact_denoiser()), LABELS),
     )
+
+
+@pytest.mark.parametrize(("gamma", "s"), [(1.0, 1.0), (2.5, 0.7), (0.0, 3.0), (4.0, -0.5)])
+def test_the_joint_guidance_is_the_product_that_it_claims(gamma, s):
+    """p(x_t)^(1 - gamma) p(x_t | y)^gamma p(z | x_t)^s for labels y and z: its score, by Tweedie."""
+    others = LABELS.roll(1)
+    both = ClassifierFreeGuidance(gamma) + ClassifierGuidance(exact_log_prob(others), s)
+    for ratio in RATIOS:
+        sample, level = draw(6, 2).requires_grad_(), level_at(ratio)
+        variance = level.alpha**2 * MIXTURE.deviations**2 + level.sigma**2
+        distance = (sample[:, None] - level.alpha * MIXTURE.means).square().sum(-1)
+        log_given = -variance.log() - distance / (2 * variance)  # log p(x_t | k), but for a constant
+        log_p = (log_given + MIXTURE.weights.log()).logsumexp(1)
+        of = log_given.gather(1, torch.stack([LABELS, others], dim=1))
+        product = (1 - gamma) * log_p + gamma * of[:, 0] + s * (of[:, 1] - log_p)
+        score = torch.autograd.grad(product.sum(), sample)[0]
+        tweedie = (sample.detach() + level.sigma**2 * score) / level.alpha
+        close(both(exact_denoiser())(sample.detach(), level, LABELS), tweedie)
 
 
 def test_a_sum_is_the_sum_of_its_shifts_in_any_order():

@@ -35,6 +35,8 @@ class Step:
         condition: What the denoiser is told.
         memory: Values that last from step to step of one run: the only state a term may have.
         prediction_type: What the run's scheduler reads, and so its model predicts; None outside a run.
+        gradients: Where terms leave what a scheduler's own `step(guidance_gradient=)` shifts its mean by,
+            x_next ~ N(mu + Sigma g, Sigma): the loop hands it their sum. None where the scheduler takes none.
     """
 
     sample: Tensor
@@ -43,6 +45,7 @@ class Step:
     condition: Any = None
     memory: dict[Any, Any] = field(default_factory=dict)
     prediction_type: str | None = None
+    gradients: list[Tensor] | None = None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -5,11 +5,23 @@ With g = grad_x log p(y | x_t) and scale s, Bayes' rule for scores gives, in x_0
     score form:       x_0 += s sigma^2 / alpha g              (the same as eps -= s sigma g)
     mean-shift form:  x_0 += s sigma_next^2 / alpha_next g    (Algorithm 1 with the posterior variance)
 
-The second is Algorithm 1 of the paper, mu + s Sigma g, written as a change of x_0: under an ancestral step
-the mean's coefficient of x_0 times sigma_next^2 / alpha_next is exactly the posterior variance. For other
-variances use `GuidedDDPMScheduler.step(guidance_gradient=...)`. A scale is not portable between the forms at
-few steps: the score form moves the mean by beta_t / sqrt(alpha_t) s g, the other by the posterior variance
-times s g, and the ratio of the two mid-chain is 1.006 at 1000 steps, 1.03 at 250, 1.13 at 50, 1.28 at 25.
+The second is Algorithm 1 of the paper, x_next ~ N(mu + s Sigma g, Sigma), written as a change of x_0: under
+an ancestral step the mean's coefficient of x_0 times sigma_next^2 / alpha_next is exactly the posterior
+variance. A scheduler that shifts its own mean (`GuidedDDPMScheduler`, whose `step` takes `guidance_gradient`)
+is handed s g instead and shifts by its own Sigma: fixed_small is the formula above, fixed_large and a learned
+variance move the mean by what they draw with.
+
+How scales relate. The score form moves an ancestral step's mean by beta / sqrt(1 - beta) s g, with beta the
+variance of one forward step of the listed chain; the mean-shift form by Sigma s g. The ratio of the two,
+by which one form's scale becomes the other's, is near 1 only where steps are small. Against the posterior
+variance it is, mid-chain, 1.006 at 1000 steps, 1.03 at 250, 1.13 at 50 and 1.28 at 25, and at the last noisy
+step 2.2 at 1000 steps and 223 at 25 (linspace spacing). Against fixed_large, Sigma = beta, it is
+1 / sqrt(1 - beta) at every step but the last. So a scale is not portable between the forms at few steps, and
+at an equal one the score form is the stronger.
+
+Where g is taken. At x_t itself, as the paper's code does (at="sample"); or, as its derivation has it, at the
+mean of the step (at="mean"): g = grad_x log p(y | x) at x = mu, the mean of q(x_next | x_t, x_0) of
+`posterior_mean.py` with the denoiser's x_0 before any guidance, and the classifier is told the next level.
 
 References:
     Dhariwal and Nichol, "Diffusion Models Beat GANs on Image Synthesis" (arXiv:2105.05233), section 4.
@@ -28,11 +40,13 @@ from torch import Tensor
 from guided_diffusers.denoiser import Denoised
 from guided_diffusers.guidance.base import Guidance, Query, Scale, Step, column, network_field
 from guided_diffusers.guidance.interval import GuidanceInterval
+from guided_diffusers.guidance.posterior_mean import posterior_mean
 from guided_diffusers.noise_level import NoiseLevel, broadcast
 
 LogProb = Callable[[Tensor, NoiseLevel, Any], Tensor]
 FORMS = ("score", "mean_shift")
 PATHS = ("classifier", "denoised")
+PLACES = ("sample", "mean")
 
 
 @dataclass(frozen=True)
@@ -42,18 +56,26 @@ class ClassifierGuidance(Guidance):
     Args:
         log_prob: `(sample, level, condition) -> (batch,)`, log p(y | sample) in nats. The sample is x_t,
             unscaled: the classifier applies `level.input_scale`. With `through="denoised"` it receives the
-                predicted x_0 instead.
+            predicted x_0 instead, with `at="mean"` the step's mean and the next level.
         scale: s: 0 is unguided and costs nothing, 1 is Bayes' rule. A number, or one a sample.
-        interval: Where the term is active, in sigma / alpha; None is everywhere.
+        interval: Where the term is active, in sigma / alpha of x_t; None is everywhere.
         form: "score", for any scheduler, or "mean_shift", for ancestral ones.
         through: "classifier" needs one backward through the classifier only; "denoised" one through the
             denoiser too.
+        at: "sample", x_t; or "mean", the mean of the step (for `through="classifier"` only). A step to the
+            clean end, for which the classifier has no timestep, takes g at x_t.
+        max_gradient_norm: The largest |sigma g| of a sample, above 0; None is no limit. |.| is the Euclidean
+            norm over all of a sample's entries, and sigma g, before the scale s, the gradient in nats per
+            standard deviation of the noise (the noise of where g is taken): at scale 1 it is what the score
+            form subtracts from epsilon, and the same number in every process. A longer g is shortened to it.
 
     At alpha = 0 (the first step of flow matching and of zero-terminal-SNR schedules) the score form's factor
     is infinite and the classifier's gradient zero: the term is left out there.
 
     Raises:
-        ValueError: An unknown `form` or `through`; "mean_shift" outside a sampling run.
+        ValueError: An unknown `form`, `through` or `at`, or two that exclude each other; a scale or a
+            `max_gradient_norm` out of range; on use, "mean_shift" or "mean" outside a sampling run, a step
+            whose mean is not defined, or a `log_prob` that does not give one value a sample.
     """
 
     neutral: ClassVar[float] = 0.0
@@ -62,33 +84,59 @@ class ClassifierGuidance(Guidance):
     interval: GuidanceInterval | None = None
     form: str = "score"
     through: str = "classifier"
+    at: str = "sample"
+    max_gradient_norm: float | None = None
 
     def __post_init__(self) -> None:
         """Check the options."""
         super().__post_init__()
-        for name, allowed in (("form", FORMS), ("through", PATHS)):
+        for name, allowed in (("form", FORMS), ("through", PATHS), ("at", PLACES)):
             if getattr(self, name) not in allowed:
                 raise ValueError(
                     f"{name} is {getattr(self, name)!r}; allowed: {', '.join(map(repr, allowed))}"
                 )
+        if self.at == "mean" and self.through == "denoised":
+            raise ValueError("at is 'mean' and through is 'denoised'; allowed: at='sample', or 'classifier'")
+        limit = self.max_gradient_norm
+        if limit is not None and (isinstance(limit, bool | str) or not limit > 0):
+            raise ValueError(f"max_gradient_norm is {limit!r}; allowed: None, or a number above 0")
 
     def queries(self, step: Step) -> tuple[Query, ...]:
         """None for a noise-aware classifier; the prediction with its graph for one of clean images."""
         return (Query(condition=step.condition, grad=True),) if self.through == "denoised" else ()
 
     def shift(self, step: Step, own: Denoised, answers: Sequence[Denoised]) -> Tensor:
-        """S sigma^2 / alpha g, with the coefficients of this level or of the next."""
+        """S sigma^2 / alpha g of this level or of the next; zeros where the scheduler shifts its own mean."""
+        for name, value, other in (("form", "mean_shift", "score"), ("at", "mean", "sample")):
+            if step.next_level is None and getattr(self, name) == value:
+                raise ValueError(
+                    f"{name} {value!r} needs the next noise level: use it in a sampling run, or {other!r}"
+                )
+        gradient = column(self.scale, own.x0) * self._gradient(step, own, answers)
+        if self.form == "mean_shift" and step.gradients is not None:
+            masked = gradient if self.interval is None else self.interval.apply(gradient, step.level)
+            step.gradients.append(masked)
+            return torch.zeros_like(own.x0)
         level = step.level if self.form == "score" else step.next_level
-        if level is None:
-            raise ValueError(
-                "form 'mean_shift' needs the next noise level: use it in a sampling run, or form 'score'"
-            )
         factor = torch.where(level.alpha > 0, level.sigma**2 / level.alpha, 0.0)
-        gradient = self._gradient(step, answers)
-        return column(self.scale, gradient) * broadcast(factor, gradient) * gradient
+        return broadcast(factor, gradient) * gradient
 
-    def _gradient(self, step: Step, answers: Sequence[Denoised]) -> Tensor:
+    def _gradient(self, step: Step, own: Denoised, answers: Sequence[Denoised]) -> Tensor:
+        """G, at x_t or at the step's mean, no longer than allowed."""
+        sample, level = step.sample, step.level
+        if self.at == "mean" and step.next_level.timestep is not None and (step.next_level.sigma > 0).all():
+            sample, level = posterior_mean(own.x0, sample, level, step.next_level), step.next_level
         with torch.enable_grad():
-            sample = step.sample if answers else step.sample.detach().requires_grad_()
-            log_prob = self.log_prob(answers[0].x0 if answers else sample, step.level, step.condition)
-            return torch.autograd.grad(log_prob.sum(), sample)[0]
+            sample = sample if answers else sample.detach().requires_grad_()
+            log_prob = self.log_prob(answers[0].x0 if answers else sample, level, step.condition)
+            if log_prob.shape != sample.shape[:1]:
+                raise ValueError(
+                    f"log_prob has shape {tuple(log_prob.shape)} for a sample of {tuple(sample.shape)}; "
+                    "allowed: one value a sample"
+                )
+            gradient = torch.autograd.grad(log_prob.sum(), sample)[0]
+        if self.max_gradient_norm is None:
+            return gradient
+        norm = torch.linalg.vector_norm(gradient, dim=tuple(range(1, gradient.ndim)), keepdim=True)
+        allowed = self.max_gradient_norm / (broadcast(level.sigma, gradient) * norm)  # infinite for 0
+        return gradient * allowed.clamp(max=1)

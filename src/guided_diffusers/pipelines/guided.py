@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from guided_diffusers.guidance import ClassifierFreeGuidance, Guidance, GuidanceInterval, GuidanceSum
+from torch import Tensor
+
+from guided_diffusers.guidance import (
+    ClassifierFreeGuidance,
+    ClassifierGuidance,
+    Guidance,
+    GuidanceInterval,
+    GuidanceSum,
+)
 from guided_diffusers.guidance.base import Scale, checked_scale
 from guided_diffusers.pipelines import inputs
 from guided_diffusers.pipelines.safe import SafePipeline
 from guided_diffusers.prediction import coefficients
-from guided_diffusers.sampling import set_timesteps
+from guided_diffusers.sampling import sampling_loop, set_timesteps
 from guided_diffusers.schedulers.compat import check_supported, noise_level, prediction_type_of
 
 FALLBACK_GUIDANCE_SCALE = 7.5  # Stable Diffusion's, for checkpoints that name none
@@ -69,14 +78,23 @@ class GuidedPipeline(SafePipeline):
             )
             if interval is not None:
                 guidance = GuidanceSum(tuple(replace(term, interval=interval) for term in guidance.terms))
-        elif not isinstance(guidance, Guidance):
+        self._settle_guidance(guidance, images)
+
+    def _settle_guidance(self, guidance: Any, images: int) -> None:
+        """Begin a call under this guidance.
+
+        Raises:
+            ValueError: It is none, or scales one a sample are not as many as images.
+        """
+        if not isinstance(guidance, Guidance):
             raise ValueError(
                 f"guidance is a {type(guidance).__name__}; allowed: a guidance term or a sum of terms"
             )
         for term in guidance.terms:
             if isinstance(term.scale, tuple) and len(term.scale) != images:
+                name = "classifier_scale" if isinstance(term, ClassifierGuidance) else "guidance_scale"
                 raise ValueError(
-                    f"guidance_scale has {len(term.scale)} values for {images} images; give one or as many"
+                    f"{name} has {len(term.scale)} values for {images} images; give one or as many"
                 )
         free = [term for term in guidance.terms if isinstance(term, ClassifierFreeGuidance)]
         self._guidance = guidance
@@ -99,6 +117,24 @@ class GuidedPipeline(SafePipeline):
             tuple(replace(t, scale=scale) if isinstance(t, ClassifierFreeGuidance) else t for t in terms)
         )
 
+    def _sample(
+        self,
+        run: Any,
+        scheduler: Any,
+        noise: Tensor,
+        callback: tuple[Callable | None, Sequence[str]],
+        **arguments: Any,
+    ) -> Tensor:
+        """The sampling loop with a progress bar and the user's callback, `(function, tensor names)`."""
+        function, names = callback
+        with self.progress_bar(total=self._num_timesteps) as progress:
+
+            def after_step(index: int, timestep: Tensor, sample: Tensor) -> Tensor:
+                progress.update()
+                return sample if function is None else run.call_back(function, names, index, timestep, sample)
+
+            return sampling_loop(run, scheduler, noise, callback=after_step, **arguments)
+
     def _begin_schedule(
         self, steps: int, timesteps: Sequence[int] | None, sigmas: Sequence[float] | None
     ) -> str:
@@ -109,6 +145,11 @@ class GuidedPipeline(SafePipeline):
         prediction_type = prediction_type_of(self.scheduler)
         coefficients(noise_level(self.scheduler, self.scheduler.timesteps[0]), prediction_type)
         return prediction_type
+
+
+def takes_eta(scheduler: Any) -> bool:
+    """Whether a scheduler's step has DDIM's eta."""
+    return "eta" in inspect.signature(scheduler.step).parameters
 
 
 def default_guidance_config(guidance: Any, **networks: Any) -> list[dict[str, Any]] | None:

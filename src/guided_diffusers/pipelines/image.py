@@ -10,17 +10,16 @@ from typing import Any
 
 import torch
 from diffusers import ImagePipelineOutput
-from diffusers.image_processor import VaeImageProcessor
-from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from guided_diffusers.denoiser import ModelDenoiser
 from guided_diffusers.pipelines.safe import SafePipeline
+from guided_diffusers.pipelines.unprompted import UnpromptedMixin
 from guided_diffusers.sampling import sampling_loop, set_timesteps
 from guided_diffusers.schedulers.compat import prediction_type_of
 
 
-class ImagePipeline(SafePipeline):
+class ImagePipeline(UnpromptedMixin, SafePipeline):
     """Draws images from a `UNet2DModel`.
 
     Args:
@@ -53,16 +52,14 @@ class ImagePipeline(SafePipeline):
             class_labels: A class for all, or one an image.
             generator: Source of the noise; a list has one generator an image.
             num_inference_steps: Steps of the scheduler.
-            output_type: "pil", "np" or "pt" ((batch, channels, height, width) in [0, 1]).
+            output_type: "pil", "np", "pt" ((batch, channels, height, width) in [0, 1]) or "latent".
             return_dict: An output object and not a tuple.
 
         Raises:
             ValueError: Classes for a network without, none for a network with, or not one an image.
         """
         labels = self._labels(class_labels, batch_size)
-        device, size = self._execution_device, self.unet.config.sample_size
-        shape = (self.unet.config.in_channels, *((size, size) if isinstance(size, int) else size))
-        noise = randn_tensor((batch_size, *shape), generator=generator, device=device, dtype=self.unet.dtype)
+        noise = self._noise(batch_size, generator)
         denoiser = ModelDenoiser(self.unet, prediction_type_of(self.scheduler))
         set_timesteps(self.scheduler, num_inference_steps)
         with self.progress_bar(total=len(self.scheduler.timesteps)) as progress:
@@ -80,9 +77,7 @@ class ImagePipeline(SafePipeline):
                 generator=generator,
                 callback=after_step,
             )
-        if self.vae is not None:
-            sample = self.vae.decode(sample.to(self.vae.dtype)).sample
-        images = VaeImageProcessor().postprocess(sample, output_type)
+        images = self._images(sample, output_type)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 

@@ -1,4 +1,4 @@
-"""One call of a text-conditioned pipeline, as the sampling loop sees it."""
+"""One call of a guided pipeline, as the sampling loop sees it."""
 
 from __future__ import annotations
 
@@ -15,33 +15,14 @@ from guided_diffusers.pipelines.guided import GuidedPipeline
 from guided_diffusers.sampling import StopSampling
 
 
-class PromptedRun:
-    """The denoiser of one call.
+class GuidedRun:
+    """The denoiser of one call: it reads the pipeline's scale at each step, for callbacks change it."""
 
-    It reads the pipeline's scale and the embeddings at each step, for callbacks change them.
-    """
-
-    def __init__(
-        self,
-        pipeline: GuidedPipeline,
-        denoiser: ModelDenoiser,
-        prompt_embeds: Tensor,
-        negative_prompt_embeds: Tensor | None,
-    ) -> None:
+    def __init__(self, pipeline: GuidedPipeline, denoiser: ModelDenoiser, condition: Condition) -> None:
         self.pipeline = pipeline
         self.denoiser = denoiser
-        self.embeds = {"prompt_embeds": prompt_embeds, "negative_prompt_embeds": negative_prompt_embeds}
-        self.condition = self._make_condition()
-
-    def _make_condition(self) -> Condition:
-        arguments: dict[str, Any] = {"return_dict": False}
-        if self.pipeline.cross_attention_kwargs is not None:
-            arguments["cross_attention_kwargs"] = self.pipeline.cross_attention_kwargs
-        positive, negative = self.embeds.values()
-        return Condition(
-            {"encoder_hidden_states": positive, **arguments},
-            None if negative is None else {"encoder_hidden_states": negative, **arguments},
-        )
+        self.condition = condition
+        self.embeds: dict[str, Tensor | None] = {}
 
     def run(self, step: Step) -> Denoised:
         """The guided x_0, under the guidance as it stands."""
@@ -54,10 +35,40 @@ class PromptedRun:
         tensors = {"latents": sample, **self.embeds}
         changed = callback(self.pipeline, index, timestep, {name: tensors[name] for name in names}) or {}
         sample = changed.get("latents", sample)
-        embeds = {name: changed.get(name, value) for name, value in self.embeds.items()}
-        if any(embeds[name] is not self.embeds[name] for name in embeds):
-            self.embeds = embeds
-            self.condition = self._make_condition()
+        self._take_over({name: changed.get(name, value) for name, value in self.embeds.items()})
         if self.pipeline.interrupt:
             raise StopSampling(sample)
         return sample
+
+    def _take_over(self, embeds: dict[str, Tensor | None]) -> None:
+        """What a callback made of the condition's tensors; this run has none."""
+
+
+class PromptedRun(GuidedRun):
+    """The denoiser of one call of a text-conditioned pipeline; callbacks may change its embeddings too."""
+
+    def __init__(
+        self,
+        pipeline: Any,
+        denoiser: ModelDenoiser,
+        prompt_embeds: Tensor,
+        negative_prompt_embeds: Tensor | None,
+    ) -> None:
+        self.pipeline = pipeline
+        embeds = {"prompt_embeds": prompt_embeds, "negative_prompt_embeds": negative_prompt_embeds}
+        super().__init__(pipeline, denoiser, self._make_condition(embeds))
+        self.embeds = embeds
+
+    def _make_condition(self, embeds: dict[str, Tensor | None]) -> Condition:
+        arguments: dict[str, Any] = {"return_dict": False}
+        if self.pipeline.cross_attention_kwargs is not None:
+            arguments["cross_attention_kwargs"] = self.pipeline.cross_attention_kwargs
+        positive, negative = embeds.values()
+        return Condition(
+            {"encoder_hidden_states": positive, **arguments},
+            None if negative is None else {"encoder_hidden_states": negative, **arguments},
+        )
+
+    def _take_over(self, embeds: dict[str, Tensor | None]) -> None:
+        if any(embeds[name] is not self.embeds[name] for name in embeds):
+            self.embeds, self.condition = embeds, self._make_condition(embeds)

@@ -6,7 +6,6 @@ guidance does is in `guided_diffusers.guidance`; what a scheduler does is in the
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -23,10 +22,9 @@ from transformers import CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjec
 from guided_diffusers.denoiser import ModelDenoiser
 from guided_diffusers.guidance import ClassifierFreeGuidance, Guidance, GuidanceInterval
 from guided_diffusers.pipelines import inputs
-from guided_diffusers.pipelines.guided import GuidedPipeline, default_guidance_config
+from guided_diffusers.pipelines.guided import GuidedPipeline, default_guidance_config, takes_eta
 from guided_diffusers.pipelines.prompts import PromptEncoding
 from guided_diffusers.pipelines.run import PromptedRun
-from guided_diffusers.sampling import sampling_loop
 from guided_diffusers.schedulers.compat import prediction_type_of
 
 
@@ -250,13 +248,14 @@ class TextToImagePipeline(PromptEncoding, GuidedPipeline, StableDiffusionMixin):
         )
         sample = self._sample(
             run,
+            self.scheduler,
             noise,
             (callback_on_step_end, callback_on_step_end_tensor_inputs),
             num_inference_steps=num_inference_steps,
             timesteps=timesteps,
             sigmas=sigmas,
             generator=generator,
-            step_kwargs={"eta": eta} if _takes_eta(self.scheduler) else None,
+            step_kwargs={"eta": eta} if takes_eta(self.scheduler) else None,
         )
         decoded, flagged = self._decode(sample, output_type, generator)
         self.maybe_free_model_hooks()
@@ -321,23 +320,6 @@ class TextToImagePipeline(PromptEncoding, GuidedPipeline, StableDiffusionMixin):
                 )
         inputs.check_generator(generator, prompts * num_images_per_prompt)
 
-    def _sample(
-        self,
-        run: PromptedRun,
-        noise: Tensor,
-        callback: tuple[Callable | None, Sequence[str]],
-        **arguments: Any,
-    ) -> Tensor:
-        """The sampling loop with a progress bar and the user's callback, `(function, tensor names)`."""
-        function, names = callback
-        with self.progress_bar(total=self._num_timesteps) as progress:
-
-            def after_step(index: int, timestep: Tensor, sample: Tensor) -> Tensor:
-                progress.update()
-                return sample if function is None else run.call_back(function, names, index, timestep, sample)
-
-            return sampling_loop(run, self.scheduler, noise, callback=after_step, **arguments)
-
     def _default_size(self, height: int | None, width: int | None) -> tuple[int, int]:
         size = self.unet.config.sample_size
         rows, columns = (size, size) if isinstance(size, int) else size
@@ -375,7 +357,3 @@ class TextToImagePipeline(PromptEncoding, GuidedPipeline, StableDiffusionMixin):
         return self.image_processor.postprocess(
             image, output_type=output_type, do_denormalize=denormalize
         ), flagged
-
-
-def _takes_eta(scheduler: Any) -> bool:
-    return "eta" in inspect.signature(scheduler.step).parameters

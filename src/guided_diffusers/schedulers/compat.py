@@ -79,7 +79,7 @@ def noise_level(scheduler: Any, timestep: Tensor | float) -> NoiseLevel:
         raise ValueError(f"{type(scheduler).__name__} has no timesteps yet: call its set_timesteps first")
     if isinstance(timestep, Tensor) and timestep.ndim == 1:
         return _stacked([noise_level(scheduler, t) for t in timestep], timestep)
-    index = _index_of(scheduler, timestep)
+    index = place_of(scheduler, timestep)
     if _has_sigmas(scheduler):
         return _level_at_sigma(scheduler, _sigmas(scheduler, index)[index], timestep)
     return _level_at_timestep(scheduler, timestep)
@@ -199,8 +199,19 @@ def _timesteps_are_set(scheduler: Any) -> bool:
     )
 
 
-def _index_of(scheduler: Any, timestep: Tensor | float) -> int:
-    """The place of a timestep in `scheduler.timesteps`: the current step's where that is it."""
+def place_of(scheduler: Any, timestep: Tensor | float) -> int:
+    """The place of a timestep in `scheduler.timesteps`: the current step's where that is it.
+
+    Args:
+        scheduler: A supported scheduler, after `set_timesteps`.
+        timestep: A listed timestep.
+
+    Returns:
+        The index of the step, as `next_noise_level` takes it.
+
+    Raises:
+        ValueError: A timestep that is not listed.
+    """
     timesteps = scheduler.timesteps
     step_index = getattr(scheduler, "step_index", None)
     if step_index is not None and step_index < len(timesteps) and bool(timesteps[step_index] == timestep):

@@ -1,0 +1,272 @@
+"""Images of a class, by a denoiser and the gradient of a classifier.
+
+Thin by design: it checks inputs, builds a condition and a denoiser, calls the sampling loop, decodes. What
+the forms and options of classifier guidance mean, and how their scales relate, is in
+`guided_diffusers.guidance.classifier`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from diffusers import ImagePipelineOutput
+from torch import Tensor
+
+from guided_diffusers.conditioning import ClassCondition, class_condition
+from guided_diffusers.denoiser import ModelDenoiser
+from guided_diffusers.guidance import (
+    ClassifierFreeGuidance,
+    ClassifierGuidance,
+    Guidance,
+    GuidanceInterval,
+    GuidanceSum,
+)
+from guided_diffusers.guidance.base import checked_scale
+from guided_diffusers.noise_level import NoiseLevel
+from guided_diffusers.pipelines import inputs
+from guided_diffusers.pipelines.clipping import clip_before_guidance
+from guided_diffusers.pipelines.guided import GuidedPipeline, default_guidance_config, takes_eta
+from guided_diffusers.pipelines.labels import Labels, class_count, class_indices, labels_of
+from guided_diffusers.pipelines.run import GuidedRun
+from guided_diffusers.pipelines.unprompted import UnpromptedMixin
+
+Scales = float | Sequence[float]
+
+
+class ClassifierGuidedPipeline(UnpromptedMixin, GuidedPipeline):
+    """Draws images of a class, guided by a classifier.
+
+    The denoiser may know the classes or not, and work on pixels or on latents. Where it knows them, it is
+    told the class too, and classifier-free guidance adds to the classifier's; that needs its null class,
+    which is one class embedding more than there are classes, the last (`num_class_embeds = classes + 1`).
+
+    In pixels, a `clip_sample` or `thresholding` of the scheduler is applied to the denoiser's x_0 before
+    guidance and not after; in latents `clip_sample` is left out.
+
+    Args:
+        unet: A `UNet2DModel`; twice the sample's channels mean a learned variance.
+        scheduler: Any of `guided_diffusers.schedulers.SUPPORTED_SCHEDULERS`. `GuidedDDPMScheduler` shifts its
+            mean by its own variance under `form="mean_shift"` (Algorithm 1).
+        classifier: A ModelMixin with `log_prob(sample, level, labels) -> (batch,)` and a configuration with
+            `in_channels`, one of `num_classes`, `num_labels` and `id2label`, and `id2label` for names. With
+            `through="denoised"` it sees x_0, at a level without noise and timestep 0.
+        vae: The autoencoder whose latents denoiser and classifier work on; None for pixels.
+        default_guidance: The guidance of a call that names none: a Guidance, its `to_config()` value, or the
+            scale of classifier-free guidance; None is the classifier at scale 1.
+
+    Raises:
+        ValueError: A classifier without `log_prob`, or a default guidance that is none.
+    """
+
+    model_cpu_offload_seq = "unet->vae"
+    _optional_components = ["vae"]
+    _exclude_from_cpu_offload = ["classifier"]
+    _callback_tensor_inputs = ["latents"]
+
+    def __init__(
+        self, unet: Any, scheduler: Any, classifier: Any, vae: Any = None, default_guidance: Any = None
+    ) -> None:
+        super().__init__()
+        if classifier is not None and not callable(getattr(classifier, "log_prob", None)):
+            raise ValueError(
+                f"classifier is a {type(classifier).__name__}, which has no log_prob; allowed: a ModelMixin "
+                "with log_prob(sample, level, labels), such as NoiseAwareClassifier"
+            )
+        self.register_modules(unet=unet, scheduler=scheduler, classifier=classifier, vae=vae)
+        self.register_to_config(
+            default_guidance=default_guidance_config(default_guidance, **self._guidance_networks())
+        )
+
+    def log_prob(self, sample: Tensor, level: NoiseLevel, condition: ClassCondition) -> Tensor:
+        """The classifier's log p(class | sample), `(batch,)`, as `ClassifierGuidance` takes it."""
+        return self.classifier.log_prob(sample, level, condition.labels)
+
+    def clean_log_prob(self, x0: Tensor, level: NoiseLevel, condition: ClassCondition) -> Tensor:
+        """The same of a predicted x_0, whatever the level: it has no noise, and timestep 0."""
+        clean = NoiseLevel(alpha=1.0, sigma=0.0, timestep=torch.zeros((), dtype=torch.int64))
+        return self.classifier.log_prob(x0, clean, condition.labels)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        class_labels: Labels,
+        batch_size: int | None = None,
+        num_inference_steps: int = 50,
+        timesteps: Sequence[int] | None = None,
+        sigmas: Sequence[float] | None = None,
+        classifier_scale: Scales | None = None,
+        guidance_scale: Scales | None = None,
+        form: str | None = None,
+        through: str | None = None,
+        at: str | None = None,
+        max_gradient_norm: float | None = None,
+        guidance_interval: GuidanceInterval | Sequence[float] | None = None,
+        eta: float = 0.0,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        latents: Tensor | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        callback_on_step_end: Callable[[Any, int, int, dict], dict] | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+        *,
+        guidance: Guidance | None = None,
+    ) -> ImagePipelineOutput | tuple[Any]:
+        """Draw images of classes.
+
+        Args:
+            class_labels: A class for all, or one an image: indices, or names of the classifier's `id2label`.
+            batch_size: How many images; by default as many as classes.
+            num_inference_steps: Steps of the scheduler; not used with `timesteps` or `sigmas`.
+            timesteps: Custom timesteps, descending, for schedulers that take them.
+            sigmas: Custom sigmas, descending, for schedulers that take them.
+            classifier_scale: s, a number or one an image: 0 is unguided and never runs the classifier, 1, the
+                default, is Bayes' rule.
+            guidance_scale: gamma of classifier-free guidance beside the classifier's, for a denoiser with a
+                null class: 1, the default, adds none.
+            form: "score" (the default) or "mean_shift" (Algorithm 1).
+            through: "classifier" (the default: noise-aware, on x_t) or "denoised" (clean, on the predicted
+                x_0).
+            at: "sample" (the default) or "mean", where the classifier's gradient is taken.
+            max_gradient_norm: The largest |sigma g| of a sample; None is no limit.
+            guidance_interval: Where guidance is active: a GuidanceInterval or a pair (low, high] in sigma /
+                alpha.
+            eta: Noise of DDIM, 0 (none) to 1; other schedulers ignore it.
+            generator: One, or one an image: with one an image, what is drawn does not depend on the batch.
+            latents: Standard normal noise `(images, channels, height, width)` to start from, of the
+                denoiser's sample size.
+            output_type: "pil", "np" (batch, height, width, channels in [0, 1]), "pt" (batch, channels,
+                height, width in [0, 1]) or "latent" (the denoiser's sample).
+            return_dict: False returns a tuple.
+            callback_on_step_end: `(pipeline, index, timestep, tensors) -> tensors` after each step; it may
+                replace the latents and set `pipeline._guidance_scale` or `pipeline._interrupt`.
+            callback_on_step_end_tensor_inputs: Which tensors it gets, of `_callback_tensor_inputs`.
+            guidance: Any sum of guidance terms, instead of the arguments of guidance above; the pipeline's
+                own classifier is `ClassifierGuidance(pipeline.log_prob, scale)`.
+
+        Returns:
+            `ImagePipelineOutput` with `images`, or a tuple of them.
+
+        Raises:
+            ValueError: An argument that is out of range, of the wrong type or shape, or contradicts another,
+                or a classifier that does not fit the denoiser; each message names it. Raised before anything
+                is computed.
+        """
+        if batch_size is not None:
+            inputs.check_count("batch_size", batch_size)
+        labels = labels_of(class_indices(class_labels, self.classifier.config), batch_size)
+        self._check_networks()
+        self._check_call(
+            len(labels), latents, generator, eta, output_type, callback_on_step_end_tensor_inputs
+        )
+        self._begin_classifier_guidance(
+            guidance,
+            len(labels),
+            classifier_scale=classifier_scale,
+            guidance_scale=guidance_scale,
+            guidance_interval=guidance_interval,
+            form=form,
+            through=through,
+            at=at,
+            max_gradient_norm=max_gradient_norm,
+        )
+        prediction_type = self._begin_schedule(num_inference_steps, timesteps, sigmas)
+
+        scheduler, clip = clip_before_guidance(self.scheduler, latents=self.vae is not None)
+        condition = class_condition(
+            labels.to(self._execution_device), self._knows_classes(), self._null_class()
+        )
+        sample = self._sample(
+            GuidedRun(self, ModelDenoiser(self.unet, prediction_type, clip), condition),
+            scheduler,
+            self._noise(len(labels), generator, latents),
+            (callback_on_step_end, callback_on_step_end_tensor_inputs),
+            num_inference_steps=num_inference_steps,
+            timesteps=timesteps,
+            sigmas=sigmas,
+            generator=generator,
+            step_kwargs={"eta": eta} if takes_eta(scheduler) else None,
+        )
+        images = self._images(sample, output_type)
+        self.maybe_free_model_hooks()
+        return ImagePipelineOutput(images=images) if return_dict else (images,)
+
+    def _guidance_networks(self) -> dict[str, Any]:
+        return {"log_prob": self.log_prob}
+
+    def _begin_classifier_guidance(self, guidance: Guidance | None, images: int, **given: Any) -> None:
+        """Settle which guidance this call uses, before anything is computed."""
+        for name, value in given.items():
+            inputs.check_one_of("guidance", guidance, name, value, required=False)
+        given = {name: value for name, value in given.items() if value is not None}
+        if guidance is None:
+            default = self.config.default_guidance
+            if given or default is None:
+                guidance = self._terms(**given)
+            else:
+                guidance = Guidance.from_config(default, **self._guidance_networks())
+        self._settle_guidance(guidance, images)
+        self._guidance = GuidanceSum(tuple(map(self._with_clean_level, self._guidance.terms)))
+        free = [term for term in self._guidance.terms if isinstance(term, ClassifierFreeGuidance)]
+        if self._null_class() is None and any(term.scale != term.neutral for term in free):
+            known = self._knows_classes()
+            why = "has no null class, one embedding more than classes" if known else "knows no classes"
+            raise ValueError(
+                f"guidance_scale is {free[0].scale!r}; allowed: 1 or None, because this denoiser {why}, and "
+                "classifier-free guidance needs its null class"
+            )
+
+    def _terms(
+        self,
+        classifier_scale: Scales = 1.0,
+        guidance_scale: Scales = 1.0,
+        guidance_interval: Any = None,
+        **options: Any,
+    ) -> Guidance:
+        scale = checked_scale(classifier_scale, "classifier_scale")
+        gamma = checked_scale(guidance_scale, "guidance_scale")
+        classifier = ClassifierGuidance(self.log_prob, scale, guidance_interval, **options)
+        return classifier + ClassifierFreeGuidance(gamma, guidance_interval)
+
+    def _with_clean_level(self, term: Guidance) -> Guidance:
+        """The pipeline's classifier on the predicted x_0 is told that this has no noise."""
+        if isinstance(term, ClassifierGuidance) and term.through == "denoised":
+            return replace(term, log_prob=self.clean_log_prob) if term.log_prob == self.log_prob else term
+        return term
+
+    def _knows_classes(self) -> bool:
+        return self.unet.class_embedding is not None
+
+    def _null_class(self) -> int | None:
+        """The index of the denoiser's null class, the last of one embedding more than there are classes."""
+        classes = class_count(self.classifier.config)
+        return classes if self.unet.config.num_class_embeds == classes + 1 else None
+
+    def _check_networks(self) -> None:
+        """Raise ValueError where classifier and denoiser differ in the samples or the classes they know."""
+        channels, seen = self.unet.config.in_channels, self.classifier.config.get("in_channels")
+        if seen is not None and seen != channels:
+            raise ValueError(
+                f"classifier has in_channels {seen}; allowed: {channels}, the channels of the "
+                "denoiser's sample"
+            )
+        classes, embeds = class_count(self.classifier.config), self.unet.config.num_class_embeds
+        if embeds is not None and embeds not in (classes, classes + 1):
+            raise ValueError(
+                f"unet has num_class_embeds {embeds} and the classifier {classes} classes; allowed: "
+                f"{classes}, or {classes + 1} with a null class"
+            )
+
+    def _check_call(
+        self, images: int, latents: Any, generator: Any, eta: Any, output_type: Any, names: Sequence[str]
+    ) -> None:
+        inputs.check_choice("output_type", output_type, inputs.OUTPUT_TYPES)
+        inputs.check_names("callback_on_step_end_tensor_inputs", names, self._callback_tensor_inputs)
+        inputs.check_fraction("eta", eta)
+        inputs.check_generator(generator, images)
+        expected = self._sample_shape(images)
+        if latents is not None and (not isinstance(latents, Tensor) or tuple(latents.shape) != expected):
+            shape = tuple(latents.shape) if isinstance(latents, Tensor) else type(latents).__name__
+            raise ValueError(f"latents is {shape}; allowed: a tensor of shape {expected}")

@@ -1,0 +1,42 @@
+"""What pipelines without a prompt share: a `UNet2DModel` in pixels or in an autoencoder's latents."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from diffusers.image_processor import VaeImageProcessor
+from diffusers.utils.torch_utils import randn_tensor
+from torch import Tensor
+
+
+class UnpromptedMixin:
+    """Noise of the denoiser's shape, and images of samples. It uses the components `unet` and `vae`."""
+
+    unet: Any
+    vae: Any
+    _execution_device: torch.device
+
+    def _sample_shape(self, count: int) -> tuple[int, ...]:
+        size = self.unet.config.sample_size
+        return (count, self.unet.config.in_channels, *((size, size) if isinstance(size, int) else size))
+
+    def _noise(self, count: int, generator: Any, given: Tensor | None = None) -> Tensor:
+        """Standard normal noise `(count, channels, height, width)` in the denoiser's dtype, or the given."""
+        if given is not None:
+            return given.to(self._execution_device)
+        return randn_tensor(
+            self._sample_shape(count),
+            generator=generator,
+            device=self._execution_device,
+            dtype=self.unet.dtype,
+        )
+
+    def _images(self, sample: Tensor, output_type: str) -> Any:
+        """Samples decoded, as PIL images, arrays or tensors; "latent" leaves them as they are."""
+        if output_type == "latent":
+            return sample
+        if self.vae is not None:
+            scaling = getattr(self.vae.config, "scaling_factor", None) or 1.0
+            sample = self.vae.decode(sample.to(self.vae.dtype) / scaling).sample
+        return VaeImageProcessor().postprocess(sample, output_type)

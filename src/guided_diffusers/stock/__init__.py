@@ -1,0 +1,22 @@
+"""Our guidance in pipelines of diffusers that are not ours: by their scheduler, a denoise block, a guider.
+
+| guidance | where | what |
+|---|---|---|
+| classifier | any pipeline with a scheduler | `classifier_guided_scheduler(scheduler, guidance, labels)` |
+| classifier | a modular pipeline | `classifier_guided_step(denoise_step)` |
+| classifier-free | a modular pipeline | `ClassifierFreeGuider(guidance)` as its component `guider` |
+
+A guider of diffusers is given neither the sample nor the scheduler, so classifier guidance, which needs x_t,
+is no guider; and a callback at the end of a step comes when x_t is gone.
+"""
+
+from guided_diffusers.stock.blocks import ClassifierGuidanceBlock, classifier_guided_step
+from guided_diffusers.stock.guider import ClassifierFreeGuider
+from guided_diffusers.stock.scheduler import classifier_guided_scheduler
+
+__all__ = [
+    "ClassifierFreeGuider",
+    "ClassifierGuidanceBlock",
+    "classifier_guided_scheduler",
+    "classifier_guided_step",
+]
