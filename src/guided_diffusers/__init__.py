@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from guided_diffusers.models.adm_unet import ADMUNet2DModel
     from guided_diffusers.models.autoencoder import VariationalAutoencoder
     from guided_diffusers.models.noise_aware_classifier import NoiseAwareClassifier
+    from guided_diffusers.models.noise_aware_clip import NoiseAwareCLIP
     from guided_diffusers.pipelines.classifier_guided import ClassifierGuidedPipeline
     from guided_diffusers.pipelines.image import ImagePipeline
     from guided_diffusers.pipelines.text_to_image import TextToImagePipeline
@@ -42,6 +43,7 @@ __all__ = [
     "GuidedDDPMScheduler",
     "ImagePipeline",
     "ModelDenoiser",
+    "NoiseAwareCLIP",
     "NoiseAwareClassifier",
     "NoiseLevel",
     "TextToImagePipeline",
@@ -63,6 +65,7 @@ _HOME = {
     "GuidedDDPMScheduler": "guided_diffusers.schedulers",
     "ImagePipeline": "guided_diffusers.pipelines.image",
     "ModelDenoiser": "guided_diffusers.denoiser",
+    "NoiseAwareCLIP": "guided_diffusers.models.noise_aware_clip",
     "NoiseAwareClassifier": "guided_diffusers.models.noise_aware_classifier",
     "TextToImagePipeline": "guided_diffusers.pipelines.text_to_image",
     "VariationalAutoencoder": "guided_diffusers.models.autoencoder",
