@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 
 THROUGH_THE_SHIMS = """
 import json, sys
-import torch
+import tiny_classifier, torch  # diffusers imports no module that a checkpoint names
 torch.set_num_threads(1)
 from diffusers import DiffusionPipeline
 folder, other_folder, pipelines = sys.argv[1:]
