@@ -24,12 +24,9 @@ IMAGE = {
 
 
 def tiny_clip(seed: int = 0, image: dict[str, Any] | None = None, **overrides: Any) -> NoiseAwareCLIP:
-    """In evaluation mode; without a common direction of all images, so that its gradient is seen."""
+    """In evaluation mode; tau is 20, so that its gradient is seen."""
     config = text_config_for(tiny_tokenizer(), 16, 1, 2).to_diff_dict()
     arguments = {"projection_dim": 6, "logit_scale_init_value": math.log(20), **overrides}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        clip = NoiseAwareCLIP(config, {**IMAGE, **(image or {})}, **arguments).eval()
-    with torch.no_grad():
-        clip.image_encoder.head.bias.zero_()
-    return clip
+        return NoiseAwareCLIP(config, {**IMAGE, **(image or {})}, **arguments).eval()

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from guided_diffusers.models.noise_aware_classifier import NoiseAwareClassifier
     from guided_diffusers.models.noise_aware_clip import NoiseAwareCLIP
     from guided_diffusers.pipelines.classifier_guided import ClassifierGuidedPipeline
+    from guided_diffusers.pipelines.classifier_guided_text_to_image import ClassifierGuidedTextToImagePipeline
     from guided_diffusers.pipelines.image import ImagePipeline
     from guided_diffusers.pipelines.text_to_image import TextToImagePipeline
     from guided_diffusers.prediction import from_denoised, to_denoised
@@ -37,6 +38,7 @@ __all__ = [
     "ADMUNet2DModel",
     "ClassifierFreeGuider",
     "ClassifierGuidedPipeline",
+    "ClassifierGuidedTextToImagePipeline",
     "Condition",
     "Denoised",
     "GuidedDDIMScheduler",
@@ -59,6 +61,7 @@ _HOME = {
     "ADMUNet2DModel": "guided_diffusers.models.adm_unet",
     "ClassifierFreeGuider": "guided_diffusers.stock.guider",
     "ClassifierGuidedPipeline": "guided_diffusers.pipelines.classifier_guided",
+    "ClassifierGuidedTextToImagePipeline": "guided_diffusers.pipelines.classifier_guided_text_to_image",
     "Condition": "guided_diffusers.conditioning",
     "Denoised": "guided_diffusers.denoiser",
     "GuidedDDIMScheduler": "guided_diffusers.schedulers",
@@ -111,4 +114,11 @@ def __dir__() -> list[str]:
     return sorted({*(name for name in globals() if name.startswith("__")), *__all__, *_SUBMODULES})
 
 
-_registration.register(pipelines=("ClassifierGuidedPipeline", "ImagePipeline", "TextToImagePipeline"))
+_registration.register(
+    pipelines=(
+        "ClassifierGuidedPipeline",
+        "ClassifierGuidedTextToImagePipeline",
+        "ImagePipeline",
+        "TextToImagePipeline",
+    )
+)
