@@ -15,19 +15,17 @@ from typing import Any
 
 import torch
 
-from guided_diffusers.checkpoints import component_source
 from guided_diffusers.losses import process_of
-from guided_diffusers.models import ImageClassifier, NoiseAwareClassifier, VariationalAutoencoder
+from guided_diffusers.models import ImageClassifier, NoiseAwareClassifier
 from guided_diffusers.schedulers import describe_process
 from guided_diffusers.training import classifier as cl
-from guided_diffusers.training.cache import cached_latents
 from guided_diffusers.training.config import TrainingConfig, option, parse_config
 from guided_diffusers.training.data import DataConfig, ImageTextDataset
 from guided_diffusers.training.encoder_start import start_from_encoder
 from guided_diffusers.training.engine import make_accelerator, train
+from guided_diffusers.training.images import image_arguments, load_autoencoder
 from guided_diffusers.training.labels import class_labels
 from guided_diffusers.training.setup import make_scheduler
-from guided_diffusers.training.unconditional import Pixels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,23 +46,11 @@ class ClassifierConfig:
     validation: cl.ValidationConfig = field(default_factory=cl.ValidationConfig)
 
 
-def load_autoencoder(name: str | None) -> VariationalAutoencoder | None:
-    """A frozen autoencoder by its folder, shipped name or Hub id."""
-    if name is None:
-        return None
-    return VariationalAutoencoder.from_pretrained(component_source(name)).requires_grad_(False).eval()
-
-
 def make_data(config: ClassifierConfig, vae: Any, names: list[str] | None = None) -> tuple[Any, Any]:
     """Images or latents with their classes, and the classes' names."""
     data = ImageTextDataset(config.data)
     labels, names = class_labels(data, config.label_column, names)
-    shape, images = data.shape, Pixels(data)
-    if vae is not None:
-        images = cached_latents(vae, data)
-        shape = tuple(images.moments([0])[0].shape[1:])
-    options = {"latent": vae is not None, "sources": data.sources}
-    return cl.LabelledImages(images=images, labels=labels, shape=shape, **options), names
+    return cl.LabelledImages(labels=labels, sources=data.sources, **image_arguments(data, vae)), names
 
 
 def make_classifier(config: ClassifierConfig, shape: tuple[int, ...], sizes: dict[str, Any]) -> Any:

@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     from guided_diffusers.models.autoencoder import VariationalAutoencoder
     from guided_diffusers.models.image_classifier import ImageClassifier
     from guided_diffusers.models.noise_aware_classifier import NoiseAwareClassifier
+    from guided_diffusers.models.noise_aware_clip import NoiseAwareCLIP
     from guided_diffusers.pipelines.classifier_guided import ClassifierGuidedPipeline
+    from guided_diffusers.pipelines.classifier_guided_text_to_image import ClassifierGuidedTextToImagePipeline
     from guided_diffusers.pipelines.image import ImagePipeline
     from guided_diffusers.pipelines.text_to_image import TextToImagePipeline
     from guided_diffusers.pipelines.vae import VAEPipeline
@@ -38,6 +40,7 @@ __all__ = [
     "ADMUNet2DModel",
     "ClassifierFreeGuider",
     "ClassifierGuidedPipeline",
+    "ClassifierGuidedTextToImagePipeline",
     "Condition",
     "Denoised",
     "GuidedDDIMScheduler",
@@ -45,6 +48,7 @@ __all__ = [
     "ImageClassifier",
     "ImagePipeline",
     "ModelDenoiser",
+    "NoiseAwareCLIP",
     "NoiseAwareClassifier",
     "NoiseLevel",
     "TextToImagePipeline",
@@ -61,6 +65,7 @@ _HOME = {
     "ADMUNet2DModel": "guided_diffusers.models.adm_unet",
     "ClassifierFreeGuider": "guided_diffusers.stock.guider",
     "ClassifierGuidedPipeline": "guided_diffusers.pipelines.classifier_guided",
+    "ClassifierGuidedTextToImagePipeline": "guided_diffusers.pipelines.classifier_guided_text_to_image",
     "Condition": "guided_diffusers.conditioning",
     "Denoised": "guided_diffusers.denoiser",
     "GuidedDDIMScheduler": "guided_diffusers.schedulers",
@@ -68,6 +73,7 @@ _HOME = {
     "ImageClassifier": "guided_diffusers.models.image_classifier",
     "ImagePipeline": "guided_diffusers.pipelines.image",
     "ModelDenoiser": "guided_diffusers.denoiser",
+    "NoiseAwareCLIP": "guided_diffusers.models.noise_aware_clip",
     "NoiseAwareClassifier": "guided_diffusers.models.noise_aware_classifier",
     "TextToImagePipeline": "guided_diffusers.pipelines.text_to_image",
     "VAEPipeline": "guided_diffusers.pipelines.vae",
@@ -115,5 +121,11 @@ def __dir__() -> list[str]:
 
 
 _registration.register(
-    pipelines=("ClassifierGuidedPipeline", "ImagePipeline", "TextToImagePipeline", "VAEPipeline")
+    pipelines=(
+        "ClassifierGuidedPipeline",
+        "ClassifierGuidedTextToImagePipeline",
+        "ImagePipeline",
+        "TextToImagePipeline",
+        "VAEPipeline",
+    )
 )

@@ -61,6 +61,23 @@ class ClassCondition(Condition):
     labels: Tensor | None = None
 
 
+@dataclass(frozen=True, eq=False)
+class TextCondition(Condition):
+    """Texts, for a noise-aware CLIP; and what the denoiser is told, which may be nothing.
+
+    Args:
+        positive: The denoiser's arguments: `{}` of an unconditional one.
+        negative: The same of its null condition, where it has one.
+        text_embeds: What each sample is to show, `(batch, width)`.
+        contrast_embeds: Other texts, `(texts, width)`: what it is to show rather than these.
+        contrast_mask: Which of them count for which sample, `(batch, texts)` bool; None is all of them.
+    """
+
+    text_embeds: Tensor | None = None
+    contrast_embeds: Tensor | None = None
+    contrast_mask: Tensor | None = None
+
+
 def class_condition(labels: Tensor, known: bool = True, null_class: int | None = None) -> ClassCondition:
     """The condition that classes are.
 

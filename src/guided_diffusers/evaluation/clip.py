@@ -228,6 +228,10 @@ def clip_figures(
     )
 
 
-def _direction(features: Any) -> Tensor:
-    features = features if isinstance(features, Tensor) else features.pooler_output  # transformers before 5
-    return torch.nn.functional.normalize(features.float(), dim=1).cpu()
+def features_of(output: Any) -> Tensor:
+    """The embeddings `(count, d)` in what a CLIPModel's `get_..._features` gives, in any transformers."""
+    return output if isinstance(output, Tensor) else output.pooler_output  # a tensor before 5
+
+
+def _direction(output: Any) -> Tensor:
+    return torch.nn.functional.normalize(features_of(output).float(), dim=1).cpu()

@@ -33,10 +33,11 @@ from guided_diffusers.models.gradients import scale_gradient
 from guided_diffusers.models.labels import NamedClassesMixin, checked_names
 from guided_diffusers.models.levels import down_blocks, head_widths
 from guided_diffusers.models.pooling import AttentionPool2d
+from guided_diffusers.models.process import TrainedProcessMixin
 from guided_diffusers.models.safe import SafeWeightsMixin
 from guided_diffusers.noise_level import NoiseLevel, broadcast
 from guided_diffusers.prediction import at_least_float32
-from guided_diffusers.schedulers.process import check_process, checked_process
+from guided_diffusers.schedulers.process import checked_process
 
 POOLS = ("attention", "adaptive", "spatial", "spatial_v2")
 BLOCK_TYPES = ("DownBlock2D", "AttnDownBlock2D")
@@ -46,7 +47,7 @@ _SPATIAL_FEATURES = 2048
 _HALF_GRADIENT_FACTOR = 1024.0
 
 
-class NoiseAwareClassifier(NamedClassesMixin, SafeWeightsMixin, ModelMixin, ConfigMixin):
+class NoiseAwareClassifier(TrainedProcessMixin, NamedClassesMixin, SafeWeightsMixin, ModelMixin, ConfigMixin):
     """Logits of noised pixels or latents at a timestep.
 
     Args:
@@ -181,27 +182,28 @@ class NoiseAwareClassifier(NamedClassesMixin, SafeWeightsMixin, ModelMixin, Conf
                 a timestep, or a sample that `forward` refuses.
         """
         ids = self.ids_for(sample, labels)
+        return self.answers(sample, level).log_softmax(dim=1).gather(1, ids[:, None])[:, 0]
+
+    def answers(self, sample: Tensor, level: NoiseLevel) -> Tensor:
+        """What the network says of x_t, in float32 and with a float32 gradient whatever its own precision.
+
+        Args:
+            sample: x_t, unscaled, (batch, in_channels, height, width).
+            level: Its noise level; the network sees `level.input_scale * sample` and `level.timestep`.
+
+        Returns:
+            `forward`'s (batch, num_classes), float32 (float64 of a float64 network).
+
+        Raises:
+            ValueError: A level without a timestep, or a sample that `forward` refuses.
+        """
         if level.timestep is None:
             raise ValueError("level has no timestep, and a noise-aware classifier is told it")
         sample = at_least_float32(sample)
         scaled = broadcast(level.input_scale, sample) * sample
         factor = _HALF_GRADIENT_FACTOR if self.dtype == torch.float16 else 1.0
         logits = self(scale_gradient(scaled, 1 / factor), level.timestep)
-        log_probs = scale_gradient(at_least_float32(logits), factor).log_softmax(dim=1)
-        return log_probs.gather(1, ids[:, None])[:, 0]
-
-    def check_scheduler(self, scheduler: Any) -> None:
-        """Compare the process that the classifier was trained for with a scheduler's.
-
-        Raises:
-            ValueError: They differ, and the error names in what; or the classifier's is unknown.
-        """
-        if self.config.process is None:
-            raise ValueError(
-                "the classifier's process is unknown: if it is this scheduler's, say so by "
-                "classifier.register_to_config(process=describe_process(scheduler))"
-            )
-        check_process(self.config.process, scheduler)
+        return scale_gradient(at_least_float32(logits), factor)
 
     def _check_sample(self, sample: Tensor) -> None:
         channels, size = self.config.in_channels, self.config.sample_size

@@ -8,7 +8,6 @@ the forms and options of classifier guidance mean, and how their scales relate, 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,27 +16,18 @@ from torch import Tensor
 
 from guided_diffusers.conditioning import ClassCondition, class_condition
 from guided_diffusers.denoiser import ModelDenoiser
-from guided_diffusers.guidance import (
-    ClassifierFreeGuidance,
-    ClassifierGuidance,
-    Guidance,
-    GuidanceInterval,
-    GuidanceSum,
-)
-from guided_diffusers.guidance.base import checked_scale
+from guided_diffusers.guidance import ClassifierFreeGuidance, Guidance, GuidanceInterval
 from guided_diffusers.noise_level import NoiseLevel
 from guided_diffusers.pipelines import inputs
 from guided_diffusers.pipelines.clipping import clip_before_guidance
-from guided_diffusers.pipelines.guided import GuidedPipeline, default_guidance_config, takes_eta
+from guided_diffusers.pipelines.guided import default_guidance_config, takes_eta
 from guided_diffusers.pipelines.labels import Labels, class_count, class_indices, labels_of
 from guided_diffusers.pipelines.run import GuidedRun
-from guided_diffusers.pipelines.unprompted import UnpromptedMixin
+from guided_diffusers.pipelines.steered import Scales, SteeredPipeline
 from guided_diffusers.schedulers import check_process
 
-Scales = float | Sequence[float]
 
-
-class ClassifierGuidedPipeline(UnpromptedMixin, GuidedPipeline):
+class ClassifierGuidedPipeline(SteeredPipeline):
     """Draws images of a class, guided by a classifier.
 
     The denoiser may know the classes or not, and work on pixels or on latents. Where it knows them, it is
@@ -53,7 +43,8 @@ class ClassifierGuidedPipeline(UnpromptedMixin, GuidedPipeline):
             mean by its own variance under `form="mean_shift"` (Algorithm 1).
         classifier: A ModelMixin with `log_prob(sample, level, labels) -> (batch,)` and a configuration with
             `in_channels`, one of `num_classes`, `num_labels` and `id2label`, and `id2label` for names. With
-            `through="denoised"` it sees x_0, at a level without noise and timestep 0.
+            `through="denoised"` it sees x_0, at a level without noise and timestep 0; else one with
+            `check_scheduler`, such as NoiseAwareClassifier, must know the scheduler's process.
         vae: The autoencoder whose latents denoiser and classifier work on; None for pixels.
         default_guidance: The guidance of a call that names none: a Guidance, its `to_config()` value, or the
             scale of classifier-free guidance; None is the classifier at scale 1.
@@ -65,7 +56,6 @@ class ClassifierGuidedPipeline(UnpromptedMixin, GuidedPipeline):
     model_cpu_offload_seq = "unet->vae"
     _optional_components = ["vae"]
     _exclude_from_cpu_offload = ["classifier"]
-    _callback_tensor_inputs = ["latents"]
 
     def __init__(
         self, unet: Any, scheduler: Any, classifier: Any, vae: Any = None, default_guidance: Any = None
@@ -85,10 +75,10 @@ class ClassifierGuidedPipeline(UnpromptedMixin, GuidedPipeline):
         """The classifier's log p(class | sample), `(batch,)`, as `ClassifierGuidance` takes it."""
         return self.classifier.log_prob(sample, level, condition.labels)
 
-    def clean_log_prob(self, x0: Tensor, level: NoiseLevel, condition: ClassCondition) -> Tensor:
-        """The same of a predicted x_0, whatever the level: it has no noise, and timestep 0."""
-        clean = NoiseLevel(alpha=1.0, sigma=0.0, timestep=torch.zeros((), dtype=torch.int64))
-        return self.classifier.log_prob(x0, clean, condition.labels)
+    @property
+    def steering(self) -> Any:
+        """The classifier."""
+        return self.classifier
 
     @torch.no_grad()
     def __call__(
@@ -173,6 +163,7 @@ class ClassifierGuidedPipeline(UnpromptedMixin, GuidedPipeline):
             at=at,
             max_gradient_norm=max_gradient_norm,
         )
+        self._check_null_class()
         prediction_type = self._begin_schedule(num_inference_steps, timesteps, sigmas)
 
         scheduler, clip = clip_before_guidance(self.scheduler, latents=self.vae is not None)
@@ -194,22 +185,7 @@ class ClassifierGuidedPipeline(UnpromptedMixin, GuidedPipeline):
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
-    def _guidance_networks(self) -> dict[str, Any]:
-        return {"log_prob": self.log_prob}
-
-    def _begin_classifier_guidance(self, guidance: Guidance | None, images: int, **given: Any) -> None:
-        """Settle which guidance this call uses, before anything is computed."""
-        for name, value in given.items():
-            inputs.check_one_of("guidance", guidance, name, value, required=False)
-        given = {name: value for name, value in given.items() if value is not None}
-        if guidance is None:
-            default = self.config.default_guidance
-            if given or default is None:
-                guidance = self._terms(**given)
-            else:
-                guidance = Guidance.from_config(default, **self._guidance_networks())
-        self._settle_guidance(guidance, images)
-        self._guidance = GuidanceSum(tuple(map(self._with_clean_level, self._guidance.terms)))
+    def _check_null_class(self) -> None:
         free = [term for term in self._guidance.terms if isinstance(term, ClassifierFreeGuidance)]
         if self._null_class() is None and any(term.scale != term.neutral for term in free):
             known = self._knows_classes()
@@ -218,24 +194,6 @@ class ClassifierGuidedPipeline(UnpromptedMixin, GuidedPipeline):
                 f"guidance_scale is {free[0].scale!r}; allowed: 1 or None, because this denoiser {why}, and "
                 "classifier-free guidance needs its null class"
             )
-
-    def _terms(
-        self,
-        classifier_scale: Scales = 1.0,
-        guidance_scale: Scales = 1.0,
-        guidance_interval: Any = None,
-        **options: Any,
-    ) -> Guidance:
-        scale = checked_scale(classifier_scale, "classifier_scale")
-        gamma = checked_scale(guidance_scale, "guidance_scale")
-        classifier = ClassifierGuidance(self.log_prob, scale, guidance_interval, **options)
-        return classifier + ClassifierFreeGuidance(gamma, guidance_interval)
-
-    def _with_clean_level(self, term: Guidance) -> Guidance:
-        """The pipeline's classifier on the predicted x_0 is told that this has no noise."""
-        if isinstance(term, ClassifierGuidance) and term.through == "denoised":
-            return replace(term, log_prob=self.clean_log_prob) if term.log_prob == self.log_prob else term
-        return term
 
     def _knows_classes(self) -> bool:
         return self.unet.class_embedding is not None
@@ -252,27 +210,10 @@ class ClassifierGuidedPipeline(UnpromptedMixin, GuidedPipeline):
         """
         if self.classifier.config.get("process") is not None:
             check_process(self.classifier.config.process, self.scheduler)
-        channels, seen = self.unet.config.in_channels, self.classifier.config.get("in_channels")
-        if seen is not None and seen != channels:
-            raise ValueError(
-                f"classifier has in_channels {seen}; allowed: {channels}, the channels of the "
-                "denoiser's sample"
-            )
+        self._check_channels("classifier", self.classifier.config.get("in_channels"))
         classes, embeds = class_count(self.classifier.config), self.unet.config.num_class_embeds
         if embeds is not None and embeds not in (classes, classes + 1):
             raise ValueError(
                 f"unet has num_class_embeds {embeds} and the classifier {classes} classes; allowed: "
                 f"{classes}, or {classes + 1} with a null class"
             )
-
-    def _check_call(
-        self, images: int, latents: Any, generator: Any, eta: Any, output_type: Any, names: Sequence[str]
-    ) -> None:
-        inputs.check_choice("output_type", output_type, inputs.OUTPUT_TYPES)
-        inputs.check_names("callback_on_step_end_tensor_inputs", names, self._callback_tensor_inputs)
-        inputs.check_fraction("eta", eta)
-        inputs.check_generator(generator, images)
-        expected = self._sample_shape(images)
-        if latents is not None and (not isinstance(latents, Tensor) or tuple(latents.shape) != expected):
-            shape = tuple(latents.shape) if isinstance(latents, Tensor) else type(latents).__name__
-            raise ValueError(f"latents is {shape}; allowed: a tensor of shape {expected}")

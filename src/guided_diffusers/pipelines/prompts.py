@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,6 +12,14 @@ from torch import Tensor
 from guided_diffusers.conditioning import tokenize, words_beyond
 
 logger = logging.get_logger(__name__)
+
+
+def warn_of_lost_words(tokenizer: Any, prompts: Sequence[str], max_length: int | None = None) -> None:
+    """Log a warning for each different prompt that is longer than the text encoder's context."""
+    for prompt in dict.fromkeys(prompts):
+        if lost := words_beyond(tokenizer, prompt, max_length):
+            length = max_length or tokenizer.model_max_length
+            logger.warning(f"the text encoder reads {length} tokens; of {prompt!r} it does not see: {lost!r}")
 
 
 class PromptEncoding:
@@ -80,12 +89,7 @@ class PromptEncoding:
         max_length: int | None = None,
         clip_skip: int | None = None,
     ) -> Tensor:
-        for prompt in dict.fromkeys(prompts):
-            if lost := words_beyond(self.tokenizer, prompt, max_length):
-                length = max_length or self.tokenizer.model_max_length
-                logger.warning(
-                    f"the text encoder reads {length} tokens; of {prompt!r} it does not see: {lost!r}"
-                )
+        warn_of_lost_words(self.tokenizer, prompts, max_length)
         unique = list(dict.fromkeys(prompts))
         ids, mask = tokenize(self.tokenizer, unique, max_length)
         masked = getattr(self.text_encoder.config, "use_attention_mask", False)

@@ -6,7 +6,7 @@ features are computed once. Noise-aware, it sees q(x_t | x_0) at levels of any d
     E_t E_{x_t} -log p(y | x_t),      x_t = alpha x_0 + sigma eps,
 
 in pixels or in the latents of a given autoencoder. A training sample at position p has randomness of
-(seed, p) alone: its level, its noise, its draw from the latents' posterior, its crop.
+(seed, p) alone: that of `images.py`, and its crop.
 
 References:
     Dhariwal and Nichol, "Diffusion Models Beat GANs on Image Synthesis" (arXiv:2105.05233), section 4.
@@ -34,20 +34,20 @@ from ..evaluation.classification import (
     classifier_report,
     reports_by_noise,
 )
-from ..losses import LEVEL_DISTRIBUTIONS, Process, add_noise, quartile
+from ..losses import LEVEL_DISTRIBUTIONS, Process, add_noise
 from ..noise_level import NoiseLevel, broadcast
-from ..randomness import randn_for, seed_for
+from ..randomness import seed_for
 from .config import TrainingConfig, option
 from .engine import make_optimizer
+from .images import Images
 from .labels import stratified_subset
 from .log import ByBin
 from .order import uniform_for
 from .task import Metrics
-from .text_to_image import Latents
 
 logger = logging.getLogger(__name__)
 
-NOISE, LEVEL, ROWS, COLUMNS, VALIDATION, SUBSET = range(1, 7)  # streams of randomness
+ROWS, COLUMNS, VALIDATION, SUBSET = range(3, 7)  # streams of randomness; `Images.drawn` has the first two
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,27 +82,16 @@ class ValidationConfig:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class LabelledImages:
+class LabelledImages(Images):
     """Pixels or latents by row, and their classes.
 
     Attributes:
-        images: their source.
         labels: (rows,) int64.
-        shape: of one image or latent.
-        latent: whether each is a draw from a posterior.
         sources: how many of the rows are sources; the rest are their mirror images, in the same order.
     """
 
-    images: Latents
     labels: Tensor
-    shape: tuple[int, ...]
-    latent: bool = False
     sources: int | None = None
-
-    def first(self, count: int | None) -> tuple[Tensor, Tensor]:
-        """The first rows, each the mean of its posterior where it has one, and their classes."""
-        rows = list(range(len(self.labels)))[:count]
-        return self.images.sample(rows, torch.zeros(len(rows), *self.shape)), self.labels[rows]
 
 
 class ClassifierTask:
@@ -164,13 +153,8 @@ class ClassifierTask:
         batch: dict[str, Any] = {"labels": self.data.labels[rows]}
         if self.features is not None:
             return {**batch, "features": self.features[indices]}
-        draws = self.data.latent + (self.levels is not None)
-        noise = randn_for(seed_for(self.seed, NOISE), positions, (draws, *self.data.shape))
-        images = self.data.images.sample(rows.tolist(), noise[:, -1] if self.data.latent else noise)
-        batch["images"] = self.cropped(images, positions)
-        if self.levels is not None:
-            level = self.levels(uniform_for(seed_for(self.seed, LEVEL), positions))
-            batch |= {"noise": noise[:, 0], "level": level, "bins": quartile(self.levels, level)}
+        batch |= self.data.drawn(rows.tolist(), positions, self.seed, self.levels)
+        batch["images"] = self.cropped(batch["images"], positions)
         return batch
 
     def cropped(self, images: Tensor, positions: list[int]) -> Tensor:
@@ -209,7 +193,7 @@ class ClassifierTask:
     def reports(self, classifier: nn.Module, count: int | None) -> list[ClassifierReport]:
         """The figures on held-out images: one report, or, noise-aware, one for each range of noise."""
         device = next(classifier.parameters()).device
-        images, labels = self.held_out.first(count)
+        images, labels = self.held_out.first(count), self.held_out.labels[:count]
         if self.levels is None:
             with torch.no_grad():
                 logits = torch.cat([classifier(part.to(device)).cpu() for part in images.split(250)])
@@ -227,17 +211,7 @@ class ClassifierTask:
         """Measure; <images seen>.json and, noise-aware, <images seen>.png, and the means to the log."""
         reports = self.reports(modules["classifier"], self.validation.images)
         write_reports(reports, folder / f"{images_seen:012d}", f"{images_seen:,} images seen")
-        names = ("accuracy", "calibration_error", "cross_entropy", "gradient_norm")
-        columns = {name: [getattr(report, name) for report in reports] for name in names}
-        metrics: dict[str, Tensor | float | ByBin] = {}
-        for name, column in columns.items():
-            if column[0] is None:
-                continue
-            values = torch.tensor([getattr(value, "value", value) for value in column])
-            metrics[name] = values.mean()
-            if self.levels is not None:
-                metrics[f"{name}_by_noise"] = ByBin(values, torch.arange(len(values)), len(values))
-        return metrics
+        return report_metrics(reports)
 
     def save(self, folder: Path, modules: Mapping[str, nn.Module]) -> None:
         """Write the classifier, and metrics.json and metrics.png of held-out images."""
@@ -264,6 +238,21 @@ def frozen_features(
         parts.append(classifier.features(images.to(device)).float().cpu())
     classifier.train(was_training)
     return torch.cat(parts)
+
+
+def report_metrics(reports: Sequence[ClassifierReport], accuracy: str = "accuracy") -> Metrics:
+    """The reports' means for the log and, of several, each figure `_by_noise`; `accuracy` by that name."""
+    metrics: dict[str, Tensor | float | ByBin] = {}
+    for name in ("accuracy", "calibration_error", "cross_entropy", "gradient_norm"):
+        column = [getattr(report, name) for report in reports]
+        if column[0] is None:
+            continue
+        values = torch.tensor([getattr(value, "value", value) for value in column])
+        called = accuracy if name == "accuracy" else name
+        metrics[called] = values.mean()
+        if reports[0].noise_to_signal is not None:
+            metrics[f"{called}_by_noise"] = ByBin(values, torch.arange(len(values)), len(values))
+    return metrics
 
 
 def write_reports(reports: Sequence[ClassifierReport], stem: Path, title: str = "") -> None:

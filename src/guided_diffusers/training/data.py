@@ -211,6 +211,14 @@ class ImageTextDataset:
             unique.update(*self._options(self.rows[: self._images][start : start + 10_000]))
         return sorted(unique)
 
+    def first_captions(self) -> list[str]:
+        """The first caption of each row.
+
+        Raises:
+            ValueError: as of `captions`.
+        """
+        return [options[0] for options in self._options(self.rows)]
+
     def column(self, name: str) -> list[Any]:
         """The values of another column of the source, such as a class label, one a row.
 

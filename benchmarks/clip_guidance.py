@@ -1,0 +1,130 @@
+r"""Agreement with the prompt of images by a denoiser that knows no text, over scales of a noise-aware CLIP.
+
+    python benchmarks/clip_guidance.py --denoiser runs/fashion_latent_unconditional/final \
+        --clip runs/fashion_noise_aware_clip/final --data data/fashion --judge cache/judge.safetensors \
+        --output runs/clip_guidance.json
+
+Denoiser and CLIP are what `train_unconditional.py` and `train_clip.py` made of the configurations
+`fashion_latent_unconditional.yaml` and `fashion_noise_aware_clip.yaml`. Each row is 500 images, 50 a class,
+of the class's captions in turn: the judge's agreement with the prompt, sharpness, variance within classes
+over that of the real test images, and images a second. With `--contrast` what guides is the log of the
+prompt's share among one caption a class, and not the similarity alone.
+`--save FOLDER` writes the pipeline.
+"""
+
+from __future__ import annotations
+
+import argparse
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from _fashion import Ruler, Split, generate, load_split
+from _pairs import machine, write_json
+from transformers import CLIPTokenizer
+
+from guided_diffusers import (
+    ClassifierGuidedTextToImagePipeline,
+    GuidedDDIMScheduler,
+    GuidedDDPMScheduler,
+    ImagePipeline,
+    NoiseAwareCLIP,
+)
+from guided_diffusers.evaluation import load_judge
+from guided_diffusers.guidance import ClassifierGuidance
+from guided_diffusers.guidance.classifier import FORMS
+
+SCHEDULERS = {"ddim": GuidedDDIMScheduler, "ddpm": GuidedDDPMScheduler}
+
+
+def main() -> None:
+    """Parses the command line, measures scale after scale, writes the JSON file."""
+    arguments = _arguments()
+    torch.set_num_threads(arguments.threads)
+    pipeline = load(arguments.denoiser, arguments.clip, arguments.scheduler)
+    if arguments.save is not None:
+        pipeline.save_pretrained(arguments.save)
+    real = load_split(arguments.data / "test.parquet")
+    judge, facts = load_judge(arguments.judge)
+    ruler = Ruler(judge, real)
+    chosen = ("images_per_class", "steps", "scheduler", "form", "contrast", "seed")
+    results = {
+        "settings": {name: getattr(arguments, name) for name in chosen},
+        "interval": arguments.interval,
+        "judge": facts,
+        "machine": machine(),
+        "rows": [measured(pipeline, real, ruler, scale, arguments) for scale in arguments.scales],
+    }
+    write_json(arguments.output, results)
+
+
+def load(denoiser: Path, clip: Path, scheduler: str) -> ClassifierGuidedTextToImagePipeline:
+    """The pipeline of a denoiser's ImagePipeline and a CLIP, under a scheduler of the denoiser's process."""
+    images = ImagePipeline.from_pretrained(denoiser)
+    pipeline = ClassifierGuidedTextToImagePipeline(
+        unet=images.unet,
+        scheduler=SCHEDULERS[scheduler].from_config(images.scheduler.config),
+        clip=NoiseAwareCLIP.from_pretrained(clip),
+        tokenizer=CLIPTokenizer.from_pretrained(clip),
+        vae=images.vae,
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def measured(
+    pipeline: Any, real: Split, ruler: Ruler, scale: float, arguments: argparse.Namespace
+) -> dict[str, Any]:
+    """The row of a scale."""
+    contrast = [captions[0] for captions in real.captions] if arguments.contrast else None
+    guidance = ClassifierGuidance(pipeline.log_prob, scale, arguments.interval, form=arguments.form)
+    made = generate(
+        partial(pipeline, contrast_prompts=contrast),
+        real.captions,
+        guidance=guidance,
+        images_per_class=arguments.images_per_class,
+        num_inference_steps=arguments.steps,
+        batch_size=arguments.batch_size,
+        seed=arguments.seed,
+    )
+    row = {
+        "guidance": guidance.to_config(),
+        **ruler.measure(made.images, made.labels),
+        "images_per_second": round(len(made.images) / made.seconds, 2),
+    }
+    agrees = row["agreement"]
+    print(
+        f"scale {scale:g}: agreement {agrees['value']:.3f} [{agrees['low']:.3f}, {agrees['high']:.3f}], "
+        f"sharpness {row['sharpness']['value']:.3f}, variance {row['variance_within_class']:.3f}, "
+        f"{row['images_per_second']} images/s",
+        flush=True,
+    )
+    return row
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--denoiser", type=Path, required=True, help="folder of an ImagePipeline")
+    parser.add_argument("--clip", type=Path, required=True, help="what training/train_clip.py wrote: final/")
+    parser.add_argument("--data", type=Path, required=True, help="folder with test.parquet")
+    parser.add_argument("--judge", type=Path, required=True, help="what benchmarks/fashion_judge.py wrote")
+    parser.add_argument("--output", type=Path, default=None, help="JSON file; printed where absent")
+    parser.add_argument("--save", type=Path, default=None, help="folder to write the pipeline to")
+    parser.add_argument("--scales", type=float, nargs="+", default=[0, 1, 2, 4, 8])
+    parser.add_argument("--form", choices=FORMS, default="score")
+    parser.add_argument("--contrast", action="store_true", help="against one caption of each class")
+    parser.add_argument("--interval", type=float, nargs=2, default=None, help="low and high sigma / alpha")
+    parser.add_argument("--scheduler", choices=sorted(SCHEDULERS), default="ddim")
+    parser.add_argument("--images-per-class", type=int, default=50)
+    parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--batch-size", type=int, default=125)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=1)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,244 @@
+"""Images of any prompt by a denoiser that knows no text, steered by a noise-aware CLIP.
+
+Thin by design: it checks inputs, builds a condition and a denoiser, calls the sampling loop, decodes. What
+the similarity of an image and a text is the log p of is in `guided_diffusers.models.noise_aware_clip`; what
+the forms and options of classifier guidance mean in `guided_diffusers.guidance.classifier`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from diffusers import ImagePipelineOutput
+from torch import Tensor
+
+from guided_diffusers.conditioning import TextCondition, tokenize
+from guided_diffusers.denoiser import ModelDenoiser
+from guided_diffusers.guidance import ClassifierFreeGuidance, Guidance, GuidanceInterval
+from guided_diffusers.noise_level import NoiseLevel
+from guided_diffusers.pipelines import inputs
+from guided_diffusers.pipelines.clipping import clip_before_guidance
+from guided_diffusers.pipelines.guided import default_guidance_config, takes_eta
+from guided_diffusers.pipelines.prompts import warn_of_lost_words
+from guided_diffusers.pipelines.run import GuidedRun
+from guided_diffusers.pipelines.steered import Scales, SteeredPipeline
+
+
+class ClassifierGuidedTextToImagePipeline(SteeredPipeline):
+    """Draws images of prompts, guided by the similarity of noised image and text.
+
+    The denoiser knows no text; it may know classes, and is then told one an image. It works on pixels or on
+    latents: in pixels, a `clip_sample` or `thresholding` of the scheduler is applied to the denoiser's x_0
+    before guidance and not after; in latents `clip_sample` is left out.
+
+    Args:
+        unet: A `UNet2DModel`; twice the sample's channels mean a learned variance.
+        scheduler: Any of `guided_diffusers.schedulers.SUPPORTED_SCHEDULERS`, of the process that `clip` was
+            trained on. `GuidedDDPMScheduler` shifts its mean by its own variance under `form="mean_shift"`
+            (Algorithm 1).
+        clip: A `NoiseAwareCLIP` of the same samples.
+        tokenizer: Its tokenizer, a `CLIPTokenizer`.
+        vae: The autoencoder whose latents denoiser and `clip` work on; None for pixels.
+        default_guidance: The guidance of a call that names none: a Guidance or its `to_config()` value; None
+            is the similarity at scale 1.
+
+    Raises:
+        ValueError: A `clip` without `log_prob` or `encode_text`, or a default guidance that is none.
+    """
+
+    model_cpu_offload_seq = "unet->vae"
+    _optional_components = ["vae"]
+    _exclude_from_cpu_offload = ["clip"]
+
+    def __init__(
+        self,
+        unet: Any,
+        scheduler: Any,
+        clip: Any,
+        tokenizer: Any,
+        vae: Any = None,
+        default_guidance: Any = None,
+    ) -> None:
+        super().__init__()
+        if clip is not None and not all(hasattr(clip, name) for name in ("log_prob", "encode_text")):
+            raise ValueError(f"clip is a {type(clip).__name__}; allowed: a NoiseAwareCLIP")
+        self.register_modules(unet=unet, scheduler=scheduler, clip=clip, tokenizer=tokenizer, vae=vae)
+        self.register_to_config(
+            default_guidance=default_guidance_config(default_guidance, **self._guidance_networks())
+        )
+
+    @property
+    def steering(self) -> Any:
+        """The noise-aware CLIP."""
+        return self.clip
+
+    def log_prob(self, sample: Tensor, level: NoiseLevel, condition: TextCondition) -> Tensor:
+        """The similarity, or log of the share among contrasts, `(batch,)`, for `ClassifierGuidance`."""
+        return self.clip.log_prob(sample, level, condition)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompt: str | list[str],
+        num_images_per_prompt: int = 1,
+        num_inference_steps: int = 50,
+        timesteps: Sequence[int] | None = None,
+        sigmas: Sequence[float] | None = None,
+        classifier_scale: Scales | None = None,
+        contrast_prompts: list[str] | None = None,
+        class_labels: int | Sequence[int] | None = None,
+        form: str | None = None,
+        through: str | None = None,
+        at: str | None = None,
+        max_gradient_norm: float | None = None,
+        guidance_interval: GuidanceInterval | Sequence[float] | None = None,
+        eta: float = 0.0,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        latents: Tensor | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        callback_on_step_end: Callable[[Any, int, int, dict], dict] | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+        *,
+        guidance: Guidance | None = None,
+    ) -> ImagePipelineOutput | tuple[Any]:
+        """Draw images of prompts.
+
+        Args:
+            prompt: One prompt or several.
+            num_images_per_prompt: Images of each, one after another.
+            num_inference_steps: Steps of the scheduler; not used with `timesteps` or `sigmas`.
+            timesteps: Custom timesteps, descending, for schedulers that take them.
+            sigmas: Custom sigmas, descending, for schedulers that take them.
+            classifier_scale: s, a number or one an image: 0 is unguided and never runs the image encoder, 1,
+                the default, is Bayes' rule.
+            contrast_prompts: Other prompts: guide by the logarithm of the prompt's share among it and these,
+                not by the similarity alone. The prompt itself may be one of them, and counts once.
+            class_labels: Of a denoiser that knows classes: one for all images, or one an image.
+            form: "score" (the default) or "mean_shift" (Algorithm 1).
+            through: "classifier" (the default: on x_t) or "denoised" (on the predicted x_0, without noise).
+            at: "sample" (the default) or "mean", where the gradient is taken.
+            max_gradient_norm: The largest |sigma g| of a sample; None is no limit.
+            guidance_interval: Where guidance is active: a GuidanceInterval or a pair (low, high] in sigma /
+                alpha.
+            eta: Noise of DDIM, 0 (none) to 1; other schedulers ignore it.
+            generator: One, or one an image: with one an image, what is drawn does not depend on the batch.
+            latents: Standard normal noise `(images, channels, height, width)` to start from, of the
+                denoiser's sample size.
+            output_type: "pil", "np" (batch, height, width, channels in [0, 1]), "pt" (batch, channels,
+                height, width in [0, 1]) or "latent" (the denoiser's sample).
+            return_dict: False returns a tuple.
+            callback_on_step_end: `(pipeline, index, timestep, tensors) -> tensors` after each step; it may
+                replace the latents and set `pipeline._interrupt`.
+            callback_on_step_end_tensor_inputs: Which tensors it gets, of `_callback_tensor_inputs`.
+            guidance: Any sum of guidance terms, instead of the arguments of guidance above; the pipeline's
+                own similarity is `ClassifierGuidance(pipeline.log_prob, scale)`.
+
+        Returns:
+            `ImagePipelineOutput` with `images`, prompt by prompt, or a tuple of them.
+
+        Raises:
+            ValueError: An argument that is out of range, of the wrong type or shape, or contradicts another,
+                or a `clip` that does not fit the denoiser, the tokenizer or the scheduler; each message names
+                it. Raised before anything is computed.
+        """
+        inputs.check_prompts("prompt", prompt)
+        inputs.check_count("num_images_per_prompt", num_images_per_prompt)
+        if contrast_prompts is not None:
+            inputs.check_prompts("contrast_prompts", contrast_prompts)
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        prompts = [text for text in prompts for _ in range(num_images_per_prompt)]
+        self._check_networks()
+        classes = self._classes(class_labels, len(prompts))
+        self._check_call(
+            len(prompts), latents, generator, eta, output_type, callback_on_step_end_tensor_inputs
+        )
+        self._begin_classifier_guidance(
+            guidance,
+            len(prompts),
+            classifier_scale=classifier_scale,
+            guidance_interval=guidance_interval,
+            form=form,
+            through=through,
+            at=at,
+            max_gradient_norm=max_gradient_norm,
+        )
+        self._check_null()
+        prediction_type = self._begin_schedule(num_inference_steps, timesteps, sigmas)
+
+        scheduler, clip = clip_before_guidance(self.scheduler, latents=self.vae is not None)
+        condition = self._condition(prompts, contrast_prompts, classes)
+        sample = self._sample(
+            GuidedRun(self, ModelDenoiser(self.unet, prediction_type, clip), condition),
+            scheduler,
+            self._noise(len(prompts), generator, latents),
+            (callback_on_step_end, callback_on_step_end_tensor_inputs),
+            num_inference_steps=num_inference_steps,
+            timesteps=timesteps,
+            sigmas=sigmas,
+            generator=generator,
+            step_kwargs={"eta": eta} if takes_eta(scheduler) else None,
+        )
+        images = self._images(sample, output_type)
+        self.maybe_free_model_hooks()
+        return ImagePipelineOutput(images=images) if return_dict else (images,)
+
+    def encode_prompt(self, prompts: Sequence[str]) -> Tensor:
+        """Prompts as directions, `(prompts, width)` of length 1, float32; equal ones are encoded once.
+
+        A prompt longer than the text encoder's context is cut, with a warning.
+        """
+        warn_of_lost_words(self.tokenizer, prompts)
+        unique = list(dict.fromkeys(prompts))
+        embeds = self.clip.encode_text(tokenize(self.tokenizer, unique)[0].to(self.clip.device))
+        return embeds[[unique.index(text) for text in prompts]]
+
+    def _condition(
+        self, prompts: list[str], contrast: str | Sequence[str] | None, classes: Tensor | None
+    ) -> TextCondition:
+        told = {} if classes is None else {"class_labels": classes}
+        others = [contrast] if isinstance(contrast, str) else list(dict.fromkeys(contrast or ()))
+        own = self.encode_prompt(prompts)
+        if not others:
+            return TextCondition(told, text_embeds=own)
+        mask = torch.tensor([[text != other for other in others] for text in prompts])
+        embeds = self.encode_prompt(others)
+        return TextCondition(told, text_embeds=own, contrast_embeds=embeds, contrast_mask=mask)
+
+    def _classes(self, labels: Any, images: int) -> Tensor | None:
+        """The class of each image, where the denoiser knows classes."""
+        known = self.unet.config.num_class_embeds if self.unet.class_embedding is not None else None
+        allowed = (
+            "None: the denoiser has no classes" if known is None else f"0 to {known - 1}, one or {images}"
+        )
+        if labels is None and known is None:
+            return None
+        ids = torch.as_tensor([] if labels is None else labels).reshape(-1)
+        outside = known is None or ids.is_floating_point() or ids.dtype == torch.bool
+        if outside or len(ids) not in (1, images) or not ((ids >= 0) & (ids < known)).all():
+            raise ValueError(f"class_labels is {labels!r}; allowed: {allowed}")
+        return ids.long().expand(images).to(self._execution_device)
+
+    def _check_null(self) -> None:
+        terms = self._guidance.terms
+        if any(isinstance(term, ClassifierFreeGuidance) and term.scale != term.neutral for term in terms):
+            raise ValueError(
+                "guidance has ClassifierFreeGuidance; allowed: terms without the null condition, because the "
+                "denoiser of this pipeline is told no text"
+            )
+
+    def _check_networks(self) -> None:
+        """Raise ValueError where `clip` and denoiser, or `clip` and tokenizer, do not fit."""
+        image, text = self.clip.image_encoder.config, self.clip.text_encoder.config
+        self._check_channels("clip", image.in_channels)
+        sizes = self._sample_shape(1)[2:]
+        if image.pool == "attention" and sizes != (image.sample_size,) * 2:
+            raise ValueError(f"clip has sample_size {image.sample_size}; allowed: {sizes}, the denoiser's")
+        context = self.tokenizer.model_max_length
+        if len(self.tokenizer) > text.vocab_size or context > text.max_position_embeddings:
+            raise ValueError(
+                f"tokenizer has {len(self.tokenizer)} tokens and a context of {context}; allowed: at most "
+                f"{text.vocab_size} and {text.max_position_embeddings}, what clip's text encoder knows"
+            )

@@ -1,0 +1,117 @@
+"""What pipelines share that the log p of a network steers: arguments of classifier guidance, and checks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from guided_diffusers.guidance import (
+    ClassifierFreeGuidance,
+    ClassifierGuidance,
+    Guidance,
+    GuidanceSum,
+)
+from guided_diffusers.guidance.base import checked_scale
+from guided_diffusers.noise_level import NoiseLevel
+from guided_diffusers.pipelines import inputs
+from guided_diffusers.pipelines.guided import GuidedPipeline
+from guided_diffusers.pipelines.unprompted import UnpromptedMixin
+
+Scales = float | Sequence[float]
+
+
+class SteeredPipeline(UnpromptedMixin, GuidedPipeline):
+    """A `UNet2DModel` in pixels or latents, steered by the gradient of `log_prob`."""
+
+    _callback_tensor_inputs = ["latents"]
+
+    @property
+    def steering(self) -> Any:
+        """The network whose log p steers."""
+        raise NotImplementedError
+
+    def log_prob(self, sample: Tensor, level: NoiseLevel, condition: Any) -> Tensor:
+        """The network's log p(condition | sample), `(batch,)`, as `ClassifierGuidance` takes it."""
+        raise NotImplementedError
+
+    def clean_log_prob(self, x0: Tensor, level: NoiseLevel, condition: Any) -> Tensor:
+        """The same of a predicted x_0, whatever the level: it has no noise, and timestep 0."""
+        clean = NoiseLevel(alpha=1.0, sigma=0.0, timestep=torch.zeros((), dtype=torch.int64))
+        return self.log_prob(x0, clean, condition)
+
+    def _guidance_networks(self) -> dict[str, Any]:
+        return {"log_prob": self.log_prob}
+
+    def _begin_classifier_guidance(self, guidance: Guidance | None, images: int, **given: Any) -> None:
+        """Settle which guidance this call uses, before anything is computed.
+
+        Raises:
+            ValueError: `guidance` beside other arguments, one out of range, or a noise-aware network of
+                another process than the scheduler's.
+        """
+        for name, value in given.items():
+            inputs.check_one_of("guidance", guidance, name, value, required=False)
+        given = {name: value for name, value in given.items() if value is not None}
+        if guidance is None:
+            default = self.config.default_guidance
+            if given or default is None:
+                guidance = self._terms(**given)
+            else:
+                guidance = Guidance.from_config(default, **self._guidance_networks())
+        self._settle_guidance(guidance, images)
+        self._check_process()
+        self._guidance = GuidanceSum(tuple(map(self._with_clean_level, self._guidance.terms)))
+
+    def _terms(
+        self,
+        classifier_scale: Scales = 1.0,
+        guidance_scale: Scales = 1.0,
+        guidance_interval: Any = None,
+        **options: Any,
+    ) -> Guidance:
+        scale = checked_scale(classifier_scale, "classifier_scale")
+        gamma = checked_scale(guidance_scale, "guidance_scale")
+        classifier = ClassifierGuidance(self.log_prob, scale, guidance_interval, **options)
+        return classifier + ClassifierFreeGuidance(gamma, guidance_interval)
+
+    def _own_terms(self) -> list[ClassifierGuidance]:
+        """The terms of the call's guidance that go by the pipeline's own network."""
+        terms = [term for term in self._guidance.terms if isinstance(term, ClassifierGuidance)]
+        return [term for term in terms if term.log_prob == self.log_prob]
+
+    def _with_clean_level(self, term: Guidance) -> Guidance:
+        """The pipeline's network on the predicted x_0 is told that this has no noise."""
+        if term in self._own_terms() and term.through == "denoised":
+            return replace(term, log_prob=self.clean_log_prob)
+        return term
+
+    def _check_process(self) -> None:
+        """Compare what a noise-aware network was trained on with the scheduler, where it is to see x_t."""
+        sees_noise = any(
+            term.through == "classifier" and term.scale != term.neutral for term in self._own_terms()
+        )
+        if sees_noise and hasattr(self.steering, "check_scheduler"):
+            self.steering.check_scheduler(self.scheduler)
+
+    def _check_channels(self, name: str, seen: int | None) -> None:
+        channels = self.unet.config.in_channels
+        if seen is not None and seen != channels:
+            raise ValueError(
+                f"{name} has in_channels {seen}; allowed: {channels}, the channels of the denoiser's sample"
+            )
+
+    def _check_call(
+        self, images: int, latents: Any, generator: Any, eta: Any, output_type: Any, names: Sequence[str]
+    ) -> None:
+        inputs.check_choice("output_type", output_type, inputs.OUTPUT_TYPES)
+        inputs.check_names("callback_on_step_end_tensor_inputs", names, self._callback_tensor_inputs)
+        inputs.check_fraction("eta", eta)
+        inputs.check_generator(generator, images)
+        expected = self._sample_shape(images)
+        if latents is not None and (not isinstance(latents, Tensor) or tuple(latents.shape) != expected):
+            shape = tuple(latents.shape) if isinstance(latents, Tensor) else type(latents).__name__
+            raise ValueError(f"latents is {shape}; allowed: a tensor of shape {expected}")

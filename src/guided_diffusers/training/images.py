@@ -1,0 +1,76 @@
+"""Images that a network learns to see: pixels or an autoencoder's latents, clean or noised.
+
+A training sample at position p has randomness of (seed, p) alone: its level, its noise, its draw from the
+latents' posterior.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..checkpoints import component_source
+from ..losses import Levels, quartile
+from ..models.autoencoder import VariationalAutoencoder
+from ..randomness import randn_for, seed_for
+from .cache import cached_latents
+from .data import ImageTextDataset
+from .order import uniform_for
+from .text_to_image import Latents
+from .unconditional import Pixels
+
+NOISE, LEVEL = 1, 2  # streams of randomness
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Images:
+    """Pixels or latents by row.
+
+    Attributes:
+        images: their source.
+        shape: of one image or latent.
+        latent: whether each is a draw from a posterior.
+    """
+
+    images: Latents
+    shape: tuple[int, ...]
+    latent: bool = False
+
+    def first(self, count: int | None) -> Tensor:
+        """The first rows, each the mean of its posterior where it has one; (count, ...)."""
+        rows = list(range(len(self.images)))[:count]
+        return self.images.sample(rows, torch.zeros(len(rows), *self.shape))
+
+    def drawn(
+        self, rows: list[int], positions: list[int], seed: int, levels: Levels | None
+    ) -> dict[str, Any]:
+        """The `images` of some rows at their positions in training.
+
+        With a distribution of noise levels also eps as `noise`, the `level` (on the CPU in float64), and as
+        `bins` its quartile.
+        """
+        draws = self.latent + (levels is not None)
+        noise = randn_for(seed_for(seed, NOISE), positions, (draws, *self.shape))
+        batch: dict[str, Any] = {"images": self.images.sample(rows, noise[:, -1] if self.latent else noise)}
+        if levels is not None:
+            level = levels(uniform_for(seed_for(seed, LEVEL), positions))
+            batch |= {"noise": noise[:, 0], "level": level, "bins": quartile(levels, level)}
+        return batch
+
+
+def load_autoencoder(name: str | None) -> VariationalAutoencoder | None:
+    """A frozen autoencoder by its folder, shipped name or Hub id; None of None."""
+    if name is None:
+        return None
+    return VariationalAutoencoder.from_pretrained(component_source(name)).requires_grad_(False).eval()
+
+
+def image_arguments(data: ImageTextDataset, vae: VariationalAutoencoder | None) -> dict[str, Any]:
+    """The arguments of `Images`: the pixels of a data set, or its latents, cached."""
+    if vae is None:
+        return {"images": Pixels(data), "shape": data.shape}
+    latents = cached_latents(vae, data)
+    return {"images": latents, "shape": tuple(latents.moments([0])[0].shape[1:]), "latent": True}

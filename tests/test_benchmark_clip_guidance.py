@@ -1,0 +1,69 @@
+"""benchmarks/clip_guidance.py runs on tiny components, and its rows are of the pipeline it says."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import tiny_autoencoder, tiny_tokenizer
+from tiny_classifier import tiny_image_unet
+from tiny_clip import tiny_clip
+
+from guided_diffusers import ClassifierGuidedTextToImagePipeline, GuidedDDPMScheduler, ImagePipeline
+from guided_diffusers.evaluation import Judge, JudgeConfig, judge_images, save_judge
+from guided_diffusers.randomness import generator_for
+from guided_diffusers.schedulers import describe_process
+
+ROOT = Path(__file__).parents[1]
+WAYS = ("down", "Encoder"), ("up", "Decoder")
+
+
+@pytest.mark.parametrize("contrast", [False, True])
+def test_rows_are_of_the_pipeline_that_is_saved(contrast, tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    script, scheduler, threads = (
+        importlib.import_module("clip_guidance"),
+        GuidedDDPMScheduler(),
+        torch.get_num_threads(),
+    )
+    torch.manual_seed(0)
+    blocks = {f"{way}_block_types": (f"{way.title()}{coder}Block2D",) * 3 for way, coder in WAYS}
+    vae = tiny_autoencoder(block_out_channels=(4, 4, 8), sample_size=32, **blocks)
+    ImagePipeline(tiny_image_unet(2), scheduler, vae).save_pretrained(tmp_path / "denoiser")
+    clip = tiny_clip(image={"in_channels": 2}, process=describe_process(scheduler))
+    clip.save_pretrained(tmp_path / "clip")
+    tiny_tokenizer().save_pretrained(tmp_path / "clip")
+    (tmp_path / "data").mkdir()
+    slice_of = (ROOT / "tests" / "data" / "fashion_slice.parquet").read_bytes()
+    (tmp_path / "data" / "test.parquet").write_bytes(slice_of)
+    judge = Judge(JudgeConfig(num_classes=10, in_channels=1, image_size=32, width=4)).eval()
+    save_judge(judge, tmp_path / "judge.safetensors")
+    options = ["--denoiser", tmp_path / "denoiser", "--clip", tmp_path / "clip", "--data", tmp_path / "data"]
+    options += ["--judge", tmp_path / "judge.safetensors", "--output", tmp_path / "rows.json"]
+    options += ["--save", tmp_path / "saved", "--scales", 0, 5, "--images-per-class", 2, "--steps", 2]
+    options += ["--batch-size", 7] + ["--contrast"] * contrast
+    monkeypatch.setattr(sys, "argv", ["clip_guidance", *map(str, options)])
+    script.main()
+    torch.set_num_threads(threads)
+    results = json.loads((tmp_path / "rows.json").read_text())
+    assert [row["guidance"][0]["scale"] for row in results["rows"]] == [0, 5]
+    assert capsys.readouterr().out.count("agreement") == 2
+
+    pipeline = ClassifierGuidedTextToImagePipeline.from_pretrained(tmp_path / "saved")
+    pipeline.set_progress_bar_config(disable=True)
+    split = script.load_split(tmp_path / "data" / "test.parquet")
+    images = pipeline(
+        [captions[number] for captions in split.captions for number in range(2)],
+        classifier_scale=5.0,
+        contrast_prompts=[captions[0] for captions in split.captions] if contrast else None,
+        num_inference_steps=2,
+        generator=[generator_for(0, index) for index in range(20)],
+        output_type="pt",
+    ).images
+    labels = torch.arange(10).repeat_interleave(2)
+    found = judge_images(judge, (images * 255).round().to(torch.uint8)).argmax(1) == labels
+    assert results["rows"][1]["agreement"]["value"] == pytest.approx(found.float().mean().item())

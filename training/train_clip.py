@@ -1,0 +1,123 @@
+"""Trains CLIP: accelerate launch training/train_clip.py --config FILE.yaml [--key value].
+
+On images with captions: transformers' CLIPModel; or, with `noise_aware`, a NoiseAwareCLIP of noised pixels or
+latents, by which ClassifierGuidedTextToImagePipeline steers a denoiser that knows no text. The folder
+`final/` of the run holds the model with averaged weights, its tokenizer and its figures on held-out images.
+Running the same command again resumes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import sys
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from transformers import CLIPConfig, CLIPModel, CLIPTokenizer, CLIPVisionConfig
+
+from guided_diffusers.losses import process_of
+from guided_diffusers.models import NoiseAwareCLIP
+from guided_diffusers.schedulers import describe_process
+from guided_diffusers.training import clip as cp
+from guided_diffusers.training.captions import text_config_for, train_tokenizer
+from guided_diffusers.training.classifier import ValidationConfig
+from guided_diffusers.training.config import TrainingConfig, option, parse_config
+from guided_diffusers.training.data import DataConfig, ImageTextDataset
+from guided_diffusers.training.engine import make_accelerator, train
+from guided_diffusers.training.images import Images, image_arguments, load_autoencoder
+from guided_diffusers.training.setup import make_scheduler
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextConfig:
+    """A new tokenizer, trained on the captions, and a new text encoder."""
+
+    vocabulary_size: int = option(1024, "of the tokenizer: an upper limit")
+    context_length: int = option(77, "in tokens, the two special ones included")
+    model: dict[str, Any] = field(default_factory=dict, metadata={"help": "CLIPTextConfig's arguments"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipConfig:
+    """Train CLIP, of images clean or noised."""
+
+    training: TrainingConfig
+    data: DataConfig
+    noise_aware: bool = option(False, "a NoiseAwareCLIP of q(x_t); else transformers' CLIPModel")
+    autoencoder: str | None = option(None, "its latents: a folder, fashion-32/vae or Hub id; null: pixels")
+    pretrained: str | None = option(None, "folder or Hub id of a model with its tokenizer; null: new ones")
+    projection_dim: int = option(64, "of the space in which images and texts meet")
+    text: TextConfig = field(default_factory=TextConfig)
+    image: dict[str, Any] = field(
+        default_factory=dict, metadata={"help": "CLIPVisionConfig's arguments; NoiseAwareClassifier's"}
+    )
+    scheduler: str = option("GuidedDDPMScheduler", "class of ours or of diffusers: the noise process")
+    scheduler_arguments: dict[str, Any] = field(default_factory=dict, metadata={"help": "its arguments"})
+    noise: cp.NoiseConfig = field(default_factory=cp.NoiseConfig)
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
+
+    def __post_init__(self) -> None:
+        """Check that latents are a noise-aware model's."""
+        if self.autoencoder is not None and not self.noise_aware:
+            raise ValueError("autoencoder is of a noise-aware model: CLIPModel sees pixels")
+
+
+def make_clip(config: ClipConfig, captions: list[str], shape: tuple[int, ...], process: Any) -> Any:
+    """The model, loaded or new, and its tokenizer; sizes that the data fix need not be given."""
+    if config.pretrained is not None:
+        cls = NoiseAwareCLIP if config.noise_aware else CLIPModel
+        clip = cls.from_pretrained(config.pretrained, use_safetensors=True).float()
+        return clip, CLIPTokenizer.from_pretrained(config.pretrained)
+    tokenizer = train_tokenizer(captions, config.text.vocabulary_size, config.text.context_length)
+    text, width = text_config_for(tokenizer, **config.text.model), config.projection_dim
+    if config.noise_aware:
+        sizes = {"sample_size": shape[-1], "in_channels": shape[0], **config.image}
+        return NoiseAwareCLIP(text.to_diff_dict(), sizes, width, process=process), tokenizer
+    vision = CLIPVisionConfig(**{"image_size": shape[-1], "num_channels": shape[0], **config.image})
+    both = {"text_config": text.to_diff_dict(), "vision_config": vision.to_diff_dict()}
+    return CLIPModel(CLIPConfig(**both, projection_dim=width)), tokenizer
+
+
+def make_task(config: ClipConfig, device: torch.device) -> cp.ClipTask:
+    """Data, networks, and the task."""
+    torch.manual_seed(config.training.seed)
+    vae = load_autoencoder(config.autoencoder)
+    vae = None if vae is None else vae.to(device)
+    data = ImageTextDataset(config.data)
+    split = dataclasses.replace(config.data, split=config.validation.split, mirror=False)
+    held_out, captions = ImageTextDataset(split), data.all_captions()
+    images = image_arguments(data, vae)
+    scheduler = make_scheduler(config.scheduler, config.scheduler_arguments) if config.noise_aware else None
+    described = None if scheduler is None else describe_process(scheduler)
+    clip, tokenizer = make_clip(config, captions, images["shape"], described)
+    if config.noise_aware:
+        clip.check_scheduler(scheduler)
+    seed = config.training.seed
+    return cp.ClipTask(
+        clip.to(device),
+        tokenizer,
+        cp.CaptionedImages(captions=lambda rows, positions: data.captions(rows, positions, seed), **images),
+        captions,
+        Images(**image_arguments(held_out, vae)),
+        held_out.first_captions(),
+        config.noise,
+        config.validation,
+        config.training,
+        None if scheduler is None else process_of(scheduler),
+    )
+
+
+def main() -> None:
+    """Parse the configuration and train."""
+    config = parse_config(ClipConfig, sys.argv[1:])
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    accelerator = make_accelerator(config.training)
+    with accelerator.main_process_first():
+        task = make_task(config, accelerator.device)
+    train(task, config.training, config, accelerator)
+
+
+if __name__ == "__main__":
+    main()
