@@ -1,7 +1,7 @@
-"""The Hub's entry point to `guided_diffusers.ClassifierGuidedTextToImagePipeline`.
+"""The Hub's entry point to `guided_diffusers.ClassifierGuidedTextToImagePipeline`; needs `pip install guided-diffusers`.
 
-It needs `pip install guided-diffusers`.
-For `DiffusionPipeline.from_pretrained(checkpoint, custom_pipeline=<this folder>, trust_remote_code=True)`.
+For `DiffusionPipeline.from_pretrained(checkpoint, trust_remote_code=True)`, where this file lies beside the
+checkpoint; and with `custom_pipeline=<this file's folder>` for any other.
 """
 
 # diffusers runs every local folder's pipeline.py in one module and wants exactly one pipeline in it: what an
@@ -9,6 +9,10 @@ For `DiffusionPipeline.from_pretrained(checkpoint, custom_pipeline=<this folder>
 for _name in [_name for _name, _value in globals().items() if isinstance(_value, type)]:
     del globals()[_name]
 
-from guided_diffusers import ClassifierGuidedTextToImagePipeline  # noqa: E402
+try:
+    from guided_diffusers import ClassifierGuidedTextToImagePipeline
+except ImportError as error:
+    _need = "this checkpoint needs the package guided-diffusers: pip install -U guided-diffusers"
+    raise ImportError(_need) from error
 
 __all__ = ["ClassifierGuidedTextToImagePipeline"]

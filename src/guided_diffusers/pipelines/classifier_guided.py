@@ -24,7 +24,6 @@ from guided_diffusers.pipelines.guided import default_guidance_config, takes_eta
 from guided_diffusers.pipelines.labels import Labels, class_count, class_indices, labels_of
 from guided_diffusers.pipelines.run import GuidedRun
 from guided_diffusers.pipelines.steered import Scales, SteeredPipeline
-from guided_diffusers.schedulers import check_process
 
 
 class ClassifierGuidedPipeline(SteeredPipeline):
@@ -204,12 +203,7 @@ class ClassifierGuidedPipeline(SteeredPipeline):
         return classes if self.unet.config.num_class_embeds == classes + 1 else None
 
     def _check_networks(self) -> None:
-        """Raise ValueError where classifier and denoiser differ in samples, classes or process.
-
-        A classifier whose configuration says nothing of a process is taken at its user's word.
-        """
-        if self.classifier.config.get("process") is not None:
-            check_process(self.classifier.config.process, self.scheduler)
+        """Raise ValueError where classifier and denoiser differ in the samples or the classes they know."""
         self._check_channels("classifier", self.classifier.config.get("in_channels"))
         classes, embeds = class_count(self.classifier.config), self.unet.config.num_class_embeds
         if embeds is not None and embeds not in (classes, classes + 1):
