@@ -88,6 +88,8 @@ def _trade_off(figure: Any, results: Mapping[str, Any]) -> None:
         label="Pareto front",
     )  # fmt: skip
     axes.set_xlabel(f"{distance} to real images (less is better)")
+    if min(_values(records, distance)) > 0:  # a bad point would squeeze the good ones together
+        axes.set_xscale("log")
     axes.set_ylabel("agreement with the prompt, %")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
