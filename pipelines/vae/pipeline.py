@@ -1,6 +1,7 @@
-"""The Hub's entry point to `guided_diffusers.VAEPipeline`; needs `pip install guided-diffusers`.
+"""The Hub's entry point to `guided_diffusers.VAEPipeline`.
 
-For `DiffusionPipeline.from_pretrained(checkpoint, trust_remote_code=True)`, where this file lies beside the
+It needs `pip install guided-diffusers`. It is for
+`DiffusionPipeline.from_pretrained(checkpoint, trust_remote_code=True)`, where this file lies beside the
 checkpoint; and with `custom_pipeline=<this file's folder>` for any other.
 """
 

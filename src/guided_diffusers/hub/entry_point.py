@@ -18,9 +18,10 @@ LIBRARY = "guided_diffusers"
 PIPELINE_FILE = "pipeline.py"
 COMPONENT_FILE = f"{LIBRARY}.py"
 
-_PIPELINE = '''"""The Hub's entry point to `guided_diffusers.{name}`; needs `pip install guided-diffusers`.
+_PIPELINE = '''"""The Hub's entry point to `guided_diffusers.{name}`.
 
-For `DiffusionPipeline.from_pretrained(checkpoint, trust_remote_code=True)`, where this file lies beside the
+It needs `pip install guided-diffusers`. It is for
+`DiffusionPipeline.from_pretrained(checkpoint, trust_remote_code=True)`, where this file lies beside the
 checkpoint; and with `custom_pipeline=<this file's folder>` for any other.
 """
 
