@@ -107,6 +107,14 @@ class TextToImagePipeline(PromptEncoding, GuidedPipeline, StableDiffusionMixin):
         return self._cross_attention_kwargs
 
     @property
+    def components(self) -> dict[str, Any]:
+        """The components by name: Stable Diffusion's, and the weak network where there is one."""
+        components = super().components
+        if components["weak_unet"] is None:
+            del components["weak_unet"]
+        return components
+
+    @property
     def weak_denoiser(self) -> ModelDenoiser | None:
         """The weak network as `AutoGuidance` takes it; None where the checkpoint has none."""
         if self.weak_unet is None:
