@@ -106,13 +106,14 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def components_of(checkpoint: str | None, size: str) -> dict[str, Any]:
-    """Components of a checkpoint under DDIM, or random ones of a size."""
+    """Stable Diffusion's components of a checkpoint, under DDIM, or random ones of a size."""
     if checkpoint is None:
         return random_components(SIZES[size])
     folder = checkpoint if Path(checkpoint).is_dir() else pretrained(checkpoint)
     pipeline = TextToImagePipeline.from_pretrained(folder)
     scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, steps_offset=1, clip_sample=False)
-    return {**pipeline.components, "scheduler": scheduler}
+    theirs = {name: part for name, part in pipeline.components.items() if name != "weak_unet"}
+    return {**theirs, "scheduler": scheduler}
 
 
 def pipelines(components: dict[str, Any]) -> tuple[TextToImagePipeline, StableDiffusionPipeline]:
