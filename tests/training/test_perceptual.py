@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from guided_diffusers.evaluation import Judge, JudgeConfig, save_judge
-from guided_diffusers.evaluation.efficientnet import EfficientNetLite0, EfficientNetLite0Features
+from guided_diffusers.evaluation.efficientnet import EfficientNetLite, EfficientNetLiteFeatures
 from guided_diffusers.models import VariationalAutoencoder
 from guided_diffusers.training.autoencoder import AutoencoderTask, ExportConfig, LossConfig
 from guided_diffusers.training.config import TrainingConfig
@@ -43,11 +43,11 @@ def distance(request, judge_file):
     if request.param == "judge":
         return perceptual_distance(judge_file)
     torch.manual_seed(0)
-    network = EfficientNetLite0()
+    network = EfficientNetLite()
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.normal_(module.bias, std=0.5)
-    return FeatureDistance(EfficientNetLite0Features(network))
+    return FeatureDistance(EfficientNetLiteFeatures(network))
 
 
 def test_the_distance_by_hand():
@@ -107,7 +107,7 @@ def test_flat_features_have_a_finite_gradient():
 
 def test_grey_images_count_as_colour_ones_of_equal_channels():
     torch.manual_seed(0)
-    distance = FeatureDistance(EfficientNetLite0Features(EfficientNetLite0()))
+    distance = FeatureDistance(EfficientNetLiteFeatures(EfficientNetLite()))
     images, output = rand(2, 1, 32, 32), rand(2, 1, 32, 32, seed=1)
     colour = distance(output.expand(-1, 3, -1, -1), images.expand(-1, 3, -1, -1))
     torch.testing.assert_close(distance(output, images), colour)

@@ -33,7 +33,10 @@ Seed = Annotated[int, typer.Option(min=0, help="Image i is drawn from this and i
 BatchSize = Annotated[int, typer.Option(min=1, help="Images drawn at once.")]
 Format = Annotated[str, typer.Option("--format", help="Of the drawn images: npz or png.")]
 Features = Annotated[
-    str, typer.Option(help="efficientnet-lite0, inception, or a classifier's file; figures carry its name.")
+    str,
+    typer.Option(
+        help="efficientnet-lite0, -lite1, inception, or a classifier's file; figures carry the name."
+    ),
 ]
 JudgeFile = Annotated[
     Path | None, typer.Option("--judge", help="A classifier's file, for agreement with the labels.")

