@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from _words import interval
+
 
 def section(facts: dict[str, Any], folder: str, name: str) -> str:
     """The section as Markdown.
@@ -33,14 +35,9 @@ def section(facts: dict[str, Any], folder: str, name: str) -> str:
         ratio, copies = (facts["memorisation"][key] for key in ("ratio", "copies"))
         parts += [
             picture("closest", "The generated images nearest to a training image, over that image"),
-            f"In the judge's features, {copies['count']:,} generated images lie {_interval(ratio, 1, '.2f')} "
+            f"In the judge's features, {copies['count']:,} generated images lie {interval(ratio, '.2f', 1)} "
             "times as far from their nearest training image as test images do, and "
-            f"{_interval(copies, 100, '.1f')}% of them are nearer than all but the nearest 1% of those. "
+            f"{interval(copies, '.1f', 100)}% of them are nearer than all but the nearest 1% of those. "
             "Guided images are typical images, which lie near to others: read it with the pictures.",
         ]
     return "\n\n".join(parts)
-
-
-def _interval(figure: dict[str, Any], unit: float, spec: str) -> str:
-    value, low, high = (format(unit * figure[key], spec) for key in ("value", "low", "high"))
-    return f"{value} [{low}, {high}]"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from _words import interval
+
 from guided_diffusers.evaluation.sweep import best
 
 _FIGURES = ("precision", "recall", "density", "coverage")
@@ -73,9 +75,9 @@ def _table(records: list[dict[str, Any]], distance: str) -> str:
         cells = [
             point_text(record["point"]),
             str(record["point"]["steps"]),
-            _interval(figures[distance], 1000, ".1f"),
+            interval(figures[distance], ".1f", 1000),
             f"{figures[frechet]['value']:.1f}",
-            _interval(figures["agreement"], 100, ".1f") + "%",
+            interval(figures["agreement"], ".1f", 100) + "%",
             *(f"{figures[name]['value']:.2f}" for name in _FIGURES),
             f"{record['compute']['flops'] / 1e9:.2f}",
         ]
@@ -136,8 +138,3 @@ def _verdict(verdict: dict[str, Any], distance: str) -> str:
         f"**Verdict**: no win. {winner} comes nearest, but nearer than plain guidance's best ({baseline}) "
         f"by only {gain}, within what seeds alone do."
     )
-
-
-def _interval(figure: dict[str, Any], unit: float, spec: str) -> str:
-    value, low, high = (format(unit * figure[key], spec) for key in ("value", "low", "high"))
-    return f"{value} [{low}, {high}]"

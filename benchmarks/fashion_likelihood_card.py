@@ -13,6 +13,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from _words import interval
+
 TEMPLATE = Path(__file__).with_name("fashion_likelihood_card.template.md")
 WANTED_DRAWS = 50
 
@@ -101,11 +103,6 @@ def history(validation: list[dict[str, Any]]) -> str:
         return ""
     texts = [f"{record['bits_per_dim']:.2f} after {record['images']:,}" for record in validation]
     return f"Estimates on the way, on a few test images: {', '.join(texts)} images."
-
-
-def interval(estimate: dict[str, float], show: str = ".3f") -> str:
-    """`value [low, high]`."""
-    return f"{estimate['value']:{show}} [{estimate['low']:{show}}, {estimate['high']:{show}}]"
 
 
 if __name__ == "__main__":

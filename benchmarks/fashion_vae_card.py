@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from _runs import recipe
+from _words import interval, run_name, training_command
 
 from guided_diffusers.distributions import BIN_WIDTH
 
@@ -151,17 +152,6 @@ def active(kl_by_channel: list[float]) -> str:
     )
 
 
-def training_command(run: dict[str, Any]) -> str:
-    """The command of a run, whose folder has its configuration's name."""
-    configuration = f"training/configs/{run_name(run)}.yaml"
-    return f"accelerate launch training/train_autoencoder.py --config {configuration}"
-
-
-def run_name(run: dict[str, Any]) -> str:
-    """The name of its folder."""
-    return Path(run["config"]["training"]["output_dir"]).name
-
-
 def measure_command(results: dict[str, Any], results_name: str) -> str:
     """The command of the measurement with the options that it had."""
     models = results["models"]
@@ -173,12 +163,6 @@ def measure_command(results: dict[str, Any], results_name: str) -> str:
         f"--draws {results['draws']} --samples {results['samples']} \\\n"
         f"    --output model_cards/{results_name} --pictures docs/images"
     )
-
-
-def interval(estimate: dict[str, float], show: str, unit: float = 1.0) -> str:
-    """`value [low, high]`, times a unit."""
-    value, low, high = (format(unit * estimate[key], show) for key in ("value", "low", "high"))
-    return f"{value} [{low}, {high}]"
 
 
 def _both(likelihood: dict[str, Any]) -> list[str]:

@@ -55,12 +55,13 @@ def test_the_command_measures_and_draws_every_arm(script, folder, tmp_path, monk
     result = json.loads(output.read_text())
     assert result["images"] == 18 and set(result["arms"]) == {"one", "two"}
     for arm in result["arms"].values():
-        for figure in (arm["psnr_db"], arm["KD-judge"], *arm["psnr_db_by_style"].values()):
+        for figure in (arm["psnr_db"], arm["KD-judge"], arm["sharpness"], *arm["psnr_db_by_style"].values()):
             assert figure["low"] < figure["value"] < figure["high"]
         styles = arm["psnr_db_by_style"]
         assert set(styles) == set(STYLES) and {figure["count"] for figure in styles.values()} == {6}
         mean = sum(figure["value"] for figure in styles.values()) / 3
         assert mean == pytest.approx(arm["psnr_db"]["value"])
+        assert arm["training"] is None  # of a folder that no run made
         assert arm["parameters"] > 1000 and 0 < 4e-6 * arm["parameters"] < arm["megabytes"] < 1
     means = {name: arm["psnr_db"]["value"] for name, arm in result["arms"].items()}
     difference = result["psnr_db_differences"]["two - one"]

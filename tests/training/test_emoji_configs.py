@@ -45,12 +45,15 @@ def test_the_model_has_latents_of_a_quarter_and_fits_eight_megabytes(script):
 
 
 def test_the_arms_differ_in_their_losses_alone(script):
+    """And in the number of images, so that both take the same time."""
     plain, full = (asdict(config_of(script, f"emoji_autoencoder_{arm}")) for arm in ("plain", "perceptual"))
     assert plain["loss"]["kl_weight"] == full["loss"]["kl_weight"]
     assert full["loss"]["perceptual_weight"] > 0 < full["loss"]["adversarial_weight"]
     assert plain["loss"]["perceptual_weight"] == plain["loss"]["adversarial_weight"] == 0
+    assert plain["training"]["num_images"] > full["training"]["num_images"]
     for config in (plain, full):
-        del config["loss"], config["discriminator"], config["training"]["output_dir"]
+        del config["loss"], config["discriminator"]
+        del config["training"]["output_dir"], config["training"]["num_images"]
     assert plain == full and plain["pretrained"] == "runs/emoji_autoencoder/final"
 
 
