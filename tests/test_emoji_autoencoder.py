@@ -9,20 +9,29 @@ import pytest
 import torch
 from datasets import Dataset, Features, Image, Value
 from PIL import Image as PILImage
+from PIL import ImageDraw
 
+from guided_diffusers import VAEPipeline, pretrained
 from guided_diffusers.evaluation import Judge, JudgeConfig, Reference, save_judge
 from guided_diffusers.models import VariationalAutoencoder
 
 ROOT = Path(__file__).parents[1]
 STYLES = ("noto", "openmoji", "twemoji")
+SHIPPED = ROOT / "model_cards" / "emoji-64-vae.json"
 
 
 @pytest.fixture
-def script(monkeypatch):
+def benchmark(monkeypatch):
+    """Imports a script of benchmarks/ by its name."""
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     threads = torch.get_num_threads()
-    yield importlib.import_module("emoji_autoencoder")
+    yield importlib.import_module
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def script(benchmark):
+    return benchmark("emoji_autoencoder")
 
 
 @pytest.fixture(scope="module")
@@ -103,3 +112,48 @@ def test_bad_arms_and_missing_data_are_named(script, folder, tmp_path):
             script.folders(arms)
     with pytest.raises(FileNotFoundError, match="python training/data/emoji.py --fetch"):
         script.read_held_out(tmp_path / "test.parquet")
+
+
+def test_the_verdict_follows_the_network_that_no_loss_has_seen(benchmark):
+    card = benchmark("emoji_autoencoder_card")
+
+    def results(plain, perceptual):
+        arms = {
+            name: {"KD-efficientnet-lite1": {"value": value, "low": value - 1, "high": value + 1}}
+            for name, value in (("plain", plain), ("perceptual", perceptual))
+        }
+        difference = {"value": -0.5, "low": -0.75, "high": -0.25}
+        return {"arms": arms, "psnr_db_differences": {"perceptual - plain": difference}}
+
+    assert card.better(results(1, 4)) == "plain" and card.better(results(4, 1)) == "perceptual"
+    assert "**What ships is “L1, then L1”**" in card.verdict(results(1, 4))
+    assert "lower one, beyond the intervals" in card.verdict(results(1, 4))
+    assert "though not beyond the intervals" in card.verdict(results(2, 1))
+    assert "-0.50 [-0.75, -0.25] dB" in card.verdict(results(2, 1))
+
+
+@pytest.mark.skipif(not SHIPPED.is_file(), reason="the figures have not been measured yet")
+def test_shipped_card(benchmark):
+    """The card is what the command makes of its figures, and the checkpoint is the arm that it names."""
+    measured, card = json.loads(SHIPPED.read_text()), benchmark("emoji_autoencoder_card")
+    assert SHIPPED.with_suffix(".md").read_text() == card.card(measured, "../docs/images", SHIPPED.stem)
+    assert (ROOT / "docs" / "images" / f"{SHIPPED.stem}.png").is_file()
+    assert list(measured["arms"]) == ["l1", "plain", "perceptual"] and measured["images"] == 339
+    seconds = [measured["arms"][arm]["training"]["seconds"] for arm in ("plain", "perceptual")]
+    assert max(seconds) < 1.1 * min(seconds)  # the same time
+    files = [path for path in pretrained(SHIPPED.stem).rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) < 8e6
+    shipped = VariationalAutoencoder.from_pretrained(pretrained(SHIPPED.stem) / "vae")
+    assert shipped.num_parameters() == measured["arms"][card.better(measured)]["parameters"]
+
+
+@pytest.mark.skipif(not SHIPPED.is_file(), reason="the checkpoint is not there yet")
+def test_the_shipped_checkpoint_copies_a_picture_that_it_cannot_know():
+    """A red disc with a blue square in it, on white."""
+    pipeline = VAEPipeline.from_pretrained(pretrained(SHIPPED.stem))
+    drawn = PILImage.new("RGB", (64, 64), "white")
+    ImageDraw.Draw(drawn).ellipse((8, 8, 56, 56), fill=(220, 40, 40))
+    ImageDraw.Draw(drawn).rectangle((24, 24, 40, 40), fill=(40, 60, 200))
+    [copy] = pipeline.reconstruct(drawn).images
+    before, after = (torch.tensor(list(image.getdata())).double() / 255 for image in (drawn, copy))
+    assert -10 * (before - after).square().mean().log10() > 22  # dB
