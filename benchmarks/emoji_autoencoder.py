@@ -1,8 +1,8 @@
 """Reconstructions of held-out emoji by several autoencoders: PSNR, kernel distance, sharpness, a picture.
 
     python training/data/emoji.py --fetch --source emoji-packages --output data/emoji
-    python benchmarks/emoji_autoencoder.py --data data/emoji --output model_cards/emoji-autoencoder.json
-        --picture docs/images/emoji-autoencoder.png --arms l1=runs/emoji_autoencoder/final
+    python benchmarks/emoji_autoencoder.py --data data/emoji --output model_cards/emoji-64-vae.json
+        --picture docs/images/emoji-64-vae.png --arms l1=runs/emoji_autoencoder/final
         plain=runs/emoji_autoencoder_plain/final perceptual=runs/emoji_autoencoder_perceptual/final
 
 All arms see the same images, decode the posterior's mean and are resampled alike; differences of PSNR are

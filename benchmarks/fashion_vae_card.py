@@ -3,7 +3,7 @@
 The words are in fashion_vae_card.template.md. Run:
 
     python benchmarks/fashion_vae_card.py --results model_cards/fashion-28-vae.json
-        --output model_cards/fashion-28-vae.md
+        --features model_cards/fashion-28-features.json --output model_cards/fashion-28-vae.md
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 
 from _runs import recipe
 from _words import interval, run_name, training_command
+from features import table
 
 from guided_diffusers.distributions import BIN_WIDTH
 
@@ -33,15 +34,20 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--results", type=Path, required=True, help="of benchmarks/fashion_vae.py")
+    parser.add_argument("--features", type=Path, required=True, help="of benchmarks/features.py")
     parser.add_argument("--pictures", default="../docs/images", help="their folder, as the card links it")
     parser.add_argument("--output", type=Path, required=True, help="the card to write")
     arguments = parser.parse_args()
-    results = json.loads(arguments.results.read_text())
+    results, features = (json.loads(path.read_text()) for path in (arguments.results, arguments.features))
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.write_text(card(results, arguments.pictures, arguments.results.name))
+    arguments.output.write_text(
+        card(results, features, arguments.pictures, arguments.results.name, arguments.features.name)
+    )
 
 
-def card(results: dict[str, Any], pictures: str, results_name: str) -> str:
+def card(
+    results: dict[str, Any], features: dict[str, Any], pictures: str, results_name: str, features_name: str
+) -> str:
     """The whole card as Markdown with its YAML head."""
     name, models, pixels = results["name"], results["models"], results["dimensions"]
     few = results["on_the_same"]
@@ -68,6 +74,10 @@ def card(results: dict[str, Any], pictures: str, results_name: str) -> str:
         less_ppca=interval(results["less_ppca"]["iwae"], "+,.1f"),
         elbo_less_ppca=interval(results["less_ppca"]["elbo"], "+,.1f"),
         prior_buys=prior_buys(results),
+        features_name=features_name,
+        plain_run=run_name(models["plain"]["training"]),
+        features_table=table(features),
+        **features_settings(features),
         active=active(models["vector"]["likelihood"]["kl_by_channel"]),
         few=few["vector"]["images"],
         vector_few=interval(few["vector"]["nats"], ",.1f"),
@@ -150,6 +160,23 @@ def active(kl_by_channel: list[float]) -> str:
         f"Of the vector VAE's {len(kl_by_channel)} latent dimensions {used} carry more than {IN_USE_NATS:g} "
         f"nats, all together {sum(kl_by_channel):.1f} nats an image."
     )
+
+
+def features_settings(features: dict[str, Any]) -> dict[str, str | int]:
+    """How the table of features was made, in words."""
+    points = features["points"]
+    steps = {point["labels"]: point["steps"] for point in points}
+    labels, lengths = (" ".join(map(str, values)) for values in (steps, steps.values()))
+    rates = {point["arm"]: point["learning_rate"] for point in points}
+    return {
+        "seeds": len({point["seed"] for point in points}),
+        "steps": ", ".join(f"{count:,}" for count in steps.values()),
+        "feature_batch": points[0]["batch_size"],
+        "pool_size": points[0]["pool_size"],
+        "rates": ", ".join(f"{rate:g} ({arm})" for arm, rate in rates.items()),
+        "accuracy_images": features["test_images"],
+        "features_options": f"--labels {labels} --steps {lengths}",
+    }
 
 
 def measure_command(results: dict[str, Any], results_name: str) -> str:

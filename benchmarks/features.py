@@ -1,7 +1,7 @@
 """What an autoencoder's features are worth where labels are few: probe, fine-tuning, from scratch.
 
     python benchmarks/features.py --autoencoder runs/fashion_autoencoder_plain/final --data data/fashion
-        --runs runs/features --output model_cards/fashion-features.json
+        --runs runs/features --output model_cards/fashion-28-features.json
 
 The arms are one network, the autoencoder's encoder with a linear head: the head alone is trained, or all of
 it from the autoencoder's weights, or all of it from random ones; on the same labels, for the same number of

@@ -112,8 +112,14 @@ def test_the_measurement_and_its_card(command, benchmark, tmp_path, monkeypatch,
         less = vector[name]["nats"]["value"] - exact
         assert measured["less_ppca"][name]["value"] == pytest.approx(less)
 
-    card = tmp_path / "tiny-16.md"
+    card, features = tmp_path / "tiny-16.md", tmp_path / "tiny-features.json"
+    point = {"arm": "linear probe", "labels": 100, "seed": 3, "steps": 250, "learning_rate": 0.01}
+    point |= {"batch_size": 32, "pool_size": 4}
+    arms = ("linear probe", "fine-tuning", "from scratch")
+    rows = [{"arm": arm, "labels": 100, "mean": 0.7654, "deviation": 0.0123, "seeds": 3} for arm in arms]
+    features.write_text(json.dumps({"summary": rows, "points": [point], "test_images": 24}))
     paths = ["--results", tmp_path / "tiny-16.json", "--output", card, "--pictures", "images"]
+    paths += ["--features", features]
     monkeypatch.setattr(sys, "argv", list(map(str, ["fashion_vae_card", *paths])))
     benchmark("fashion_vae_card").main()
     text = ModelCard.load(card).text
@@ -121,6 +127,8 @@ def test_the_measurement_and_its_card(command, benchmark, tmp_path, monkeypatch,
         assert f"{value:,.1f} [" in text
     assert all(f"(images/tiny-16-{kind}.png)" in text for kind in kinds) and "KD-judge x 1000" in text
     assert "--config training/configs/fashion_spatial.yaml" in text and "--vector runs/fashion_vector" in text
+    assert "| linear probe | 76.5 ± 1.2 |" in text and "takes 250 steps of 32 images" in text
+    assert "--labels 100 --steps 250 --output model_cards/tiny-features.json" in text
     assert "2.0, 2.0, 2.0 epochs" in text and "(not Inception: no FID)" in text
 
 
@@ -239,8 +247,16 @@ def test_the_verdicts_follow_the_intervals(benchmark):
 def test_shipped_card(benchmark):
     """The card in the repository is what the command makes of its figures, which are what was asked for."""
     measured = json.loads(SHIPPED.read_text())
-    card = benchmark("fashion_vae_card").card(measured, "../docs/images", SHIPPED.name)
+    path = SHIPPED.with_name("fashion-28-features.json")
+    features = json.loads(path.read_text())
+    card = benchmark("fashion_vae_card").card(measured, features, "../docs/images", SHIPPED.name, path.name)
     assert SHIPPED.with_suffix(".md").read_text() == card
+    assert {(row["labels"], row["seeds"]) for row in features["summary"]} == {
+        (100, 3),
+        (1000, 3),
+        (10_000, 3),
+    }
+    assert features["test_images"] == 10_000
     assert measured["dimensions"] == 784 and (measured["draws"], measured["samples"]) == (100, 2000)
     counts = [measured["models"][kind]["likelihood"]["images"] for kind in ("vector", "spatial")]
     assert counts == [10_000, 1000] and measured["less_ppca"]["iwae"]["low"] > 0
