@@ -1,5 +1,6 @@
 import pytest
 import torch
+from accelerate.hooks import ModelHook, add_hook_to_module
 from diffusers import UNet2DConditionModel
 from laws.exact import draw, level_at
 from torch import nn
@@ -194,3 +195,34 @@ def test_a_denoiser_inverts_its_own_writing():
     output = from_denoised(torch.ones(2, 3), sample, level, "v_prediction")
     x0 = ModelDenoiser(lambda sample, timestep: output, "v_prediction")(sample, level).x0
     torch.testing.assert_close(x0, torch.ones(2, 3).double())
+
+
+def test_an_answer_without_gradients_serves_autograd_and_leaves_the_network_trainable():
+    """The forward is in inference mode, and nothing of it shows."""
+    network = Recorder(channels=2).eval()
+    denoiser, sample = ModelDenoiser(network, "epsilon"), draw(2, 3, 4, 4, dtype=torch.float32)
+    modes = []
+    network.register_forward_hook(lambda *_: modes.append(torch.is_inference_mode_enabled()))
+    with torch.no_grad():
+        answer = denoiser(sample, level_at(1.0))
+    weight = torch.ones((), requires_grad=True)
+    for tensor in answer:
+        (weight * tensor).square().sum().backward()
+    assert weight.grad > 0
+    denoiser(sample, level_at(1.0)).x0.square().sum().backward()
+    assert network.weight.grad != 0
+    with torch.no_grad():
+        denoiser_in_training = ModelDenoiser(network.train(), "epsilon")(sample, level_at(1.0))
+    assert modes == [True, False, False]
+    torch.testing.assert_close(denoiser_in_training.x0, answer.x0, rtol=0, atol=0)
+
+
+def test_weights_that_a_call_brings_are_not_born_in_inference_mode():
+    """Offloading moves them while the network is called; training could not use them after."""
+    network = Recorder().eval()
+    add_hook_to_module(network, ModelHook())
+    seen = []
+    network.register_forward_hook(lambda *_: seen.append(torch.is_inference_mode_enabled()))
+    with torch.no_grad():
+        ModelDenoiser(network, "epsilon")(draw(2, 3, 4, 4, dtype=torch.float32), level_at(1.0))
+    assert seen == [False]

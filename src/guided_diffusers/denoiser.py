@@ -7,6 +7,7 @@ sample's shape. Plain functions work. `ModelDenoiser` makes one of a network and
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -55,7 +56,9 @@ class ModelDenoiser:
 
     The network is called as `model(input_scale * x_t, timestep, **condition)` in its own dtype and may return
     a tensor, a tuple that begins with one, or an output object with `.sample`. Twice the sample's channels
-    mean learned variance: the second half becomes `Denoised.extra`.
+    mean learned variance: the second half becomes `Denoised.extra`. Where nobody asks for gradients, a module
+    in evaluation mode runs under `torch.inference_mode`, which is a few per cent faster on a small one; what
+    it answers is a plain tensor all the same.
 
     Args:
         model: The network, such as a `UNet2DConditionModel`.
@@ -82,6 +85,7 @@ class ModelDenoiser:
         self.model = model
         self.prediction_type = prediction_type
         self.clip = clip
+        self._may_infer = isinstance(model, torch.nn.Module) and not _has_offloading_hooks(model)
 
     def __call__(self, sample: Tensor, level: NoiseLevel, condition: Any = None) -> Denoised:
         """Estimate x_0 of `sample`, `(batch, ...)`, with one forward."""
@@ -100,8 +104,11 @@ class ModelDenoiser:
         return self._read(output.unflatten(0, (count, -1)), sample, level)
 
     def _forward(self, scaled: Tensor, timestep: Any, arguments: Mapping[str, Any]) -> Tensor:
-        output = self.model(scaled, timestep, **arguments)
-        return output if isinstance(output, Tensor) else output[0]
+        infer = self._may_infer and not torch.is_grad_enabled() and not self.model.training
+        with torch.inference_mode() if infer else nullcontext():
+            output = self.model(scaled, timestep, **arguments)
+        output = output if isinstance(output, Tensor) else output[0]
+        return output.clone() if infer else output
 
     def _read(self, outputs: Tensor, sample: Tensor, level: NoiseLevel) -> list[Denoised]:
         """One answer a condition from `(conditions, batch, ...)`: the arithmetic is done once for all."""
@@ -185,6 +192,13 @@ def _repeated_timestep(timestep: Any, count: int, device: torch.device) -> Any:
     if not isinstance(timestep, Tensor):
         return timestep
     return timestep.to(device).repeat(count) if timestep.ndim else timestep.to(device)
+
+
+def _has_offloading_hooks(model: torch.nn.Module) -> bool:
+    """Whether calls move weights, which must not be born in inference mode: training could not use them."""
+    return any(
+        hasattr(module, "_hf_hook") or hasattr(module, "_diffusers_hook") for module in model.modules()
+    )
 
 
 def _dtype_of(model: Any, default: torch.dtype) -> torch.dtype:
