@@ -20,7 +20,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "lecture.md"
 _LINK = r"\[`(?P<name>[^`]*?):\d+`\]\(\.\./(?P<path>[^)#]+)#L(?P<first>\d+)(?:-L(?P<last>\d+))?\)"
-_CODE = r"(?: `(?P<line>[^`\n]+)`$|\n```py\n(?P<lines>.*?)\n```$)"
+_CODE = r"(?: `(?P<line>[^`\n]+)`\\?$|\n```py\n(?P<lines>.*?)\n```$)"
 _QUOTATION = re.compile(_LINK + _CODE, flags=re.DOTALL | re.MULTILINE)
 
 

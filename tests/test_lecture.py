@@ -23,7 +23,7 @@ DOCS = ROOT / "docs"
 TEXT = (DOCS / "lecture.md").read_text(encoding="utf-8")
 PROSE = re.sub(r"```.*?```|`[^`\n]*`", "code", TEXT, flags=re.DOTALL)
 LINKS = sorted(set(re.findall(r"(?<!!)\[[^\]]+\]\(((?!http)[^)]+)\)", PROSE)))
-PICTURES = re.findall(r"^!\[[^\]]+\]\((images/\S+\.png)\)\n(.*)", TEXT, flags=re.MULTILINE)
+PICTURES = re.findall(r"^!\[[^\]]+\]\((images/\S+\.png)\)\\\n(.*)", TEXT, flags=re.MULTILINE)
 
 SCRIPTED = [(path, words) for path, words in PICTURES if words.startswith("Made by `python benchmarks/")]
 SWEPT = [(path, words) for path, words in PICTURES if words.startswith("Made by `guided-diffusers sweep")]
