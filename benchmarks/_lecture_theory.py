@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from guided_diffusers import GuidedDDPMScheduler, NoiseLevel, sampling_loop
+from guided_diffusers.guidance.posterior_mean import posterior_mean
 from guided_diffusers.models.evidence import METHODS, log_likelihood
 from guided_diffusers.prediction import coefficients
 from guided_diffusers.training.contrastive import contrastive_loss
@@ -148,8 +149,7 @@ def _around(scheduler: GuidedDDPMScheduler, noise_to_signal: float) -> tuple[Noi
 def _posterior(x0: Tensor, sample: Tensor, level: NoiseLevel, following: NoiseLevel) -> tuple[float, float]:
     """Variance and mean of q(x_next | x_t, x_0)."""
     ratio = following.noise_to_signal**2 / level.noise_to_signal**2
-    mean = following.alpha * (1 - ratio) * x0 + ratio * following.alpha / level.alpha * sample
-    return (following.sigma**2 * (1 - ratio)).item(), mean.item()
+    return (following.sigma**2 * (1 - ratio)).item(), posterior_mean(x0, sample, level, following).item()
 
 
 def true_reverse(
