@@ -34,6 +34,7 @@ from guided_diffusers import (
     GuidedDDPMScheduler,
     ImagePipeline,
     NoiseAwareClassifier,
+    noise_level,
 )
 from guided_diffusers.evaluation import Reference, feature_network, load_judge
 from guided_diffusers.evaluation.compute import count_compute, networks_of
@@ -229,8 +230,18 @@ class Measurement:
             **{name: getattr(self.arguments, name) for name in names},
             "scheduler": type(self.pipelines[UNCONDITIONAL].scheduler).__name__,
             **{name: config[name] for name in (*process, "variance_type")},
+            "first_levels": {
+                str(count): self.first_level(count)
+                for count in [*self.arguments.steps, self.arguments.long_steps]
+            },
             "groups": self.asked,
         }
+
+    def first_level(self, steps: int) -> float:
+        """Sigma / alpha at which a run starts."""
+        scheduler = self.pipelines[UNCONDITIONAL].scheduler
+        scheduler.set_timesteps(steps)
+        return round(noise_level(scheduler, scheduler.timesteps[0]).noise_to_signal.item(), 3)
 
     def model(self, name: str) -> dict[str, Any]:
         """What a trained network is, and how it came about."""
