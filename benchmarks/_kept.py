@@ -31,7 +31,7 @@ class Kept:
             make: Makes it; a JSON value.
         """
         path = self.folder / f"{name}.json"
-        record = json.loads(path.read_text()) if path.is_file() else {}
+        record = self._record(path)
         if record.get("of") != of:
             start = time.perf_counter()
             record = {"of": dict(of), "value": make()}
@@ -40,3 +40,11 @@ class Kept:
             print(f"{name}: {record['seconds']:.0f} s", flush=True)
         self.seconds += record["seconds"]
         return record["value"]
+
+    def is_there(self, name: str, of: Mapping[str, Any]) -> bool:
+        """Whether the value of that name is there and was made of the same."""
+        return self._record(self.folder / f"{name}.json").get("of") == of
+
+    @staticmethod
+    def _record(path: Path) -> dict[str, Any]:
+        return json.loads(path.read_text()) if path.is_file() else {}

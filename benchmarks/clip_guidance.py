@@ -8,7 +8,9 @@ Denoiser and CLIP are what `train_unconditional.py` and `train_clip.py` made of 
 `fashion_latent_unconditional.yaml` and `fashion_noise_aware_clip.yaml`. Each row is 500 images, 50 a class,
 of the class's captions in turn: the judge's agreement with the prompt, sharpness, variance within classes
 over that of the real test images, and images a second. With `--contrast` what guides is the log of the
-prompt's share among one caption a class, and not the similarity alone.
+prompt's share among one caption a class, and not the similarity alone. The first step, at a sigma / alpha
+above 10,000, is outside `--interval`: x_0 is shifted by sigma^2 / alpha times a gradient, and no network's is
+small enough there.
 `--save FOLDER` writes the pipeline.
 """
 
@@ -116,7 +118,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--scales", type=float, nargs="+", default=[0, 1, 2, 4, 8])
     parser.add_argument("--form", choices=FORMS, default="score")
     parser.add_argument("--contrast", action="store_true", help="against one caption of each class")
-    parser.add_argument("--interval", type=float, nargs=2, default=None, help="low and high sigma / alpha")
+    parser.add_argument(
+        "--interval", type=float, nargs=2, default=[0.0, 100.0], help="low and high sigma / alpha"
+    )
     parser.add_argument("--scheduler", choices=sorted(SCHEDULERS), default="ddim")
     parser.add_argument("--images-per-class", type=int, default=50)
     parser.add_argument("--steps", type=int, default=50)

@@ -1,5 +1,6 @@
 """Caches hold what the networks give, and are made anew when anything that made them changes."""
 
+import dataclasses
 import json
 import logging
 import os
@@ -100,6 +101,18 @@ def test_a_change_of_anything_makes_it_anew_and_says_what(data, change, caplog):
     caplog.clear()
     cached_latents(autoencoder, data, **arguments)
     assert not caplog.records
+
+
+def test_runs_with_and_without_mirror_images_have_a_file_each(data, caplog):
+    autoencoder = make_autoencoder()
+    mirrored = ImageTextDataset(dataclasses.replace(data.config, mirror=True))
+    plain = cached_latents(autoencoder, data).moments(range(64))[0]
+    with caplog.at_level(logging.WARNING):
+        both = cached_latents(autoencoder, mirrored)
+        again = cached_latents(autoencoder, data)
+    assert not caplog.records and len(both) == 128 and len(again) == 64
+    assert torch.equal(both.moments(range(64))[0], plain)
+    assert not torch.equal(both.moments(range(64, 128))[0], plain)
 
 
 def test_half_precision_rounds(data):

@@ -89,7 +89,10 @@ def cached_latents(
         posterior = autoencoder.encode(images).latent_dist
         return torch.stack([posterior.mean, posterior.std], dim=1)
 
-    name = f"latents-{_key(os.path.abspath(data.config.path), data.config.split, *data.shape)}"
+    rows = [os.path.abspath(data.config.path), data.config.split, *data.shape]
+    if data.config.mirror:  # a file of its own: runs with and without would make each other's anew
+        rows.append("mirror")
+    name = f"latents-{_key(*rows)}"
     shape = (len(data), 2, *autoencoder.latent_shape(*data.shape[1:]))
     was_training = autoencoder.training
     autoencoder.eval()
