@@ -46,9 +46,17 @@ def main() -> None:
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     arguments.output.write_text(card(results, arguments.pictures, arguments.results.stem))
     if arguments.ship is not None:
-        folder = arguments.runs / run_name(results["arms"][better(results)]["training"]) / "final"
-        vae = VariationalAutoencoder.from_pretrained(folder, torch_dtype=torch.float16)
-        VAEPipeline(vae).save_pretrained(arguments.ship)
+        ship(arguments.runs / run_name(results["arms"][better(results)]["training"]), arguments.ship)
+
+
+def ship(run: Path, folder: Path) -> None:
+    """Writes a run's autoencoder as a checkpoint of VAEPipeline that does not say where it came from."""
+    vae = VariationalAutoencoder.from_pretrained(run / "final", torch_dtype=torch.float16)
+    VAEPipeline(vae).save_pretrained(folder)
+    path = folder / "vae" / "config.json"
+    config = json.loads(path.read_text())
+    config.pop("_name_or_path", None)
+    path.write_text(json.dumps(config, indent=2) + "\n")
 
 
 def card(results: dict[str, Any], pictures: str, name: str) -> str:

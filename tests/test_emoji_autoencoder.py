@@ -45,7 +45,8 @@ def folder(tmp_path_factory):
         "name": [f"emoji {row}" for row in range(18)],
     }
     features = Features(image=Image(), style=Value("string"), name=Value("string"))
-    Dataset.from_dict(columns, features=features).to_parquet(folder / "test.parquet")
+    for split in ("train", "test"):
+        Dataset.from_dict(columns, features=features).to_parquet(folder / f"{split}.parquet")
     for seed, name in enumerate(("one", "two")):
         torch.manual_seed(seed)
         model = VariationalAutoencoder(block_out_channels=(4,), norm_num_groups=4, sample_size=64)
@@ -62,7 +63,7 @@ def test_the_command_measures_and_draws_every_arm(script, folder, tmp_path, monk
     monkeypatch.setattr(sys, "argv", ["emoji_autoencoder", *map(str, options)])
     script.main()
     result = json.loads(output.read_text())
-    assert result["images"] == 18 and set(result["arms"]) == {"one", "two"}
+    assert result["images"] == result["training_images"] == 18 and set(result["arms"]) == {"one", "two"}
     for arm in result["arms"].values():
         for figure in (arm["psnr_db"], arm["KD-judge"], arm["sharpness"], *arm["psnr_db_by_style"].values()):
             assert figure["low"] < figure["value"] < figure["high"]
@@ -140,7 +141,7 @@ def test_shipped_card(benchmark):
     assert (ROOT / "docs" / "images" / f"{SHIPPED.stem}.png").is_file()
     assert list(measured["arms"]) == ["l1", "plain", "perceptual"] and measured["images"] == 339
     seconds = [measured["arms"][arm]["training"]["seconds"] for arm in ("plain", "perceptual")]
-    assert max(seconds) < 1.1 * min(seconds)  # the same time
+    assert max(seconds) < 1.15 * min(seconds)  # about the same time
     files = [path for path in pretrained(SHIPPED.stem).rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) < 8e6
     shipped = VariationalAutoencoder.from_pretrained(pretrained(SHIPPED.stem) / "vae")

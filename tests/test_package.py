@@ -87,4 +87,5 @@ def test_shipped_checkpoints_are_small_and_hold_no_pickle():
     folder = Path(guided_diffusers.__file__).parent / "checkpoints_data"
     files = [path for path in folder.rglob("*") if path.is_file()]
     assert {path.suffix for path in files} <= {".safetensors", ".json", ".txt", ".md"}
-    assert sum(path.stat().st_size for path in files) <= 20e6
+    assert max(path.stat().st_size for path in files) <= 20e6
+    assert sum(path.stat().st_size for path in files) <= 24e6

@@ -16,7 +16,8 @@ def pretrained(name: str) -> Path:
     """The folder of a checkpoint that ships inside the package, for any `from_pretrained`.
 
     Args:
-        name: For example "fashion-32": text-to-image on Fashion-MNIST, 32x32.
+        name: "fashion-32", text-to-image on Fashion-MNIST, 32x32; or "emoji-64-vae", an autoencoder of colour
+            emoji, 64x64, for VAEPipeline.
 
     Returns:
         A folder in diffusers' format, to read and not to write.
