@@ -109,11 +109,16 @@ def test_what_is_wrong_on_a_page_is_found(python: dict[str, Any]):
     assert "names no file" in errors["broken-yaml.md"]
 
 
+@pytest.fixture(scope="module")
+def untouched(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return lay_out(tmp_path_factory.mktemp("options") / "clone")
+
+
 @pytest.fixture
-def clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def clone(untouched: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A clone as the current folder, in which nothing has been run."""
-    monkeypatch.chdir(lay_out(tmp_path / "clone"))
-    return tmp_path / "clone"
+    monkeypatch.chdir(untouched)
+    return untouched
 
 
 @pytest.mark.parametrize("command", COMMANDS)

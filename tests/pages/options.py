@@ -86,7 +86,7 @@ def _guided_diffusers(words: list[str]) -> None:
 
 def _made(message: str) -> bool:
     """Make what an error says does not exist: an earlier command would have made it."""
-    found = re.fullmatch(r"(file|directory|path) '([^']+)' does not exist\.", message, re.IGNORECASE)
+    found = re.fullmatch(r"(\w+) '([^']+)' does not exist\.", message)
     if found is None or Path(found[2]).exists():
         return False
     path = Path(found[2])
