@@ -30,8 +30,8 @@ from pages.declared import (
     shorter,
     why_not_typed,
 )
+from pages.desk import lay_out
 from pages.options import check, not_there_yet
-from pages.workplace import lay_out
 
 READ = [page for page in PAGES if name_of(page) not in RUN_ELSEWHERE]
 COMMANDS = list(

@@ -74,7 +74,7 @@ def main() -> None:
     parser.add_argument("pages", type=Path, nargs="+")
     arguments = parser.parse_args()
     if arguments.furnish:
-        from pages.workplace import furnish
+        from pages.desk import furnish
 
         furnish(Path.cwd())
     results = {name_of(page): play(page, arguments.commands) for page in arguments.pages}
