@@ -9,11 +9,11 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from tiny import tiny_components
+from tiny import tiny_components, tiny_unet
 
 from guided_diffusers import TextToImagePipeline
 from guided_diffusers.cli.drawing import make_scheduler
-from guided_diffusers.evaluation import Judge, JudgeConfig, Reference, read_images
+from guided_diffusers.evaluation import Judge, JudgeConfig, Reference, read_images, stratified_prompts
 from guided_diffusers.evaluation.sweep import (
     Point,
     Ruler,
@@ -191,7 +191,6 @@ def test_a_killed_sweep_ends_with_the_same_bytes(tmp_path, equipment):
 
 def test_equal_seeds_make_equal_images_where_guidance_is_equal(equipment):
     drawer, _, data = equipment
-    from guided_diffusers.evaluation import stratified_prompts
 
     prompts = stratified_prompts(data, 4)
     point = Point(
@@ -227,3 +226,18 @@ def test_a_sweep_grows_and_keeps_the_points_that_are_there(tmp_path, equipment):
     batches = Dying(drawer, 3)  # of the new point alone: 12 images, 5 at once
     results = run_sweep(grown, batches, ruler, data, tmp_path / "sweep")
     assert results["points"][1:] == first["points"] and batches.left == 0
+
+
+def test_a_checkpoint_draws_with_the_weak_network_that_it_brings():
+    """Of `evaluate --checkpoint`, whose point has the checkpoint's own guidance."""
+    guidance = [{"term": "AutoGuidance", "scale": 2.0, "null": True}]
+    weak = tiny_unet()
+    own = TextToImagePipeline(**tiny_components(), weak_unet=weak, default_guidance=guidance)
+    drawer = PipelineDrawer(own, make_scheduler)
+    settings = {"scheduler": "own", "steps": 2, "images": 1, "seed": 0}
+    point = Point(arm="evaluate", guidance=own.config.default_guidance, **settings)
+    assert drawer.guidance(point).weak.model is weak
+    prompts = stratified_prompts(read_images(SLICE), 1)
+    given = PipelineDrawer(TextToImagePipeline(**tiny_components()), make_scheduler, weak)
+    assert torch.equal(drawer.draw(point, prompts, [0]), given.draw(point, prompts, [0]))
+    assert drawer.compute(point, prompts).forwards["weak_unet"] == 2

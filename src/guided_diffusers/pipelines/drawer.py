@@ -27,7 +27,7 @@ class PipelineDrawer:
     Args:
         pipeline: Draws; its scheduler is replaced by each point's, but for one of the name "own".
         make_scheduler: `(name, config) -> scheduler`, the config being that of the pipeline's own.
-        weak: The weak network of autoguidance; None for none.
+        weak: The weak network of autoguidance; None for the pipeline's own, where it has one.
     """
 
     def __init__(
@@ -58,7 +58,9 @@ class PipelineDrawer:
 
     def guidance(self, point: Point) -> Guidance:
         """The guidance of a point, with the weak network where a term needs one."""
-        networks = {} if self.weak is None else {"weak": ModelDenoiser(self.weak, self._prediction_type)}
+        networks = self.pipeline._guidance_networks()
+        if self.weak is not None:
+            networks["weak"] = ModelDenoiser(self.weak, self._prediction_type)
         return Guidance.from_config(point.guidance, **networks)
 
     def compute(self, point: Point, prompts: Prompts) -> Compute:

@@ -23,6 +23,7 @@ ACCOUNTS = {
     "hf_alice_write": {"name": "alice", "role": "write"},
     "hf_alice_read": {"name": "alice", "role": "read"},
     "hf_bob_write": {"name": "bob", "role": "write"},
+    "hf_you_write": {"name": "you", "role": "write"},  # of the documentation
 }
 """Whose token is whose."""
 
