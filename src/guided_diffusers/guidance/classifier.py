@@ -19,6 +19,11 @@ step 2.2 at 1000 steps and 223 at 25 (linspace spacing). Against fixed_large, Si
 1 / sqrt(1 - beta) at every step but the last. So a scale is not portable between the forms at few steps, and
 at an equal one the score form is the stronger.
 
+Near pure noise the score form's factor is huge, and with it whatever a trained classifier gets wrong there,
+where the exact g vanishes like alpha / sigma. The cosine schedule with trailing spacing begins at sigma /
+alpha = 20,291: a barely trained classifier moved x_0 by 593 there and by 0.6 at the next of 25 steps (rms,
+s = 1). An interval, such as (0, 100], leaves such steps out; `max_gradient_norm` bounds them.
+
 Where g is taken. At x_t itself, as the paper's code does (at="sample"); or, as its derivation has it, at the
 mean of the step (at="mean"): g = grad_x log p(y | x) at x = mu, the mean of q(x_next | x_t, x_0) of
 `posterior_mean.py` with the denoiser's x_0 before any guidance, and the classifier is told the next level.
