@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -66,19 +66,48 @@ class GuidedPipeline(SafePipeline):
         """Settle which guidance this call uses, before anything is computed."""
         inputs.check_one_of("guidance", guidance, "guidance_scale", guidance_scale, required=False)
         inputs.check_one_of("guidance", guidance, "guidance_interval", guidance_interval, required=False)
-        interval = GuidanceInterval.of(guidance_interval)
-        if guidance is None and guidance_scale is not None:
-            guidance = ClassifierFreeGuidance(checked_scale(guidance_scale, "guidance_scale"), interval)
-        elif guidance is None:
-            default = self.config.default_guidance
-            guidance = (
-                ClassifierFreeGuidance(FALLBACK_GUIDANCE_SCALE)
-                if default is None
-                else Guidance.from_config(default, **self._guidance_networks())
-            )
-            if interval is not None:
-                guidance = GuidanceSum(tuple(replace(term, interval=interval) for term in guidance.terms))
+        if guidance is None:
+            guidance = self.call_guidance(guidance_scale, guidance_interval)
         self._settle_guidance(guidance, images)
+
+    def call_guidance(
+        self,
+        guidance_scale: float | Sequence[float] | None = None,
+        guidance_interval: GuidanceInterval | Sequence[float] | None = None,
+    ) -> Guidance:
+        """The guidance of a call with these arguments: its `to_config()` is what a record of the call holds.
+
+        Args:
+            guidance_scale: Of classifier-free guidance; None for the checkpoint's default.
+            guidance_interval: Where all its terms are active; None for where they say.
+
+        Raises:
+            ValueError: A scale or an interval that is none, or a default that needs a network of others.
+        """
+        interval = GuidanceInterval.of(guidance_interval)
+        if guidance_scale is not None:
+            return ClassifierFreeGuidance(checked_scale(guidance_scale, "guidance_scale"), interval)
+        if self.config.default_guidance is None:
+            return ClassifierFreeGuidance(FALLBACK_GUIDANCE_SCALE, interval)
+        guidance = self.guidance_from_config(self.config.default_guidance)
+        if interval is None:
+            return guidance
+        return GuidanceSum(tuple(replace(term, interval=interval) for term in guidance.terms))
+
+    def guidance_from_config(self, config: Any) -> Guidance:
+        """The guidance that a configuration describes, with the pipeline's own networks.
+
+        Raises:
+            ValueError: A term that is unknown, or that needs a network which the pipeline does not have.
+        """
+        networks = self._guidance_networks()
+        for term in [config] if isinstance(config, Mapping) else config:
+            if term.get("term") == "AutoGuidance" and "weak" not in networks:
+                raise ValueError(
+                    "the guidance is AutoGuidance, which needs a weak network, and the pipeline has none: "
+                    "give guidance_scale (or another guidance), or load the pipeline with its weak_unet"
+                )
+        return Guidance.from_config(config, **networks)
 
     def _settle_guidance(self, guidance: Any, images: int) -> None:
         """Begin a call under this guidance.
