@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from guided_diffusers.cli.drawing import SCHEDULERS, load_pipeline, make_scheduler
+from guided_diffusers.cli.drawing import SCHEDULERS, check_scheduler_name, load_pipeline, make_scheduler
 
 if TYPE_CHECKING:
     from guided_diffusers.evaluation import ImageSet
@@ -67,8 +66,10 @@ def evaluate(
     limit: Limit = None,
     device: Device = None,
     json_output: Json = False,
-) -> None:
-    """Measure images, of any model, against real ones: distances, agreement, diversity, copies.
+) -> dict[str, Any] | None:
+    """Measure any model's images against real ones.
+
+    Distances, agreement with the captions, diversity, copies of training images, each with an interval.
 
     Needs none of our models: a folder of PNG files against another is enough. With --checkpoint the images
     are drawn first; under `accelerate launch` the processes share the drawing, and the figures are the same.
@@ -87,7 +88,7 @@ def evaluate(
         options = (guidance_scale, steps, scheduler, seed, batch_size, image_format, device)
         images, compute = _drawn(checkpoint, truth, num_images, generated, processes, *options)
         if not processes.is_main_process:
-            return
+            return None
     else:
         images = read_images(generated, limit=limit)
     figures, pairs = evaluate_images(
@@ -102,16 +103,13 @@ def evaluate(
     if picture is not None and pairs is not None:
         picture.parent.mkdir(parents=True, exist_ok=True)
         pairs.save(picture)
-    _say(
-        {"images": len(images), "real_images": len(truth), "figures": figures, "compute": compute},
-        json_output,
-    )
+    results = {"images": len(images), "real_images": len(truth), "figures": figures, "compute": compute}
+    if not json_output:
+        _say(results)
+    return results
 
 
-def _say(results: dict[str, Any], json_output: bool) -> None:
-    if json_output:
-        typer.echo(json.dumps(results, indent=1))
-        return
+def _say(results: dict[str, Any]) -> None:
     typer.echo(f"{results['images']} images against {results['real_images']} real ones")
     for name, figure in results["figures"].items():
         typer.echo(f"{name}: {figure['value']:.5g} [{figure['low']:.5g}, {figure['high']:.5g}]")
@@ -141,10 +139,7 @@ def _drawn(
     from guided_diffusers.pipelines.drawer import OWN_SCHEDULER, PipelineDrawer
     from guided_diffusers.pipelines.guided import FALLBACK_GUIDANCE_SCALE
 
-    if scheduler is not None and scheduler not in SCHEDULERS:
-        raise typer.BadParameter(
-            f"{scheduler!r} is none of {', '.join(SCHEDULERS)}", param_hint="--scheduler"
-        )
+    check_scheduler_name(scheduler)
     pipeline = load_pipeline(checkpoint, device=device)
     guidance = pipeline.config.default_guidance
     if guidance_scale is not None or guidance is None:
