@@ -21,6 +21,7 @@ from guided_diffusers.cli.info import info
 from guided_diffusers.cli.likelihood import likelihood
 from guided_diffusers.cli.output import answering
 from guided_diffusers.cli.sweep import sweep
+from guided_diffusers.cli.train import CONTEXT_SETTINGS, train
 
 app = typer.Typer(
     name="guided-diffusers",
@@ -29,11 +30,17 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
+CONTEXT = {train: CONTEXT_SETTINGS}
 EXAMPLES: dict[Callable[..., Any], tuple[str, ...]] = {
     generate: (
         'generate "a photo of a sneaker" "a photo of a bag" --num-images 8',
         'generate "a photo of a coat" --guidance-scale 3 --scheduler dpmsolver++ --steps 20',
         "generate --from-image outputs/00-a-photo-of-a-coat-seed0-00.png",
+    ),
+    train: (
+        "train --list",
+        "train autoencoder --config fashion_autoencoder --dry_run",
+        "train text-to-image --config my.yaml --training.num_images 1000 --processes 2",
     ),
     evaluate: (
         "evaluate generated/ --real real/",
@@ -67,7 +74,7 @@ def _help(command: Callable[..., Any]) -> str:
 
 
 for _command in EXAMPLES:
-    app.command(help=_help(_command))(answering(_command))
+    app.command(help=_help(_command), context_settings=CONTEXT.get(_command))(answering(_command))
 
 
 def _print_version(wanted: bool) -> None:
@@ -88,6 +95,7 @@ HELP = """Guided diffusion on top of diffusers: draw images, train models, measu
 \b
 For example:
   guided-diffusers generate "a photo of a sneaker"       from the checkpoint that ships
+  guided-diffusers train --list                          what can be trained
   guided-diffusers evaluate generated/ --real real/      figures of any model's images
   guided-diffusers COMMAND --help                        what a command does, with examples
 
@@ -100,6 +108,7 @@ Exit codes:
        (with GUIDED_DIFFUSERS_DEBUG=1 the traceback)
   2    wrong usage
   130  stopped by Ctrl-C
+  `train` ends with the code of the run.
 """
 
 
