@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 import os
 import sys
+import warnings
 from collections.abc import Callable
 from typing import Annotated, Any
 
@@ -119,6 +120,7 @@ def root(version: Version = False) -> None:
 
 def main() -> None:
     """Runs the command line and ends the process. With GUIDED_DIFFUSERS_DEBUG=1, errors show a traceback."""
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {' '.join(str(message).split())}\n"
     try:
         sys.exit(app(standalone_mode=False) or 0)
     except Exception as error:  # a user gets one line, whatever it is; the traceback is for who asks

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -132,6 +133,8 @@ def _drawn(
     device: str | None,
 ) -> tuple[ImageSet, dict[str, Any] | None]:
     """Draw images for captions of the real ones into a folder; the images, and what one cost."""
+    from huggingface_hub.utils import tqdm
+
     from guided_diffusers.evaluation import generate_images, generated_images, stratified_prompts
     from guided_diffusers.evaluation.evaluate import with_prompts
     from guided_diffusers.evaluation.sweep import Point
@@ -154,15 +157,17 @@ def _drawn(
         seed=seed,
     )
     prompts, drawer = stratified_prompts(real, count), PipelineDrawer(pipeline, make_scheduler)
-    generate_images(
-        lambda indices: drawer.draw(point, prompts, indices),
-        count,
-        folder,
-        settings={**point.to_dict(), **drawer.identity()},
-        batch_size=batch_size,
-        image_format=image_format,
-        processes=processes,
-    )
+    with tqdm(total=count, unit="image", disable=not sys.stderr.isatty()) as progress:
+        generate_images(
+            lambda indices: drawer.draw(point, prompts, indices),
+            count,
+            folder,
+            settings={**point.to_dict(), **drawer.identity()},
+            batch_size=batch_size,
+            image_format=image_format,
+            processes=processes,
+            on_images=progress.update,
+        )
     if not processes.is_main_process:
         return real, None
     images = with_prompts(generated_images(folder, count), prompts.texts, prompts.labels)

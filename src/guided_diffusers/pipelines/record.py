@@ -12,6 +12,7 @@ checkpoint, and what it says is compared with what it leads to (`differences`), 
 from __future__ import annotations
 
 import json
+import math
 import reprlib
 import warnings
 from collections.abc import Mapping
@@ -167,7 +168,7 @@ def png_info(record: ImageRecord) -> PngImagePlugin.PngInfo:
     from guided_diffusers import __version__
 
     info = PngImagePlugin.PngInfo()
-    info.add_text(KEY, json.dumps(record.to_dict()))  # ASCII, whatever the prompt
+    info.add_text(KEY, json.dumps(record.to_dict(), allow_nan=False))  # ASCII, whatever the prompt
     prompts = record.prompts if record.position is None else [record.prompts[record.jobs[record.position][0]]]
     info.add_itxt("Description", "; ".join(prompts).encode("utf-8", "replace").decode())
     info.add_itxt("Software", f"guided-diffusers {__version__}")
@@ -201,8 +202,9 @@ def read_record(path: str | Path) -> ImageRecord:
 
 
 def scheduler_config(scheduler: Any) -> dict[str, Any]:
-    """A scheduler's configuration as JSON values, as it is read back."""
+    """A scheduler's configuration as JSON values, as it is read back; an infinite number is a string."""
     config = {name: value for name, value in scheduler.config.items() if not name.startswith("_")}
+    config |= {name: str(v) for name, v in config.items() if isinstance(v, float) and not math.isfinite(v)}
     return json.loads(json.dumps(config, default=lambda v: v.tolist() if hasattr(v, "tolist") else str(v)))
 
 
