@@ -16,6 +16,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -200,24 +201,24 @@ def _gpus() -> int:
 def run(command: list[str], environment: dict[str, str], output: Any = None) -> int:
     """Runs it, its standard output to `output` if given; the exit code, 128 + n if signal n ended it.
 
-    Ctrl-C reaches the run from the terminal as it reaches this process; where it did not (the signal was sent
-    to this process alone), it is passed on after a while. SIGTERM is passed on at once.
+    Ctrl-C reaches the run from the terminal as it reaches this process, which waits for it; where it did not
+    (the signal was sent to this process alone), it is passed on after a while. SIGTERM is passed on at once.
+    Neither may raise here: an exception just when the run has ended would lose its exit code.
     """
     process = subprocess.Popen(command, env=environment, stdout=output)
-    before = signal.signal(signal.SIGTERM, lambda number, frame: process.send_signal(number))
+    later = threading.Timer(_SECONDS_TO_STOP, process.send_signal, [signal.SIGINT])
+    later.daemon = True
+    handlers = {
+        signal.SIGINT: lambda *_: later.ident or later.start(),
+        signal.SIGTERM: lambda *_: process.send_signal(signal.SIGTERM),
+    }
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
-        try:
-            code = process.wait()
-        except KeyboardInterrupt:
-            try:
-                code = process.wait(_SECONDS_TO_STOP)
-            except subprocess.TimeoutExpired:
-                process.send_signal(signal.SIGINT)
-                code = process.wait()
+        code = process.wait()
     finally:
-        signal.signal(signal.SIGTERM, before)
-        if process.poll() is None:
-            process.kill()
+        later.cancel()
+        for number, handler in before.items():
+            signal.signal(number, handler)
     return code if code >= 0 else 128 - code
 
 

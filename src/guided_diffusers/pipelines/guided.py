@@ -101,12 +101,7 @@ class GuidedPipeline(SafePipeline):
             ValueError: A term that is unknown, or that needs a network which the pipeline does not have.
         """
         networks = self._guidance_networks()
-        for term in [config] if isinstance(config, Mapping) else config:
-            if term.get("term") == "AutoGuidance" and "weak" not in networks:
-                raise ValueError(
-                    "the guidance is AutoGuidance, which needs a weak network, and the pipeline has none: "
-                    "give guidance_scale (or another guidance), or load the pipeline with its weak_unet"
-                )
+        _check_networks(config, networks, "give guidance_scale, or load the pipeline with its weak_unet")
         return Guidance.from_config(config, **networks)
 
     def _settle_guidance(self, guidance: Any, images: int) -> None:
@@ -199,6 +194,14 @@ def default_guidance_config(guidance: Any, **networks: Any) -> list[dict[str, An
         )
     if isinstance(guidance, int | float):
         guidance = ClassifierFreeGuidance(float(guidance))
-    return (
-        guidance if isinstance(guidance, Guidance) else Guidance.from_config(guidance, **networks)
-    ).to_config()
+    if not isinstance(guidance, Guidance):
+        _check_networks(guidance, networks, "give weak_unet, or another default_guidance, such as a scale")
+        guidance = Guidance.from_config(guidance, **networks)
+    return guidance.to_config()
+
+
+def _check_networks(config: Any, networks: Mapping[str, Any], remedy: str) -> None:
+    """Raise ValueError, and say what to do, where a configuration needs a weak network that is not there."""
+    for term in [config] if isinstance(config, Mapping) else config:
+        if term.get("term") == "AutoGuidance" and "weak" not in networks:
+            raise ValueError(f"AutoGuidance needs a weak network, and the pipeline has none: {remedy}")
