@@ -14,7 +14,9 @@ from PIL import Image
 
 from guided_diffusers import __version__
 from guided_diffusers.cli import main
+from guided_diffusers.cli.app import EXAMPLES
 from guided_diffusers.cli.drawing import SCHEDULERS
+from guided_diffusers.cli.output import answering
 from guided_diffusers.evaluation.grid import labelled_grid
 
 Run = Callable[..., tuple[int, str, str]]
@@ -149,6 +151,45 @@ def test_version_and_help(run: Run):
     code, output, _ = run("generate", "--help")
     assert code == 0
     assert "--guidance-scale" in output
+
+
+def test_every_command_has_help_with_examples_and_json(run: Run):
+    code, output, _ = run("--help")
+    assert code == 0 and "Exit codes:" in output
+    for command in EXAMPLES:
+        name = command.__name__.replace("_", "-")
+        code, text, _ = run(name, "--help")
+        assert code == 0 and "--json" in text
+        assert f"  guided-diffusers {name} " in text
+        (row,) = [line for line in output.splitlines() if line.startswith(f"  {name} ")]
+        assert text.split("\n\n")[1].strip().startswith(row.split(maxsplit=1)[1].removesuffix("..."))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (("nothing",), "No such command"),
+        (("info",), "Missing argument"),
+        (("pull", "a/b", "c", "--nonsense"), "--nonsense"),
+    ],
+)
+def test_wrong_usage_is_one_line(run: Run, arguments, reason):
+    code, output, errors = run(*arguments)
+    assert (code, output) == (2, "") and reason in errors and errors.startswith("error: ")
+    assert len(errors.splitlines()) == 1
+
+
+def test_json_is_all_there_is_on_standard_output(capsys: pytest.CaptureFixture[str]):
+    def command(json_output: bool) -> dict[str, object]:
+        print("a library talks")
+        return {"values": [1, float("nan")], "path": ("a", None)}
+
+    answering(command)(json_output=True)
+    output, errors = capsys.readouterr()
+    assert json.loads(output) == {"values": [1, None], "path": ["a", None]}
+    assert errors == "a library talks\n"
+    answering(lambda json_output: None)(json_output=True)  # not the main process
+    assert capsys.readouterr().out == ""
 
 
 def test_the_installed_command_is_this_one():

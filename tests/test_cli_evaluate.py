@@ -130,6 +130,8 @@ def test_a_sweep_runs_and_its_winner_is_adopted(run, tmp_path, tiny_folder, judg
     code, output, errors = run("sweep", tmp_path / "sweep.yaml", *arguments)
     assert code == 0, errors
     assert "1/3 plain 1.5, 2 steps: KD-judge" in output
+    code, answer, _ = run("sweep", tmp_path / "sweep.yaml", *arguments, "--json")  # nothing is left to do
+    assert code == 0 and answer.startswith("{") and '"verdict"' in json.dumps(json.loads(answer))
     results = json.loads((tmp_path / "sweep" / "results.json").read_text())
     index = json.loads((checkpoint / "model_index.json").read_text())
     assert index["default_guidance"] == results["verdict"]["winner"]["guidance"]

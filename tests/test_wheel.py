@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -52,6 +53,9 @@ def test_the_wheel_holds_the_checkpoints_and_no_more_than_the_package(wheel: Pat
     shipped = {path.relative_to(ROOT / "src").as_posix() for path in data.rglob("*") if path.is_file()}
     assert any(name.endswith("fashion-32/model_index.json") for name in shipped)
     assert shipped <= set(names)
+    for pattern in ("train_*.py", "configs/*.yaml"):  # `guided-diffusers train` finds them there
+        for path in (ROOT / "training").glob(pattern):
+            assert f"guided_diffusers/_training/{path.relative_to(ROOT / 'training').as_posix()}" in names
     assert {name.split("/")[0].split("-")[0] for name in names} == {"guided_diffusers"}
 
 
@@ -65,3 +69,6 @@ def test_it_generates_outside_the_checkout(environment: Path, tmp_path: Path):
     output = run(command, "generate", "a photo of a bag", "--steps", 4, cwd=tmp_path, env=clean)
     assert [Path(line).name for line in output.split()] == ["00-a-photo-of-a-bag-seed0-00.png", "grid.png"]
     assert all((tmp_path / line).stat().st_size > 100 for line in output.split())
+    words = ("train", "autoencoder", "--config", "fashion_autoencoder", "--cpu", "--dry_run")
+    config = json.loads(run(command, *words, cwd=tmp_path, env=clean))
+    assert config["training"]["output_dir"] == "runs/fashion_autoencoder"

@@ -17,10 +17,11 @@ from guided_diffusers import TextToImagePipeline
 from guided_diffusers.models import VariationalAutoencoder
 from guided_diffusers.models.discriminator import PatchDiscriminator
 from guided_diffusers.training.autoencoder import AutoencoderTask, ExportConfig, LossConfig
-from guided_diffusers.training.config import TrainingConfig, option, parse_config
+from guided_diffusers.training.config import TrainingConfig, arguments, option, parse_config
 from guided_diffusers.training.data import DataConfig, ImageTextDataset
 from guided_diffusers.training.denoised_latents import DenoisedLatents
 from guided_diffusers.training.engine import make_accelerator, train
+from guided_diffusers.training.setup import run_script
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,12 +32,8 @@ class AutoencoderConfig:
     data: DataConfig
     loss: LossConfig = field(default_factory=LossConfig)
     export: ExportConfig = field(default_factory=ExportConfig)
-    autoencoder: dict[str, Any] = field(
-        default_factory=dict, metadata={"help": "VariationalAutoencoder's arguments"}
-    )
-    discriminator: dict[str, Any] = field(
-        default_factory=dict, metadata={"help": "PatchDiscriminator's arguments"}
-    )
+    autoencoder: dict[str, Any] = arguments("VariationalAutoencoder's arguments", VariationalAutoencoder)
+    discriminator: dict[str, Any] = arguments("PatchDiscriminator's arguments", PatchDiscriminator)
     pretrained: str | None = option(None, "folder or Hub id of a VariationalAutoencoder to start from")
     decoder_only: bool = option(False, "train the decoder alone: latents stay what they are in `pretrained`")
 
@@ -93,4 +90,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -19,13 +19,13 @@ from guided_diffusers.losses import process_of
 from guided_diffusers.models import ImageClassifier, NoiseAwareClassifier
 from guided_diffusers.schedulers import describe_process
 from guided_diffusers.training import classifier as cl
-from guided_diffusers.training.config import TrainingConfig, option, parse_config
+from guided_diffusers.training.config import TrainingConfig, arguments, option, parse_config
 from guided_diffusers.training.data import DataConfig, ImageTextDataset
 from guided_diffusers.training.encoder_start import start_from_encoder
 from guided_diffusers.training.engine import make_accelerator, train
 from guided_diffusers.training.images import image_arguments, load_autoencoder
 from guided_diffusers.training.labels import class_labels
-from guided_diffusers.training.setup import make_scheduler
+from guided_diffusers.training.setup import make_scheduler, run_script
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +39,7 @@ class ClassifierConfig:
     autoencoder: str | None = option(None, "its latents: a folder, fashion-32/vae or Hub id; null: pixels")
     init_from_autoencoder: str | None = option(None, "an autoencoder whose encoder is the start, named so")
     copy_weights: bool = option(True, "false: of that encoder the architecture alone (ImageClassifier)")
-    classifier: dict[str, Any] = field(default_factory=dict, metadata={"help": "the model's arguments"})
+    classifier: dict[str, Any] = arguments("the model's arguments", ImageClassifier, NoiseAwareClassifier)
     scheduler: str = option("GuidedDDPMScheduler", "class of ours or of diffusers: the noise process")
     scheduler_arguments: dict[str, Any] = field(default_factory=dict, metadata={"help": "its arguments"})
     objective: cl.ObjectiveConfig = field(default_factory=cl.ObjectiveConfig)
@@ -105,4 +105,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

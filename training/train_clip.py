@@ -15,19 +15,19 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from transformers import CLIPConfig, CLIPModel, CLIPTokenizer, CLIPVisionConfig
+from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTokenizer, CLIPVisionConfig
 
 from guided_diffusers.losses import process_of
-from guided_diffusers.models import NoiseAwareCLIP
+from guided_diffusers.models import NoiseAwareClassifier, NoiseAwareCLIP
 from guided_diffusers.schedulers import describe_process
 from guided_diffusers.training import clip as cp
 from guided_diffusers.training.captions import text_config_for, train_tokenizer
 from guided_diffusers.training.classifier import ValidationConfig
-from guided_diffusers.training.config import TrainingConfig, option, parse_config
+from guided_diffusers.training.config import TrainingConfig, arguments, option, parse_config
 from guided_diffusers.training.data import DataConfig, ImageTextDataset
 from guided_diffusers.training.engine import make_accelerator, train
 from guided_diffusers.training.images import Images, image_arguments, load_autoencoder
-from guided_diffusers.training.setup import make_scheduler
+from guided_diffusers.training.setup import make_scheduler, run_script
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +36,7 @@ class TextConfig:
 
     vocabulary_size: int = option(1024, "of the tokenizer: an upper limit")
     context_length: int = option(77, "in tokens, the two special ones included")
-    model: dict[str, Any] = field(default_factory=dict, metadata={"help": "CLIPTextConfig's arguments"})
+    model: dict[str, Any] = arguments("CLIPTextConfig's arguments", CLIPTextConfig)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,8 +50,8 @@ class ClipConfig:
     pretrained: str | None = option(None, "folder or Hub id of a model with its tokenizer; null: new ones")
     projection_dim: int = option(64, "of the space in which images and texts meet")
     text: TextConfig = field(default_factory=TextConfig)
-    image: dict[str, Any] = field(
-        default_factory=dict, metadata={"help": "CLIPVisionConfig's arguments; NoiseAwareClassifier's"}
+    image: dict[str, Any] = arguments(
+        "CLIPVisionConfig's arguments; NoiseAwareClassifier's", CLIPVisionConfig, NoiseAwareClassifier
     )
     scheduler: str = option("GuidedDDPMScheduler", "class of ours or of diffusers: the noise process")
     scheduler_arguments: dict[str, Any] = field(default_factory=dict, metadata={"help": "its arguments"})
@@ -120,4 +120,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

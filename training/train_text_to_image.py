@@ -14,17 +14,17 @@ from typing import Any, Literal
 
 import torch
 from diffusers import UNet2DConditionModel
-from transformers import CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from guided_diffusers.checkpoints import component_source
 from guided_diffusers.models import VariationalAutoencoder
 from guided_diffusers.training import text_to_image as t2i
 from guided_diffusers.training.cache import cached_embeddings, cached_latents
 from guided_diffusers.training.captions import text_config_for, train_tokenizer
-from guided_diffusers.training.config import TrainingConfig, option, parse_config
+from guided_diffusers.training.config import TrainingConfig, arguments, option, parse_config
 from guided_diffusers.training.data import DataConfig, ImageTextDataset
 from guided_diffusers.training.engine import make_accelerator, make_optimizer, train
-from guided_diffusers.training.setup import make_scheduler
+from guided_diffusers.training.setup import make_scheduler, run_script
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +36,7 @@ class TextConfig:
     subfolders: bool = option(True, "it is a pipeline's: text_encoder/ and tokenizer/ inside")
     vocabulary_size: int = option(1024, "of a new tokenizer, trained on the captions: an upper limit")
     context_length: int = option(77, "of a new one, in tokens, the two special ones included")
-    model: dict[str, Any] = field(default_factory=dict, metadata={"help": "CLIPTextConfig's arguments"})
+    model: dict[str, Any] = arguments("CLIPTextConfig's arguments", CLIPTextConfig)
 
     def __post_init__(self) -> None:
         """Check that there is something to freeze."""
@@ -54,7 +54,7 @@ class TextToImageConfig:
     data: DataConfig
     autoencoder: str = field(metadata={"help": "a trained one: folder, fashion-32/vae or Hub id"})
     text: TextConfig = field(default_factory=TextConfig)
-    unet: dict[str, Any] = field(default_factory=dict, metadata={"help": "UNet2DConditionModel's arguments"})
+    unet: dict[str, Any] = arguments("UNet2DConditionModel's arguments", UNet2DConditionModel)
     unet_pretrained: str | None = option(None, "folder or Hub id of a UNet2DConditionModel to start from")
     scheduler: str = option("GuidedDDIMScheduler", "class of ours or of diffusers, saved for sampling")
     scheduler_arguments: dict[str, Any] = field(default_factory=dict, metadata={"help": "its arguments"})
@@ -136,4 +136,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -22,9 +22,10 @@ from guided_diffusers.models import VariationalAutoencoder
 from guided_diffusers.schedulers import GuidedDDPMScheduler
 from guided_diffusers.training import unconditional as un
 from guided_diffusers.training.cache import cached_latents
-from guided_diffusers.training.config import TrainingConfig, option, parse_config
+from guided_diffusers.training.config import TrainingConfig, arguments, option, parse_config
 from guided_diffusers.training.data import DataConfig, ImageTextDataset
 from guided_diffusers.training.engine import make_accelerator, train
+from guided_diffusers.training.setup import run_script
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,9 +36,9 @@ class UnconditionalConfig:
     data: DataConfig
     label_column: str | None = option(None, "column of class numbers; null: unconditional")
     autoencoder: str | None = option(None, "folder, fashion-32/vae or Hub id; null: pixels")
-    unet: dict[str, Any] = field(default_factory=dict, metadata={"help": "UNet2DModel's arguments"})
+    unet: dict[str, Any] = arguments("UNet2DModel's arguments", UNet2DModel)
     unet_pretrained: str | None = option(None, "folder or Hub id of a UNet2DModel to start from")
-    scheduler: dict[str, Any] = field(default_factory=dict, metadata={"help": "GuidedDDPMScheduler's"})
+    scheduler: dict[str, Any] = arguments("GuidedDDPMScheduler's", GuidedDDPMScheduler)
     objective: un.ObjectiveConfig = field(default_factory=un.ObjectiveConfig)
     validation: un.ValidationConfig = field(default_factory=un.ValidationConfig)
 
@@ -108,4 +109,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

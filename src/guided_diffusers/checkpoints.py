@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from pathlib import Path
 
 _FOLDER = Path(__file__).parent / "checkpoints_data"
@@ -37,6 +39,39 @@ def pretrained(name: str) -> Path:
             "A folder or a Hub repository goes to from_pretrained directly."
         )
     return _FOLDER / name
+
+
+def fingerprint(folder: str | Path) -> str:
+    """What identifies the components of a pipeline's folder: a hash over their weights and configurations.
+
+    Left out is what a call may replace (scheduler, default guidance), and weights of a variant.
+
+    Args:
+        folder: A folder in diffusers' format.
+
+    Returns:
+        "sha256:" and 64 hexadecimal digits.
+
+    Raises:
+        OSError: There is no model_index.json, or a file cannot be read.
+    """
+    from guided_diffusers.safety import components_of, weights_kind
+
+    folder = Path(folder)
+    components = components_of(json.loads((folder / "model_index.json").read_text(encoding="utf-8")))
+    total = hashlib.sha256()
+    for path in sorted(path for name in components for path in (folder / name).glob("*.*")):
+        kind = weights_kind(path.name)
+        if path.parent.name == "scheduler" or path.suffix not in _DECIDING or (kind and kind[1]):
+            continue
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        total.update(f"{path.relative_to(folder).as_posix()} {digest}\n".encode())
+    return f"sha256:{total.hexdigest()}"
+
+
+_DECIDING = (".json", ".safetensors", ".txt", ".model")
+"""Endings of the files that decide what a component computes: weights, configurations, vocabularies."""
 
 
 def component_source(name: str) -> str:

@@ -121,8 +121,13 @@ def test_a_weak_network_comes_with_the_checkpoint_and_serves_its_default_guidanc
     expected = latents_of(pipeline, guidance=by_hand)
     torch.testing.assert_close(latents_of(pipeline), expected, rtol=0, atol=0)
     assert (expected - latents_of(pipeline, guidance_scale=2)).abs().max() > 1e-3
-    with pytest.raises(ValueError, match="weak"):
+    with pytest.raises(ValueError, match="give weak_unet, or another default_guidance, such as a scale"):
         TextToImagePipeline.from_pretrained(tmp_path, weak_unet=None)
+    scaled = TextToImagePipeline.from_pretrained(tmp_path, weak_unet=None, default_guidance=2.0)
+    assert (expected - latents_of(scaled)).abs().max() > 1e-3
+    pipeline.weak_unet = None  # taken away later
+    with pytest.raises(ValueError, match="give guidance_scale, or load the pipeline with its weak_unet"):
+        pipeline("a", num_inference_steps=1)
 
 
 def test_classifier_guidance_moves_the_sample_uphill(pipeline: TextToImagePipeline) -> None:

@@ -4,8 +4,17 @@ import json
 from dataclasses import dataclass, field
 
 import pytest
+from diffusers import UNet2DModel
 
-from guided_diffusers.training.config import TrainingConfig, build_config, option, parse_config, to_json
+from guided_diffusers.training.config import (
+    TrainingConfig,
+    arguments,
+    build_config,
+    option,
+    parse_config,
+    to_json,
+)
+from guided_diffusers.training.setup import make_scheduler, run_script
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +34,11 @@ def yaml_file(tmp_path):
         "network: {layers: 2, act: silu}\n"
     )
     return str(path)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Network:
+    network: dict[str, object] = arguments("UNet2DModel's arguments", UNet2DModel)
 
 
 def test_the_command_line_overrides_yaml_which_overrides_defaults(yaml_file):
@@ -71,6 +85,32 @@ def test_a_bad_key_or_value_is_named(yaml_file, capsys, argv, words):
     message = capsys.readouterr().err.splitlines()[-1]
     assert exit.value.code == 2
     assert all(word in message for word in words), message
+
+
+def test_an_argument_that_a_model_does_not_have_is_named(capsys):
+    with pytest.raises(SystemExit) as end:
+        parse_config(Network, ["--network.sampel_size", "8", "--dry_run"])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert end.value.code == 2
+    assert "'network.sampel_size': did you mean 'network.sample_size'? (arguments of UNet2DModel)" in line
+    assert build_config(Network, {"network": {"sample_size": 8}}).network == {"sample_size": 8}
+
+
+def test_a_scheduler_s_unknown_argument_is_named():
+    with pytest.raises(ValueError, match="scheduler_arguments.beta_strat.*did you mean.*beta_start"):
+        make_scheduler("GuidedDDPMScheduler", {"beta_strat": 0.1})
+
+
+def test_a_script_ends_in_one_line(monkeypatch, capsys):
+    def main():
+        raise ValueError("no such\nfolder")
+
+    with pytest.raises(SystemExit) as end:
+        run_script(main)
+    assert (end.value.code, capsys.readouterr().err) == (1, "error: no such folder\n")
+    monkeypatch.setenv("GUIDED_DIFFUSERS_DEBUG", "1")
+    with pytest.raises(ValueError, match="no such"):
+        run_script(main)
 
 
 @pytest.mark.parametrize(

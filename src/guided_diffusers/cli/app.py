@@ -1,25 +1,28 @@
 """The command line: its commands, and how errors end it.
 
-Exit codes: 0 done; 1 failed, and one line on standard error says why; 2 wrong usage.
+Exit codes: 0 done; 1 failed, and one line on standard error says why; 2 wrong usage; 130 Ctrl-C.
 """
 
 from __future__ import annotations
 
-import json
+import inspect
 import os
 import sys
-from pathlib import Path
-from typing import Annotated
+import warnings
+from collections.abc import Callable
+from typing import Annotated, Any
 
 import typer
 
 from guided_diffusers.cli.convert import convert_adm, convert_ldm
-from guided_diffusers.cli.drawing import SCHEDULERS, draw, load_pipeline, save
 from guided_diffusers.cli.evaluate import evaluate
+from guided_diffusers.cli.generate import generate
 from guided_diffusers.cli.hub import pull, push
 from guided_diffusers.cli.info import info
 from guided_diffusers.cli.likelihood import likelihood
+from guided_diffusers.cli.output import answering
 from guided_diffusers.cli.sweep import sweep
+from guided_diffusers.cli.train import CONTEXT_SETTINGS, train
 
 app = typer.Typer(
     name="guided-diffusers",
@@ -28,69 +31,51 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-
-Prompts = Annotated[list[str], typer.Argument(help="What to draw; each prompt gets a row of the grid.")]
-Checkpoint = Annotated[str, typer.Option(help="A shipped checkpoint, a folder, or a Hub repository.")]
-Output = Annotated[Path, typer.Option(help="The folder to write to.")]
-NumImages = Annotated[int, typer.Option(min=1, help="Images for each prompt.")]
-GuidanceScale = Annotated[
-    float | None,
-    typer.Option(help="1 is unguided; more follows the prompt more.", show_default="checkpoint's own"),
-]
-NegativePrompt = Annotated[str | None, typer.Option(help="What to steer away from.")]
-Steps = Annotated[int | None, typer.Option(min=1, help="Denoising steps.", show_default="pipeline's own")]
-Seed = Annotated[int, typer.Option(min=0, help="Image k of a prompt depends on this and k only.")]
-Scheduler = Annotated[
-    str | None, typer.Option(help=f"One of: {', '.join(SCHEDULERS)}.", show_default="checkpoint's own")
-]
-BatchSize = Annotated[int, typer.Option(min=1, help="Images drawn at once.")]
-Device = Annotated[str | None, typer.Option(help="Where to draw.", show_default="cuda, else cpu")]
-Grid = Annotated[bool, typer.Option(help="Save all images as one labelled picture too, grid.png.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of the paths.")]
-
-
-@app.command()
-def generate(
-    prompts: Prompts,
-    checkpoint: Checkpoint = "fashion-32",
-    output: Output = Path("outputs"),
-    num_images: NumImages = 1,
-    guidance_scale: GuidanceScale = None,
-    negative_prompt: NegativePrompt = None,
-    steps: Steps = None,
-    seed: Seed = 0,
-    scheduler: Scheduler = None,
-    batch_size: BatchSize = 16,
-    device: Device = None,
-    grid: Grid = True,
-    json_output: Json = False,
-) -> None:
-    """Draw images for text prompts, save them as PNG files and print their paths."""
-    if scheduler is not None and scheduler not in SCHEDULERS:
-        allowed = ", ".join(SCHEDULERS)
-        raise typer.BadParameter(f"{scheduler!r} is none of {allowed}", param_hint="--scheduler")
-    pipeline = load_pipeline(checkpoint, scheduler, device)
-    pipeline.set_progress_bar_config(disable=not sys.stderr.isatty())
-    options = {"guidance_scale": guidance_scale, "num_inference_steps": steps}
-    given = {name: value for name, value in options.items() if value is not None}
-    images = draw(pipeline, prompts, num_images, seed, batch_size, negative_prompt, **given)
-    records, grid_path = save(images, prompts, seed, output, grid)
-    if json_output:
-        summary = {"checkpoint": checkpoint, "images": records, "grid": grid_path and str(grid_path)}
-        typer.echo(json.dumps(summary, indent=2))
-    else:
-        for path in [record["path"] for record in records] + ([grid_path] if grid_path else []):
-            typer.echo(path)
+CONTEXT = {train: CONTEXT_SETTINGS}
+EXAMPLES: dict[Callable[..., Any], tuple[str, ...]] = {
+    generate: (
+        'generate "a photo of a sneaker" "a photo of a bag" --num-images 8',
+        'generate "a photo of a coat" --guidance-scale 3 --scheduler dpmsolver++ --steps 20',
+        "generate --from-image outputs/00-a-photo-of-a-coat-seed0-00.png",
+    ),
+    train: (
+        "train --list",
+        "train autoencoder --config fashion_autoencoder --dry_run",
+        "train text-to-image --config my.yaml --training.num_images 1000 --processes 2",
+    ),
+    evaluate: (
+        "evaluate generated/ --real real/",
+        "evaluate runs/drawn --real data/fashion/test.parquet --checkpoint fashion-32 --num-images 2000",
+    ),
+    sweep: (
+        "sweep benchmarks/sweeps/fashion-32.yaml --output runs/sweep",
+        "sweep my.yaml --output runs/mine --adopt checkpoint/",
+    ),
+    likelihood: ("likelihood --checkpoint runs/pixels/final --data data/fashion/test.parquet --crop 28",),
+    info: ("info fashion-32", "info you/your-model --json"),
+    push: (
+        "push runs/fashion_text_to_image/final you/your-model",
+        "push checkpoint/ you/your-model --private --with-code",
+    ),
+    pull: ("pull you/your-model checkpoint", "pull you/your-model checkpoint --revision v1 --replace"),
+    convert_adm: (
+        "convert-adm 64x64_diffusion.pt --kind unet --preset 64 --output adm-64 --allow-pickle",
+        "convert-adm classifier.safetensors --kind classifier --flags flags.json --output adm-classifier",
+    ),
+    convert_ldm: ("convert-ldm model.ckpt --config autoencoder.yaml --output vae --allow-pickle",),
+}
+"""Every command, in the order of the help, with examples of its use."""
 
 
-app.command()(likelihood)
-app.command()(evaluate)
-app.command()(sweep)
-app.command()(convert_adm)
-app.command()(convert_ldm)
-app.command()(push)
-app.command()(pull)
-app.command()(info)
+def _help(command: Callable[..., Any]) -> str:
+    """What a command does, examples (after a backspace typer keeps lines as they are), the rest."""
+    about, _, rest = inspect.cleandoc(command.__doc__ or "").partition("\n\n")
+    examples = "\n".join(f"  guided-diffusers {example}" for example in EXAMPLES[command])
+    return f"{about}\n\n\b\nFor example:\n{examples}\n\n{rest}"
+
+
+for _command in EXAMPLES:
+    app.command(help=_help(_command), context_settings=CONTEXT.get(_command))(answering(_command))
 
 
 def _print_version(wanted: bool) -> None:
@@ -106,19 +91,53 @@ Version = Annotated[
 ]
 
 
-@app.callback()
+HELP = """Guided diffusion on top of diffusers: draw images, train models, measure and share them.
+
+\b
+For example:
+  guided-diffusers generate "a photo of a sneaker"       from the checkpoint that ships
+  guided-diffusers train --list                          what can be trained
+  guided-diffusers evaluate generated/ --real real/      figures of any model's images
+  guided-diffusers COMMAND --help                        what a command does, with examples
+
+Every command takes --json: one JSON object on standard output, and nothing else there.
+
+\b
+Exit codes:
+  0    done
+  1    failed; one line on standard error says why
+       (with GUIDED_DIFFUSERS_DEBUG=1 the traceback)
+  2    wrong usage
+  130  stopped by Ctrl-C
+  `train` ends with the code of the run.
+"""
+
+
+@app.callback(help=HELP)
 def root(version: Version = False) -> None:
-    """Guided diffusion on top of diffusers."""
+    """What stands before the command."""
 
 
 def main() -> None:
     """Runs the command line and ends the process. With GUIDED_DIFFUSERS_DEBUG=1, errors show a traceback."""
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {' '.join(str(message).split())}\n"
     try:
-        app()
+        sys.exit(app(standalone_mode=False) or 0)
     except Exception as error:  # a user gets one line, whatever it is; the traceback is for who asks
+        if hasattr(error, "format_message"):  # wrong usage, by typer
+            no_arguments = type(error).__name__ == "NoArgsIsHelpError"  # its message is the help
+            print(error.format_message() if no_arguments else f"error: {_usage(error)}", file=sys.stderr)
+            sys.exit(error.exit_code)
         if os.environ.get("GUIDED_DIFFUSERS_DEBUG", "0") not in ("", "0"):
             raise
         reason = " ".join(str(error).split()) or "no reason given"
         kind = "" if isinstance(error, ValueError | TypeError | OSError) else f"{type(error).__name__}: "
         print(f"error: {kind}{reason}", file=sys.stderr)
         sys.exit(1)
+
+
+def _usage(error: Any) -> str:
+    """What was wrong about the usage and where the right one is said, in one line."""
+    command = getattr(getattr(error, "ctx", None), "command_path", "guided-diffusers")
+    text = " ".join(error.format_message().split()).removeprefix("Invalid value: ")
+    return f"{text} ({command} --help)"

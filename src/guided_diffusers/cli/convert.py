@@ -63,10 +63,11 @@ def convert_adm(
     flags: FlagsFile = None,
     allow_pickle: AllowPickle = False,
     json_output: Json = False,
-) -> None:
-    """Convert a published ADM checkpoint, a denoiser or a noise-aware classifier, to diffusers' format.
+) -> dict[str, Any]:
+    """Convert a published ADM checkpoint to diffusers' format.
 
-    The flags come from --preset or --flags: the checkpoint does not say how its attention is laid out.
+    A denoiser or a noise-aware classifier. The flags come from --preset or --flags: the checkpoint does not
+    say how its attention is laid out.
     """
     from guided_diffusers import convert
 
@@ -77,7 +78,7 @@ def convert_adm(
         raise typer.BadParameter(f"{preset!r} is none of {', '.join(presets)}", param_hint="--preset")
     config = presets[preset] if flags is None else read_mapping(flags)
     function = convert.adm_unet if kind is Kind.UNET else convert.adm_classifier
-    _write(function(read_checkpoint(checkpoint, allow_pickle), config), output, json_output)
+    return _write(function(read_checkpoint(checkpoint, allow_pickle), config), output, json_output)
 
 
 def convert_ldm(
@@ -86,13 +87,15 @@ def convert_ldm(
     output: Output,
     allow_pickle: AllowPickle = False,
     json_output: Json = False,
-) -> None:
-    """Convert a KL autoencoder of latent-diffusion to diffusers' format; its latents stay the raw ones."""
+) -> dict[str, Any]:
+    """Convert an autoencoder of latent diffusion to diffusers' format.
+
+    A KL autoencoder; its latents stay the raw ones.
+    """
     from guided_diffusers.convert import ldm_autoencoder
 
-    _write(
-        ldm_autoencoder(read_checkpoint(checkpoint, allow_pickle), read_mapping(config)), output, json_output
-    )
+    model = ldm_autoencoder(read_checkpoint(checkpoint, allow_pickle), read_mapping(config))
+    return _write(model, output, json_output)
 
 
 def read_checkpoint(path: Path, allow_pickle: bool = False) -> dict[str, Tensor]:
@@ -151,11 +154,10 @@ def read_mapping(path: Path) -> dict[str, Any]:
     return values
 
 
-def _write(model: nn.Module, output: Path, json_output: bool) -> None:
+def _write(model: nn.Module, output: Path, json_output: bool) -> dict[str, Any]:
     model.save_pretrained(output)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     name = type(model).__name__
-    if json_output:
-        typer.echo(json.dumps({"path": str(output), "class": name, "parameters": parameters}, indent=2))
-    else:
+    if not json_output:
         typer.echo(f"{output}: {name}, {parameters:,} parameters")
+    return {"path": str(output), "class": name, "parameters": parameters}

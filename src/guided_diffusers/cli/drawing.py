@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import re
+import sys
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import typer
 
 if TYPE_CHECKING:
     from PIL import Image
 
     from guided_diffusers import TextToImagePipeline
+    from guided_diffusers.pipelines.record import ImageRecord
 
 SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
     "ddim": ("guided_diffusers.GuidedDDIMScheduler", {}),
@@ -27,7 +32,7 @@ SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def load_pipeline(
-    checkpoint: str, scheduler: str | None = None, device: str | None = None
+    checkpoint: str, scheduler: str | None = None, device: str | None = None, revision: str | None = None
 ) -> TextToImagePipeline:
     """The pipeline of a folder, a shipped checkpoint or a Hub repository (owner/name), sought in this order.
 
@@ -35,6 +40,7 @@ def load_pipeline(
         checkpoint: Which.
         scheduler: A key of SCHEDULERS; it takes over the noise schedule of the checkpoint's own, the default.
         device: The default is cuda where there is one, else cpu.
+        revision: Of a Hub repository: branch, tag or commit.
 
     Raises:
         ValueError: There is no such checkpoint.
@@ -44,27 +50,55 @@ def load_pipeline(
     from diffusers.utils import logging
     from transformers.utils import logging as transformers_logging
 
-    from guided_diffusers import TextToImagePipeline, pretrained
-    from guided_diffusers.checkpoints import shipped
+    from guided_diffusers import TextToImagePipeline
 
-    source: str | Path = checkpoint
+    source = local_folder(checkpoint) or checkpoint
+    if isinstance(source, Path) and not (source / "model_index.json").is_file():
+        raise ValueError(f"checkpoint={checkpoint!r} is a folder without a model_index.json")
+    for library in (logging, transformers_logging):
+        library.disable_progress_bar()  # of loading; drawing has its own
+    pipeline = TextToImagePipeline.from_pretrained(source, revision=revision)
+    if scheduler is not None:
+        pipeline.scheduler = make_scheduler(scheduler, pipeline.scheduler.config)
+    return pipeline.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def local_folder(checkpoint: str) -> Path | None:
+    """The folder of a checkpoint that is here: given as such, or shipped; None for a Hub repository.
+
+    Raises:
+        ValueError: It is none of the three.
+    """
+    from guided_diffusers.checkpoints import pretrained, shipped
+
     if Path(checkpoint).is_dir():
-        source = Path(checkpoint)
-        if not (source / "model_index.json").is_file():
-            raise ValueError(f"checkpoint={checkpoint!r} is a folder without a model_index.json")
-    elif checkpoint in shipped():
-        source = pretrained(checkpoint)
-    elif checkpoint.count("/") != 1:
+        return Path(checkpoint)
+    if checkpoint in shipped():
+        return pretrained(checkpoint)
+    if checkpoint.count("/") != 1:
         raise ValueError(
             f"checkpoint={checkpoint!r} is no folder, no Hub repository (owner/name) and no checkpoint that "
             f"ships with the package, which are: {', '.join(shipped())}"
         )
-    for library in (logging, transformers_logging):
-        library.disable_progress_bar()  # of loading; drawing has its own
-    pipeline = TextToImagePipeline.from_pretrained(source)
-    if scheduler is not None:
-        pipeline.scheduler = make_scheduler(scheduler, pipeline.scheduler.config)
-    return pipeline.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    return None
+
+
+def identify(checkpoint: str, revision: str | None = None) -> str:
+    """What a checkpoint that has been loaded was: "sha256:..." of a folder, "commit:..." of a repository."""
+    from guided_diffusers.checkpoints import fingerprint
+
+    folder = local_folder(checkpoint)
+    if folder is not None:
+        return fingerprint(folder)
+    from huggingface_hub import snapshot_download
+
+    return f"commit:{Path(snapshot_download(checkpoint, revision=revision, local_files_only=True)).name}"
+
+
+def check_scheduler_name(name: str | None) -> None:
+    """Refuse a scheduler that SCHEDULERS does not have, as wrong usage."""
+    if name is not None and name not in SCHEDULERS:
+        raise typer.BadParameter(f"{name!r} is none of {', '.join(SCHEDULERS)}", param_hint="--scheduler")
 
 
 def make_scheduler(name: str, config: dict[str, Any]) -> Any:
@@ -74,62 +108,71 @@ def make_scheduler(name: str, config: dict[str, Any]) -> Any:
     return getattr(import_module(library), class_name).from_config(config, **overrides)
 
 
-def draw(
-    pipeline: TextToImagePipeline,
-    prompts: list[str],
-    num_images: int,
-    seed: int,
-    batch_size: int,
-    negative_prompt: str | None = None,
-    **options: Any,
-) -> list[list[Image.Image]]:
-    """Draws `num_images` images for each prompt, image k from the noise of (seed, k) alone.
+def draw_call(pipeline: TextToImagePipeline, call: ImageRecord) -> list[Image.Image]:
+    """An image for each job of a call: the prompt of a number, and the noise of (seed, index) alone.
 
-    So an image depends neither on the other prompts nor on `num_images` or `batch_size`, and the images of a
-    grid's column share their noise.
-
-    Args:
-        pipeline: Draws.
-        prompts: What to draw.
-        num_images: For each prompt.
-        seed: Of the noise.
-        batch_size: Images drawn at once.
-        negative_prompt: For all of them; None for none.
-        options: More arguments of the pipeline's call.
+    So an image depends on the jobs it is drawn with by no more than the rounding of sums, and images of one
+    index share their noise. Progress is shown on a terminal.
     """
     from guided_diffusers.randomness import generator_for
 
-    jobs = [(row, index) for row in range(len(prompts)) for index in range(num_images)]
-    images: list[list[Image.Image]] = [[] for _ in prompts]
-    for start in range(0, len(jobs), batch_size):
-        batch = jobs[start : start + batch_size]
-        drawn = pipeline(
-            prompt=[prompts[row] for row, _ in batch],
-            negative_prompt=None if negative_prompt is None else [negative_prompt] * len(batch),
-            generator=[generator_for(seed, index) for _, index in batch],
-            **options,
+    pipeline.set_progress_bar_config(disable=not sys.stderr.isatty())
+    guidance = pipeline.guidance_from_config(call.guidance)
+    negative, images = call.negative_prompt, []
+    for start in range(0, len(call.jobs), call.batch_size):
+        batch = call.jobs[start : start + call.batch_size]
+        images += pipeline(
+            prompt=[call.prompts[prompt] for prompt, _ in batch],
+            negative_prompt=None if negative is None else [negative] * len(batch),
+            generator=[generator_for(call.seed, index) for _, index in batch],
+            guidance=guidance,
+            num_inference_steps=call.steps,
         ).images
-        for (row, _), image in zip(batch, drawn, strict=True):
-            images[row].append(image)
     return images
 
 
-def save(
-    images: list[list[Image.Image]], prompts: list[str], seed: int, folder: Path, grid: bool
-) -> tuple[list[dict[str, Any]], Path | None]:
-    """Writes one PNG for each image, at its own size, and the labelled grid; says what was written where."""
+def save(images: Sequence[Image.Image], call: ImageRecord, folder: Path) -> list[Path]:
+    """Writes one PNG for each image of a call, at its own size, each with its record; says where."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for number, (image, (row, index)) in enumerate(zip(images, call.jobs, strict=True)):
+        words = re.sub(r"[^a-z0-9]+", "-", call.prompts[row].lower())[:48].strip("-") or "prompt"
+        paths.append(folder / f"{row:02d}-{words}-seed{call.seed}-{index:02d}.png")
+        save_png(image, call.image(number), paths[-1])
+    return paths
+
+
+def save_png(image: Image.Image, record: ImageRecord, path: Path) -> None:
+    """Writes a PNG that says how it was made."""
+    from guided_diffusers.pipelines.record import png_info
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image.save(path, pnginfo=png_info(record))
+
+
+def grid_of(images: Sequence[Image.Image], call: ImageRecord) -> Image.Image:
+    """All images of a call as one picture, a labelled row a prompt."""
     from guided_diffusers.evaluation.grid import labelled_grid
 
-    folder.mkdir(parents=True, exist_ok=True)
-    records = []
-    for row, (prompt, drawn) in enumerate(zip(prompts, images, strict=True)):
-        words = re.sub(r"[^a-z0-9]+", "-", prompt.lower())[:48].strip("-") or "prompt"
-        for index, image in enumerate(drawn):
-            path = folder / f"{row:02d}-{words}-seed{seed}-{index:02d}.png"
-            image.save(path)
-            records.append({"path": str(path), "prompt": prompt, "seed": seed, "index": index})
-    if not grid:
-        return records, None
-    path = folder / "grid.png"
-    labelled_grid(images, prompts).save(path)
-    return records, path
+    rows: list[list[Image.Image]] = [[] for _ in call.prompts]
+    for image, (row, _) in zip(images, call.jobs, strict=True):
+        rows[row].append(image)
+    return labelled_grid(rows, call.prompts)
+
+
+def summary(call: ImageRecord, paths: list[Path], grid: Path | None) -> dict[str, Any]:
+    """What `--json` prints."""
+    images = [
+        {"path": str(path), "prompt": call.prompts[row], "seed": call.seed, "index": index}
+        for path, (row, index) in zip(paths, call.jobs, strict=True)
+    ]
+    return {
+        "checkpoint": call.checkpoint,
+        "fingerprint": call.fingerprint,
+        "negative_prompt": call.negative_prompt,
+        "scheduler": call.scheduler_class,
+        "steps": call.steps,
+        "guidance": call.guidance,
+        "images": images,
+        "grid": grid and str(grid),
+    }

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from guided_diffusers.cli.drawing import SCHEDULERS, load_pipeline, make_scheduler
+from guided_diffusers.cli.drawing import SCHEDULERS, check_scheduler_name, load_pipeline, make_scheduler
 
 if TYPE_CHECKING:
     from guided_diffusers.evaluation import ImageSet
@@ -70,8 +70,10 @@ def evaluate(
     limit: Limit = None,
     device: Device = None,
     json_output: Json = False,
-) -> None:
-    """Measure images, of any model, against real ones: distances, agreement, diversity, copies.
+) -> dict[str, Any] | None:
+    """Measure any model's images against real ones.
+
+    Distances, agreement with the captions, diversity, copies of training images, each with an interval.
 
     Needs none of our models: a folder of PNG files against another is enough. With --checkpoint the images
     are drawn first; under `accelerate launch` the processes share the drawing, and the figures are the same.
@@ -90,7 +92,7 @@ def evaluate(
         options = (guidance_scale, steps, scheduler, seed, batch_size, image_format, device)
         images, compute = _drawn(checkpoint, truth, num_images, generated, processes, *options)
         if not processes.is_main_process:
-            return
+            return None
     else:
         images = read_images(generated, limit=limit)
     figures, pairs = evaluate_images(
@@ -105,16 +107,13 @@ def evaluate(
     if picture is not None and pairs is not None:
         picture.parent.mkdir(parents=True, exist_ok=True)
         pairs.save(picture)
-    _say(
-        {"images": len(images), "real_images": len(truth), "figures": figures, "compute": compute},
-        json_output,
-    )
+    results = {"images": len(images), "real_images": len(truth), "figures": figures, "compute": compute}
+    if not json_output:
+        _say(results)
+    return results
 
 
-def _say(results: dict[str, Any], json_output: bool) -> None:
-    if json_output:
-        typer.echo(json.dumps(results, indent=1))
-        return
+def _say(results: dict[str, Any]) -> None:
     typer.echo(f"{results['images']} images against {results['real_images']} real ones")
     for name, figure in results["figures"].items():
         typer.echo(f"{name}: {figure['value']:.5g} [{figure['low']:.5g}, {figure['high']:.5g}]")
@@ -137,6 +136,8 @@ def _drawn(
     device: str | None,
 ) -> tuple[ImageSet, dict[str, Any] | None]:
     """Draw images for captions of the real ones into a folder; the images, and what one cost."""
+    from huggingface_hub.utils import tqdm
+
     from guided_diffusers.evaluation import generate_images, generated_images, stratified_prompts
     from guided_diffusers.evaluation.evaluate import with_prompts
     from guided_diffusers.evaluation.sweep import Point
@@ -144,10 +145,7 @@ def _drawn(
     from guided_diffusers.pipelines.drawer import OWN_SCHEDULER, PipelineDrawer
     from guided_diffusers.pipelines.guided import FALLBACK_GUIDANCE_SCALE
 
-    if scheduler is not None and scheduler not in SCHEDULERS:
-        raise typer.BadParameter(
-            f"{scheduler!r} is none of {', '.join(SCHEDULERS)}", param_hint="--scheduler"
-        )
+    check_scheduler_name(scheduler)
     pipeline = load_pipeline(checkpoint, device=device)
     guidance = pipeline.config.default_guidance
     if guidance_scale is not None or guidance is None:
@@ -162,15 +160,17 @@ def _drawn(
         seed=seed,
     )
     prompts, drawer = stratified_prompts(real, count), PipelineDrawer(pipeline, make_scheduler)
-    generate_images(
-        lambda indices: drawer.draw(point, prompts, indices),
-        count,
-        folder,
-        settings={**point.to_dict(), **drawer.identity()},
-        batch_size=batch_size,
-        image_format=image_format,
-        processes=processes,
-    )
+    with tqdm(total=count, unit="image", disable=not sys.stderr.isatty()) as progress:
+        generate_images(
+            lambda indices: drawer.draw(point, prompts, indices),
+            count,
+            folder,
+            settings={**point.to_dict(), **drawer.identity()},
+            batch_size=batch_size,
+            image_format=image_format,
+            processes=processes,
+            on_images=progress.update,
+        )
     if not processes.is_main_process:
         return real, None
     images = with_prompts(generated_images(folder, count), prompts.texts, prompts.labels)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -45,11 +44,11 @@ def push(
     card: Card = None,
     new_card: NewCard = False,
     json_output: Json = False,
-) -> None:
-    """Push a checkpoint to the Hub: one commit, safetensors only, with a model card.
+) -> dict[str, Any]:
+    """Push a checkpoint to the Hub, in one commit.
 
-    The card is made from the files, from card.json and from evaluation.json beside them (what `evaluate
-    --json` printed); one that is there already is kept.
+    Safetensors only, with a model card. The card is made from the files, from card.json and from
+    evaluation.json beside them (what `evaluate --json` printed); one that is there already is kept.
     """
     from guided_diffusers.hub import push_folder
 
@@ -66,12 +65,11 @@ def push(
         card=card,
         new_card=new_card,
     )
-    if json_output:
-        typer.echo(json.dumps(asdict(pushed), indent=2))
-    elif pushed.changed:
+    if not json_output and pushed.changed:
         typer.echo(pushed.pr_url or pushed.commit_url)
-    else:
+    elif not json_output:
         typer.echo(f"nothing to push: {pushed.repo_id} has all of it")
+    return asdict(pushed)
 
 
 def pull(
@@ -81,16 +79,18 @@ def pull(
     token: Token = None,
     replace: Replace = False,
     json_output: Json = False,
-) -> None:
-    """Download a checkpoint from the Hub into a folder: complete, or not at all.
+) -> dict[str, Any]:
+    """Download a checkpoint from the Hub into a folder.
 
-    Stopped and given again, it goes on where it was.
+    Complete, or not at all: stopped and given again, it goes on where it was.
     """
     from guided_diffusers.hub import pull as pull_checkpoint
 
     _progress()
     path = pull_checkpoint(repo, folder, revision=revision, token=token, replace=replace)
-    typer.echo(json.dumps({"folder": str(path), "repo_id": repo}, indent=2) if json_output else path)
+    if not json_output:
+        typer.echo(path)
+    return {"folder": str(path), "repo_id": repo}
 
 
 def _progress() -> None:

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from guided_diffusers.cli.drawing import local_folder
 
 Checkpoint = Annotated[str, typer.Argument(help="A shipped checkpoint, a folder, or a Hub repository.")]
 Revision = Annotated[str | None, typer.Option(help="Of a Hub repository.", show_default="main")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
-def info(checkpoint: Checkpoint, revision: Revision = None, json_output: Json = False) -> None:
-    """Say what is in a checkpoint: components, parameters, sizes, schedule, default guidance."""
+def info(checkpoint: Checkpoint, revision: Revision = None, json_output: Json = False) -> dict[str, Any]:
+    """Say what is in a checkpoint, without loading it.
+
+    Its components with parameters and sizes, the noise schedule, the default guidance.
+    """
     from guided_diffusers.hub import inventory
 
     content = inventory(_folder(checkpoint, revision))
-    typer.echo(json.dumps(content, indent=2) if json_output else "\n".join(lines(content)))
+    if not json_output:
+        typer.echo("\n".join(lines(content)))
+    return content
 
 
 def lines(content: dict[str, Any]) -> list[str]:
@@ -48,17 +54,9 @@ def lines(content: dict[str, Any]) -> list[str]:
 
 def _folder(checkpoint: str, revision: str | None) -> Path:
     """The folder of a checkpoint; a repository is downloaded to the cache."""
-    from guided_diffusers.checkpoints import pretrained, shipped
-
-    if Path(checkpoint).is_dir():
-        return Path(checkpoint)
-    if checkpoint in shipped():
-        return pretrained(checkpoint)
-    if checkpoint.count("/") != 1:
-        raise ValueError(
-            f"checkpoint={checkpoint!r} is no folder, no Hub repository (owner/name) and no checkpoint that "
-            f"ships with the package, which are: {', '.join(shipped())}"
-        )
+    folder = local_folder(checkpoint)
+    if folder is not None:
+        return folder
     from huggingface_hub import snapshot_download
 
     from guided_diffusers.hub.errors import hub_errors

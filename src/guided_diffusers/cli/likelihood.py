@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -50,8 +49,11 @@ def likelihood(
     device: Device = None,
     plot: Plot = None,
     json_output: Json = False,
-) -> None:
-    """Bits a dimension of images under a denoiser of pixels: an unbiased estimate, or the full sum."""
+) -> dict[str, Any]:
+    """Measure bits a dimension under a denoiser of pixels.
+
+    The variational bound of each image: an unbiased estimate of it, or with --full the whole sum.
+    """
     from guided_diffusers.likelihood import estimated_bound, full_bound, plot_terms, with_variance
 
     unet, scheduler = load_denoiser(checkpoint, steps, device)
@@ -65,13 +67,16 @@ def likelihood(
         bounds = estimated_bound(unet, schedulers, pixels, draws, **options)
     if plot is not None:
         plot_terms(bounds, plot)
-    if json_output:
-        record = {"checkpoint": checkpoint, "data": str(data), "images": len(pixels), "seed": seed}
-        figures = {kind: bound.to_dict() for kind, bound in bounds.items()}
-        typer.echo(json.dumps({**record, "bounds": figures}, indent=2))
-    else:
+    if not json_output:
         for kind, bound in bounds.items():
             typer.echo(line(kind, bound))
+    return {
+        "checkpoint": checkpoint,
+        "data": str(data),
+        "images": len(pixels),
+        "seed": seed,
+        "bounds": {kind: bound.to_dict() for kind, bound in bounds.items()},
+    }
 
 
 def line(kind: str, bound: Bound) -> str:

@@ -34,9 +34,10 @@ def sweep(
     device: Device = None,
     adopt: Adopt = None,
     json_output: Json = False,
-) -> None:
-    """Compare ways of guiding on common prompts and seeds: distance, agreement, compute.
+) -> dict[str, Any] | None:
+    """Compare ways of guiding, on common prompts and seeds.
 
+    Distance to real images, agreement with the prompt and compute of each, their figures, and a winner.
     Resumable: every point is measured once. Under `accelerate launch` the processes share the points.
     """
     from accelerate import PartialState
@@ -56,11 +57,15 @@ def sweep(
 
     results = run_sweep(spec, drawer, ruler, data, output, processes=processes, on_point=on_point)
     if not processes.is_main_process:
-        return
+        return None
     paths = draw_figures(results, output)
-    if adopt is not None:
-        _adopt(results, adopt)
-    typer.echo(json.dumps(results, indent=1) if json_output else "\n".join(map(str, paths)))
+    adopted = None if adopt is None else _adopt(results, adopt)
+    if not json_output:
+        typer.echo("\n".join(map(str, paths)))
+        if adopted is not None:
+            guidance = json.dumps(results["verdict"]["winner"]["guidance"])
+            typer.echo(f"{adopted}: default_guidance is now {guidance}")
+    return results
 
 
 def line(record: Any, distance: str) -> str:
@@ -103,7 +108,7 @@ def _ruler(spec: SweepSpec, data: ImageSet) -> Ruler:
     )
 
 
-def _adopt(results: dict[str, Any], folder: Path) -> None:
+def _adopt(results: dict[str, Any], folder: Path) -> Path:
     """Write the winner into model_index.json as the default guidance, with the network that it needs.
 
     Raises:
@@ -122,4 +127,4 @@ def _adopt(results: dict[str, Any], folder: Path) -> None:
         config = json.loads((folder / weak / "config.json").read_text())
         index[WEAK_COMPONENT] = ["diffusers", config["_class_name"]]
     write_json_atomically(path, index)
-    typer.echo(f"{path}: default_guidance is now {json.dumps(guidance)}")
+    return path

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -66,19 +66,43 @@ class GuidedPipeline(SafePipeline):
         """Settle which guidance this call uses, before anything is computed."""
         inputs.check_one_of("guidance", guidance, "guidance_scale", guidance_scale, required=False)
         inputs.check_one_of("guidance", guidance, "guidance_interval", guidance_interval, required=False)
-        interval = GuidanceInterval.of(guidance_interval)
-        if guidance is None and guidance_scale is not None:
-            guidance = ClassifierFreeGuidance(checked_scale(guidance_scale, "guidance_scale"), interval)
-        elif guidance is None:
-            default = self.config.default_guidance
-            guidance = (
-                ClassifierFreeGuidance(FALLBACK_GUIDANCE_SCALE)
-                if default is None
-                else Guidance.from_config(default, **self._guidance_networks())
-            )
-            if interval is not None:
-                guidance = GuidanceSum(tuple(replace(term, interval=interval) for term in guidance.terms))
+        if guidance is None:
+            guidance = self.call_guidance(guidance_scale, guidance_interval)
         self._settle_guidance(guidance, images)
+
+    def call_guidance(
+        self,
+        guidance_scale: float | Sequence[float] | None = None,
+        guidance_interval: GuidanceInterval | Sequence[float] | None = None,
+    ) -> Guidance:
+        """The guidance of a call with these arguments: its `to_config()` is what a record of the call holds.
+
+        Args:
+            guidance_scale: Of classifier-free guidance; None for the checkpoint's default.
+            guidance_interval: Where all its terms are active; None for where they say.
+
+        Raises:
+            ValueError: A scale or an interval that is none, or a default that needs a network of others.
+        """
+        interval = GuidanceInterval.of(guidance_interval)
+        if guidance_scale is not None:
+            return ClassifierFreeGuidance(checked_scale(guidance_scale, "guidance_scale"), interval)
+        if self.config.default_guidance is None:
+            return ClassifierFreeGuidance(FALLBACK_GUIDANCE_SCALE, interval)
+        guidance = self.guidance_from_config(self.config.default_guidance)
+        if interval is None:
+            return guidance
+        return GuidanceSum(tuple(replace(term, interval=interval) for term in guidance.terms))
+
+    def guidance_from_config(self, config: Any) -> Guidance:
+        """The guidance that a configuration describes, with the pipeline's own networks.
+
+        Raises:
+            ValueError: A term that is unknown, or that needs a network which the pipeline does not have.
+        """
+        networks = self._guidance_networks()
+        _check_networks(config, networks, "give guidance_scale, or load the pipeline with its weak_unet")
+        return Guidance.from_config(config, **networks)
 
     def _settle_guidance(self, guidance: Any, images: int) -> None:
         """Begin a call under this guidance.
@@ -170,6 +194,14 @@ def default_guidance_config(guidance: Any, **networks: Any) -> list[dict[str, An
         )
     if isinstance(guidance, int | float):
         guidance = ClassifierFreeGuidance(float(guidance))
-    return (
-        guidance if isinstance(guidance, Guidance) else Guidance.from_config(guidance, **networks)
-    ).to_config()
+    if not isinstance(guidance, Guidance):
+        _check_networks(guidance, networks, "give weak_unet, or another default_guidance, such as a scale")
+        guidance = Guidance.from_config(guidance, **networks)
+    return guidance.to_config()
+
+
+def _check_networks(config: Any, networks: Mapping[str, Any], remedy: str) -> None:
+    """Raise ValueError, and say what to do, where a configuration needs a weak network that is not there."""
+    for term in [config] if isinstance(config, Mapping) else config:
+        if term.get("term") == "AutoGuidance" and "weak" not in networks:
+            raise ValueError(f"AutoGuidance needs a weak network, and the pipeline has none: {remedy}")

@@ -18,13 +18,14 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import inspect
 import json
 import types
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import MISSING, Field, asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NoReturn, TypeVar
 
 import yaml
 
@@ -42,6 +43,11 @@ _NOT_NEGATIVE = (
 def option(default: Any, description: str) -> Any:
     """A dataclass field with a default and the description that `--help` prints."""
     return field(default=default, metadata={"help": description})
+
+
+def arguments(description: str, *classes: type) -> Any:
+    """A field for a model's arguments, which are those of `classes`: another key is refused, and named."""
+    return field(default_factory=dict, metadata={"help": description, "arguments_of": classes})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,6 +151,22 @@ def build_config(cls: type[Config], tree: dict[str, Any], overrides: dict[str, A
     return _build(cls, tree, "")
 
 
+def check_arguments(given: Iterable[str], path: str, *classes: Any) -> None:
+    """Raise ValueError for the first of `given` that is an argument of none of the classes.
+
+    Args:
+        given: Names of arguments.
+        path: The key they are under.
+        classes: Their constructors' signatures are read.
+    """
+    known = list(dict.fromkeys(name for cls in classes for name in inspect.signature(cls).parameters))
+    for name in given:
+        if name not in known:
+            owner = " or ".join(cls.__name__ for cls in classes)
+            text = _unknown(f"{path}.{name}", [f"{path}.{other}" for other in known])
+            raise ValueError(f"{text} (arguments of {owner})")
+
+
 def to_json(config: Any) -> str:
     """The configuration as indented JSON, in the order of its fields."""
     return json.dumps(asdict(config), indent=2)
@@ -160,8 +182,13 @@ def _leaves(cls: type, prefix: str = "") -> Iterator[tuple[str, Any, Field]]:
             yield name, kind, item
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message} ({self.prog} --help)\n")
+
+
 def _parser(cls: type) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         usage="%(prog)s [--config FILE.yaml] [--dry_run] [--help] [--key value ...]",
         description=cls.__doc__,
         allow_abbrev=False,
@@ -225,6 +252,8 @@ def _build(cls: type, tree: dict[str, Any], prefix: str) -> Any:
             values[name] = _build(kind, child, path + ".")
         elif name in tree:
             values[name] = _coerce(tree[name], kind, path)
+            if classes := item.metadata.get("arguments_of"):
+                check_arguments(values[name], path, *classes)
         elif item.default is MISSING and item.default_factory is MISSING:
             raise ValueError(f"{path} is required: set it in the YAML file or by --{path}")
     return cls(**values)

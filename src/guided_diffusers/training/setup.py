@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import os
+import sys
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -12,7 +14,24 @@ from accelerate import Accelerator
 from torch import nn
 
 from .. import schedulers
-from .config import TrainingConfig
+from .config import TrainingConfig, check_arguments
+
+
+def run_script(main: Callable[[], None]) -> None:
+    """Run a script and end the process: what its user can mend is one line and exit code 1, Ctrl-C is 130.
+
+    Other errors have their traceback, and all have it with GUIDED_DIFFUSERS_DEBUG=1.
+    """
+    try:
+        main()
+    except KeyboardInterrupt:
+        print("stopped: the same command goes on from the last checkpoint", file=sys.stderr)
+        sys.exit(130)
+    except (ValueError, OSError, FloatingPointError) as error:
+        if os.environ.get("GUIDED_DIFFUSERS_DEBUG", "0") not in ("", "0"):
+            raise
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(1)
 
 
 def make_optimizer(config: TrainingConfig, parameters: Iterable[Any]) -> torch.optim.AdamW:
@@ -35,11 +54,12 @@ def make_scheduler(name: str, arguments: Mapping[str, Any]) -> Any:
     """A scheduler of ours or of diffusers, by its class's name.
 
     Raises:
-        ValueError: there is no such scheduler.
+        ValueError: there is no such scheduler, or it has no such argument.
     """
     cls = getattr(schedulers, name, None) or getattr(diffusers, name, None)
     if cls is None or not hasattr(cls, "set_timesteps"):
         raise ValueError(f"scheduler is {name!r}; allowed: a scheduler of ours or of diffusers")
+    check_arguments(arguments, "scheduler_arguments", cls)
     return cls(**arguments)
 
 
