@@ -21,6 +21,7 @@ from guided_diffusers.training.config import TrainingConfig, option, parse_confi
 from guided_diffusers.training.data import DataConfig, ImageTextDataset
 from guided_diffusers.training.denoised_latents import DenoisedLatents
 from guided_diffusers.training.engine import make_accelerator, train
+from guided_diffusers.training.setup import run_script
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,4 +94,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

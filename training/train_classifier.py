@@ -25,7 +25,7 @@ from guided_diffusers.training.encoder_start import start_from_encoder
 from guided_diffusers.training.engine import make_accelerator, train
 from guided_diffusers.training.images import image_arguments, load_autoencoder
 from guided_diffusers.training.labels import class_labels
-from guided_diffusers.training.setup import make_scheduler
+from guided_diffusers.training.setup import make_scheduler, run_script
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,4 +105,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

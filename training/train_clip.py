@@ -27,7 +27,7 @@ from guided_diffusers.training.config import TrainingConfig, option, parse_confi
 from guided_diffusers.training.data import DataConfig, ImageTextDataset
 from guided_diffusers.training.engine import make_accelerator, train
 from guided_diffusers.training.images import Images, image_arguments, load_autoencoder
-from guided_diffusers.training.setup import make_scheduler
+from guided_diffusers.training.setup import make_scheduler, run_script
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,4 +120,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -25,6 +25,7 @@ from guided_diffusers.training.cache import cached_latents
 from guided_diffusers.training.config import TrainingConfig, option, parse_config
 from guided_diffusers.training.data import DataConfig, ImageTextDataset
 from guided_diffusers.training.engine import make_accelerator, train
+from guided_diffusers.training.setup import run_script
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,4 +109,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import sys
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -12,7 +13,20 @@ from accelerate import Accelerator
 from torch import nn
 
 from .. import schedulers
+from ..files import full_disk
+from ..launch import start_processes
 from .config import TrainingConfig
+from .lock import FolderInUseError
+
+
+def run_script(main: Callable[[], None]) -> None:
+    """Run a script: a full disk, or a folder in use, ends it with one line and exit code 1."""
+    try:
+        main()
+    except Exception as error:
+        if full_disk(error) is None and not isinstance(error, FolderInUseError):
+            raise
+        sys.exit(f"error: {' '.join(str(error).split())}")
 
 
 def make_optimizer(config: TrainingConfig, parameters: Iterable[Any]) -> torch.optim.AdamW:
@@ -23,7 +37,11 @@ def make_optimizer(config: TrainingConfig, parameters: Iterable[Any]) -> torch.o
 
 
 def make_accelerator(config: TrainingConfig) -> Accelerator:
-    """The process group, device, precision and trackers that the configuration asks for."""
+    """The process group, device, precision and trackers that the configuration asks for.
+
+    Under `accelerate launch --cpu` with several processes, see `launch.start_processes`.
+    """
+    start_processes()
     return Accelerator(
         mixed_precision=config.mixed_precision,
         log_with=list(config.report_to) or None,
