@@ -1,7 +1,9 @@
 """The processes that `accelerate launch --cpu --num_processes N` is asked for.
 
 accelerate starts several processes on a CPU only under MPI (`--mpirun_hostfile`); without it, one, and says
-nothing. `start_processes` notices, and starts N of the same command by torch's own launcher, over gloo.
+nothing. `start_processes` notices, and starts N of the same command by torch's own launcher, over gloo. And
+under that launcher accelerate takes each process for the only one, unless it is told that this is a CPU: then
+each would do the whole work.
 """
 
 from __future__ import annotations
@@ -10,10 +12,28 @@ import logging
 import os
 import sys
 
+import torch
+from accelerate import PartialState
+
 logger = logging.getLogger(__name__)
 
 _STARTED = ("LOCAL_RANK", "RANK", "WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 """What a launcher of several processes sets, one or another of it."""
+
+
+def on_cpu(device: str | None = None) -> bool:
+    """Whether the work is done on the CPU: asked for, or nothing else is there."""
+    return device == "cpu" or (device is None and not torch.accelerator.is_available())
+
+
+def processes(device: str | None = None) -> PartialState:
+    """The processes that share the work of a command.
+
+    Args:
+        device: where it is done; None for what there is.
+    """
+    start_processes()
+    return PartialState(cpu=on_cpu(device))
 
 
 def start_processes() -> None:
@@ -34,8 +54,9 @@ def start_processes() -> None:
 
 def _missing_processes() -> int:
     """How many processes accelerate was asked for on this CPU and did not start; 0 of none."""
-    on_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true")
-    if not on_cpu or "MASTER_ADDR" not in os.environ or any(name in os.environ for name in _STARTED):
+    by_accelerate = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true")
+    several = "MASTER_ADDR" in os.environ and not any(name in os.environ for name in _STARTED)
+    if not (by_accelerate and several):
         return 0
     import psutil  # as accelerate has it
     from accelerate.commands.launch import launch_command_parser

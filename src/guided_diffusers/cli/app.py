@@ -65,16 +65,24 @@ def generate(
     grid: Grid = True,
     json_output: Json = False,
 ) -> None:
-    """Draw images for text prompts, save them as PNG files and print their paths."""
+    """Draw images for text prompts, save them as PNG files and print their paths.
+
+    Under `accelerate launch` the processes share the drawing, and the images are the same.
+    """
+    from guided_diffusers.launch import processes
+
     if scheduler is not None and scheduler not in SCHEDULERS:
         allowed = ", ".join(SCHEDULERS)
         raise typer.BadParameter(f"{scheduler!r} is none of {allowed}", param_hint="--scheduler")
+    sharing = processes(device)
     pipeline = load_pipeline(checkpoint, scheduler, device)
     pipeline.set_progress_bar_config(disable=not sys.stderr.isatty())
     options = {"guidance_scale": guidance_scale, "num_inference_steps": steps}
     given = {name: value for name, value in options.items() if value is not None}
-    images = draw(pipeline, prompts, num_images, seed, batch_size, negative_prompt, **given)
-    records, grid_path = save(images, prompts, seed, output, grid)
+    images = draw(pipeline, prompts, num_images, seed, batch_size, negative_prompt, sharing, **given)
+    records, grid_path = save(images, prompts, seed, output, grid, sharing)
+    if not sharing.is_main_process:
+        return
     if json_output:
         summary = {"checkpoint": checkpoint, "images": records, "grid": grid_path and str(grid_path)}
         typer.echo(json.dumps(summary, indent=2))

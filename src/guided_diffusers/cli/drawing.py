@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from guided_diffusers import TextToImagePipeline
+    from guided_diffusers.evaluation.generation import Processes
 
 SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
     "ddim": ("guided_diffusers.GuidedDDIMScheduler", {}),
@@ -81,8 +83,9 @@ def draw(
     seed: int,
     batch_size: int,
     negative_prompt: str | None = None,
+    processes: Processes | None = None,
     **options: Any,
-) -> list[list[Image.Image]]:
+) -> list[list[Image.Image | None]]:
     """Draws `num_images` images for each prompt, image k from the noise of (seed, k) alone.
 
     So an image depends neither on the other prompts nor on `num_images` or `batch_size`, and the images of a
@@ -95,13 +98,20 @@ def draw(
         seed: Of the noise.
         batch_size: Images drawn at once.
         negative_prompt: For all of them; None for none.
+        processes: Who shares the batches; None for this process alone.
         options: More arguments of the pipeline's call.
+
+    Returns:
+        A list for each prompt, None in the place of what another process draws.
     """
     from guided_diffusers.randomness import generator_for
 
     jobs = [(row, index) for row in range(len(prompts)) for index in range(num_images)]
-    images: list[list[Image.Image]] = [[] for _ in prompts]
-    for start in range(0, len(jobs), batch_size):
+    images: list[list[Image.Image | None]] = [[None] * num_images for _ in prompts]
+    share = (
+        slice(None) if processes is None else slice(processes.process_index, None, processes.num_processes)
+    )
+    for start in range(0, len(jobs), batch_size)[share]:
         batch = jobs[start : start + batch_size]
         drawn = pipeline(
             prompt=[prompts[row] for row, _ in batch],
@@ -109,16 +119,30 @@ def draw(
             generator=[generator_for(seed, index) for _, index in batch],
             **options,
         ).images
-        for (row, _), image in zip(batch, drawn, strict=True):
-            images[row].append(image)
+        for (row, index), image in zip(batch, drawn, strict=True):
+            images[row][index] = image
     return images
 
 
 def save(
-    images: list[list[Image.Image]], prompts: list[str], seed: int, folder: Path, grid: bool
+    images: list[list[Image.Image | None]],
+    prompts: list[str],
+    seed: int,
+    folder: Path,
+    grid: bool,
+    processes: Processes,
 ) -> tuple[list[dict[str, Any]], Path | None]:
-    """Writes one PNG for each image, at its own size, and the labelled grid; says what was written where."""
+    """Writes one PNG for each image, at its own size, and the labelled grid; says what was written where.
+
+    Each process writes the images that it has, and the main one the grid of all.
+
+    Raises:
+        DiskFullError: There was no room for a file; those that are there are whole.
+    """
+    from PIL import Image
+
     from guided_diffusers.evaluation.grid import labelled_grid
+    from guided_diffusers.files import write_atomically
 
     folder.mkdir(parents=True, exist_ok=True)
     records = []
@@ -126,10 +150,14 @@ def save(
         words = re.sub(r"[^a-z0-9]+", "-", prompt.lower())[:48].strip("-") or "prompt"
         for index, image in enumerate(drawn):
             path = folder / f"{row:02d}-{words}-seed{seed}-{index:02d}.png"
-            image.save(path)
+            if image is not None:
+                write_atomically(path, partial(image.save, format="png"))
             records.append({"path": str(path), "prompt": prompt, "seed": seed, "index": index})
-    if not grid:
+    processes.wait_for_everyone()
+    if not grid or processes.process_index != 0:
         return records, None
-    path = folder / "grid.png"
-    labelled_grid(images, prompts).save(path)
-    return records, path
+    paths = iter(record["path"] for record in records)
+    whole = [[Image.open(next(paths)) for _ in drawn] for drawn in images]
+    picture = labelled_grid(whole, prompts)
+    write_atomically(folder / "grid.png", lambda at: picture.save(at, format="png"))
+    return records, folder / "grid.png"

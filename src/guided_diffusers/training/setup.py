@@ -14,7 +14,7 @@ from torch import nn
 
 from .. import schedulers
 from ..files import full_disk
-from ..launch import start_processes
+from ..launch import on_cpu, start_processes
 from .config import TrainingConfig
 from .lock import FolderInUseError
 
@@ -43,6 +43,7 @@ def make_accelerator(config: TrainingConfig) -> Accelerator:
     """
     start_processes()
     return Accelerator(
+        cpu=on_cpu(),
         mixed_precision=config.mixed_precision,
         log_with=list(config.report_to) or None,
         project_dir=config.output_dir,
