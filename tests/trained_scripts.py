@@ -132,12 +132,16 @@ def command(name: str, folder: Path, shared: Path, **training: Any) -> list[str]
 
 
 def _judge(shared: Path) -> Path:
-    """A classifier's file for the perceptual distance."""
+    """A classifier's file for the perceptual distance.
+
+    A wide one: of few features all are near 0 somewhere, where their direction, and so the adaptive weight,
+    magnifies rounding ten thousand times.
+    """
     path = shared / "judge.safetensors"
     if not path.exists():
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            save_judge(Judge(JudgeConfig(image_size=16, width=4)).eval(), path)
+            save_judge(Judge(JudgeConfig(image_size=16, width=32)).eval(), path)
     return path
 
 

@@ -44,7 +44,7 @@ def start_processes() -> None:
     """
     count = _missing_processes()
     if count > 1:
-        logger.info("accelerate launch --cpu starts one process: torch's launcher starts %d", count)
+        logger.warning("accelerate launch --cpu starts one process: torch's launcher starts %d", count)
         launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
         command = [*launcher, "--nproc_per_node", str(count), *sys.orig_argv[1:]]
         sys.stdout.flush()

@@ -49,6 +49,7 @@ class Publisher:
         except OSError as error:  # such as a full disk, on a file system without links
             logger.warning("no push of %s: it could not be copied: %s", export, " ".join(str(error).split()))
             shutil.rmtree(copy, ignore_errors=True)
+            self._last = (images_seen, False)
             return
         with self._changed:
             dropped, self._waiting = self._waiting, images_seen
