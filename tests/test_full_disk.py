@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from trained_scripts import command, start, weights
+from trained_scripts import command, weights
 
 from guided_diffusers.cli import main
 from guided_diffusers.evaluation import Judge, JudgeConfig, save_judge
@@ -169,13 +169,12 @@ def test_a_cache_that_does_not_fit_is_an_error_and_no_signal(tmp_path):
 
 @real
 @pytest.mark.slow
-def test_training_says_what_it_goes_on_from_and_does_when_there_is_room(shared, tmp_path):
+def test_training_says_what_it_goes_on_from_and_does_when_there_is_room(unbroken, shared, tmp_path):
     """Disk full at some checkpoint; the one before is whole; with more room the run ends bit-equal."""
     words = command("autoencoder", tmp_path / "run", shared)
     file = Path(words[-1])
     file.write_text(file.read_text().replace(str(tmp_path / "run"), "/mnt/run"))
-    whole = tmp_path / "whole"
-    start("autoencoder", whole, shared).finish()
+    whole = unbroken("autoencoder")
     one = sum(path.stat().st_size for path in max((whole / "checkpoints").iterdir()).rglob("*.safetensors"))
     script = """
         "${@:2}" && exit 9 || test $? = 1

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-import trained_scripts
 from diffusers import UNet2DModel
 
 from guided_diffusers.randomness import randn_for
@@ -83,22 +82,3 @@ def run(tmp_path):
         return task, tmp_path / name
 
     return run_task
-
-
-@pytest.fixture(scope="session")
-def shared(tmp_path_factory):
-    """A folder of what runs of the scripts have in common: caches of the data, a judge."""
-    return tmp_path_factory.mktemp("shared")
-
-
-@pytest.fixture(scope="session")
-def unbroken(shared):
-    """The folder of a script's run in one process that nothing disturbed; each is run once."""
-
-    def folder_of(name):
-        folder = shared / name
-        if not folder.exists():
-            trained_scripts.start(name, folder, shared).finish()
-        return folder
-
-    return folder_of
