@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,3 +36,23 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tiny")
     _pipeline(default_guidance=2.0).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of what runs of the training scripts have in common: caches of the data, a judge."""
+    return tmp_path_factory.mktemp("shared")
+
+
+@pytest.fixture(scope="session")
+def unbroken(shared: Path) -> Callable[[str], Path]:
+    """The folder of a training script's run in one process that nothing disturbed; each is run once."""
+    from trained_scripts import start
+
+    def folder_of(name: str) -> Path:
+        folder = shared / name
+        if not folder.exists():
+            start(name, folder, shared).finish()
+        return folder
+
+    return folder_of

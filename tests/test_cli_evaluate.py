@@ -174,9 +174,17 @@ def test_mistakes_are_one_line(run, judge, arguments, message):
     assert code == 1 and message in errors and len(errors.strip().splitlines()) == 1
 
 
+LAUNCHERS = {
+    "torchrun": [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node"],
+    "accelerate": [Path(sys.executable).with_name("accelerate"), "launch", "--cpu", "--num_processes"],
+}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("command", ["evaluate", "sweep"])
-def test_two_processes_give_the_figures_of_one(tmp_path, tiny_folder, judge, command):
+@pytest.mark.parametrize(
+    ("command", "launcher"), [("evaluate", "torchrun"), ("sweep", "accelerate"), ("generate", "accelerate")]
+)
+def test_two_processes_give_the_images_and_figures_of_one(tmp_path, tiny_folder, judge, command, launcher):
     small = tmp_path / "small.parquet"
     resized(small)
     spec = {
@@ -189,26 +197,24 @@ def test_two_processes_give_the_figures_of_one(tmp_path, tiny_folder, judge, com
         "arms": {"plain": {"guidance": [{"term": "ClassifierFreeGuidance"}], "scales": [1, 2, 3]}},
     }
     (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(spec, sort_keys=False))
-    outputs = []
+    drawing = ["--checkpoint", tiny_folder, "--steps", 2, "--batch-size", 6]
+    measuring = ["--real", small, "--num-images", 20, "--features", judge, "--format", "png"]
+    outputs, files = [], []
     for processes in (1, 2):
         folder = tmp_path / f"of{processes}"
-        launch = [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--standalone",
-            "--nproc_per_node",
-            processes,
-        ]
-        launch += ["-m", "guided_diffusers", command]
-        if command == "sweep":
-            launch += [tmp_path / "sweep.yaml", "--output", folder, "--device", "cpu"]
-        else:
-            launch += [folder, "--real", small, "--checkpoint", tiny_folder, "--num-images", 20, "--steps", 2]
-            launch += ["--batch-size", 6, "--features", judge, "--device", "cpu", "--json"]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1"}
+        words = {
+            "evaluate": [folder, *drawing, *measuring, "--json"],
+            "sweep": [tmp_path / "sweep.yaml", "--output", folder, "--device", "cpu"],
+            "generate": ["a bag", "a coat", "--num-images", 10, "--output", folder, *drawing],
+        }[command]
+        launch = [*LAUNCHERS[launcher], processes, "-m", "guided_diffusers", command, *words]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         done = subprocess.run(list(map(str, launch)), capture_output=True, text=True, env=environment)
         assert done.returncode == 0, done.stderr[-2000:]
-        results = folder / "results.json"
-        outputs.append(results.read_text() if command == "sweep" else done.stdout[done.stdout.index("{") :])
-    assert outputs[0] == outputs[1]
+        started = f"torch's launcher starts {processes}" in done.stderr
+        assert started == (launcher == "accelerate" and processes > 1)
+        outputs.append(done.stdout.replace(str(folder), "FOLDER"))
+        files.append({path.relative_to(folder): path.read_bytes() for path in folder.rglob("*.*")})
+    assert files[0] == files[1] and len(files[0]) >= 10
+    if command != "sweep":  # which tells each point as it is there
+        assert outputs[0] == outputs[1]

@@ -33,6 +33,8 @@ FLOORS = {
     "training": THIRD,
     "stock": THIRD,
     "safety": GROUND,  # folders of files, of whatever model
+    "files": GROUND,
+    "launch": GROUND,
     "hub": FIRST,
     "checkpoints": GROUND,
     "components": GROUND,

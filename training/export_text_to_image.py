@@ -14,11 +14,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 from pathlib import Path
 
 from diffusers import UNet2DConditionModel
 
 from guided_diffusers import TextToImagePipeline, VariationalAutoencoder, schedulers
+from guided_diffusers.files import atomic_folder
+from guided_diffusers.training.setup import run_script
 
 
 def main() -> None:
@@ -42,14 +45,25 @@ def main() -> None:
         requires_safety_checker=False,
         default_guidance=arguments.guidance_scale,
     )
-    pipeline.save_pretrained(arguments.output)
-    if arguments.weak is not None:
-        weak = UNet2DConditionModel.from_pretrained(arguments.weak / "unet", use_safetensors=True)
-        weak.half().save_pretrained(arguments.output / "weak_unet")
-    for path in arguments.output.rglob("*.json"):
-        _forget_origin(path)
+    with atomic_folder(arguments.output) as folder:
+        pipeline.save_pretrained(folder)
+        if arguments.weak is not None:
+            weak = UNet2DConditionModel.from_pretrained(arguments.weak / "unet", use_safetensors=True)
+            weak.half().save_pretrained(folder / "weak_unet")
+        for path in folder.rglob("*.json"):
+            _forget_origin(path)
+        _keep_others(arguments.output, folder)
     size = sum(path.stat().st_size for path in arguments.output.rglob("*") if path.is_file())
     print(f"{arguments.output}: {size / 1e6:.1f} MB")
+
+
+def _keep_others(old: Path, new: Path) -> None:
+    """Bring along what lies in the old folder and is not written anew, such as a card."""
+    for path in old.rglob("*"):
+        place = new / path.relative_to(old)
+        if path.is_file() and not place.exists():
+            place.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(path, place)
 
 
 def _forget_origin(path: Path) -> None:
@@ -75,4 +89,4 @@ def _arguments() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

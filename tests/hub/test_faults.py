@@ -1,5 +1,6 @@
 """The server is killed with SIGKILL at random moments of uploads and downloads; the client is run again.
 
+Twenty kills each fall into a transfer: those that come after its end do not count, and are made up for.
 Versions differ in weights, in configuration and in the number of shards. At no moment may a repository serve,
 or a client load, a mix of two.
 """
@@ -8,6 +9,7 @@ from __future__ import annotations
 
 import json
 import random
+import select
 import shutil
 import subprocess
 import sys
@@ -48,6 +50,10 @@ class Client:
 
     def answer(self) -> tuple[str, Any]:
         return tuple(json.loads(self.process.stdout.readline()))
+
+    def busy(self) -> bool:
+        """Whether what it was told to do is not done yet."""
+        return not select.select([self.process.stdout], [], [], 0)[0]
 
     def ask(self, *words: object) -> tuple[str, Any]:
         self.tell(*words)
@@ -133,14 +139,16 @@ def test_uploads(stage: tuple[Hub, Client, Path, random.Random]):
 
     watcher = threading.Thread(target=watch)
     watcher.start()
-    failed, survived = 0, 0
-    for number in range(1, MOMENTS + 1):
+    failed, during, number = 0, 0, 0
+    while during < MOMENTS:
+        number += 1
         path = version(folder, number)
         client.tell("push", path, "alice/model")
         time.sleep(chance.uniform(0, length))
+        during += client.busy()
         hub.kill()
         status, value = client.answer()
-        failed, survived = failed + (status == "error"), survived + (status == "ok")
+        failed += status == "error"
         assert status == "ok" or one_line(value), value
         hub.start(THROTTLE)
         status, value = client.ask("push", path, "alice/model")
@@ -150,12 +158,10 @@ def test_uploads(stage: tuple[Hub, Client, Path, random.Random]):
         shutil.rmtree(path)
     over.set()
     watcher.join()
-    print(
-        f"\n{MOMENTS} kills in uploads of {length:.1f} s: {failed} pushes failed, {survived} were done before"
-    )
-    assert failed > MOMENTS // 3
-    assert [version_of(state, versions) for state in seen] == list(range(MOMENTS + 1))
-    assert len(hub.history("alice/model")) == MOMENTS + 2  # the first commit is the Hub's own
+    print(f"\n{during} of {number} kills in uploads of {length:.1f} s: {failed} pushes failed")
+    assert failed > MOMENTS // 2
+    assert [version_of(state, versions) for state in seen] == list(range(number + 1))
+    assert len(hub.history("alice/model")) == number + 2  # the first commit is the Hub's own
 
 
 def test_downloads(stage: tuple[Hub, Client, Path, random.Random]):
@@ -164,16 +170,18 @@ def test_downloads(stage: tuple[Hub, Client, Path, random.Random]):
     known = [identity(ImagePipeline.from_pretrained(path)) for path in paths]
     assert client.ask("push", paths[0], "alice/model")[0] == "ok"
     length, current = timed(client, "load", "alice/model", folder / "first"), 0
-    failed, survived = 0, 0
-    for number in range(MOMENTS):
+    failed, during, number = 0, 0, -1
+    while during < MOMENTS:
+        number += 1
         deed = ("load", "alice/model", folder / f"cache-{number}")
         if number % 2:
             deed = ("pull", "alice/model", folder / f"pulled-{number}")
         client.tell(*deed)
         time.sleep(chance.uniform(0, length))
+        during += client.busy()
         hub.kill()
         status, value = client.answer()
-        failed, survived = failed + (status == "error"), survived + (status == "ok")
+        failed += status == "error"
         assert value == known[current] if status == "ok" else one_line(value), value
         if status == "error":
             assert not (folder / f"pulled-{number}").exists()
@@ -183,8 +191,8 @@ def test_downloads(stage: tuple[Hub, Client, Path, random.Random]):
         hub.start(THROTTLE)
         if status == "error":
             assert client.ask(*deed) == ("ok", known[current])
-    print(f"\n{MOMENTS} kills in downloads of {length:.1f} s: {failed} failed, {survived} were done before")
-    assert failed > MOMENTS // 3
+    print(f"\n{during} of {number + 1} kills in downloads of {length:.1f} s: {failed} failed")
+    assert failed > MOMENTS // 2
 
 
 def test_a_tokenizer_whose_vocabulary_did_not_come_is_not_loaded_empty(

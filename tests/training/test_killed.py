@@ -1,69 +1,25 @@
-"""A training script killed outright (SIGKILL) at random moments ends bit-equal to one that never stopped."""
+"""Every training script killed outright (SIGKILL) at random moments ends bit-equal to one that never stopped.
 
-import os
+Four kills a script: a random time after the start, twice a random time after a random step, and while a
+checkpoint is being written.
+"""
+
+from __future__ import annotations
+
 import random
 import re
-import signal
-import subprocess
-import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from trained_scripts import BATCH, EVERY, STEPS, Run, records, start, weights
 
 from guided_diffusers.training.checkpoint import TEMPORARY, latest_checkpoint, load_checkpoint
 
-ROOT = Path(__file__).parents[2]
-KILLS, STEPS, BATCH, EVERY = 10, 320, 8, 16
-OPTIONS = {
-    "data.path": ROOT / "tests" / "data" / "fashion_slice.parquet",
-    "export.validation_split": "train",  # the slice has one split
-    "export.validation_rows": 16,
-    "autoencoder.block_out_channels": [4, 4, 8],
-    "autoencoder.norm_num_groups": 4,
-    "training.num_images": STEPS * BATCH,
-    "training.batch_size": BATCH,
-    "training.warmup_images": 64,
-    "training.checkpoint_every_images": EVERY,  # so that many moments fall into the writing of one
-    "training.validate_every_images": 0,
-    "training.log_every_images": 400,
-}
+SCRIPTS = ("autoencoder", "text-to-image", "unconditional", "classifier-noise-aware", "clip")
 pytestmark = pytest.mark.slow
-
-
-def start(folder: Path, cache: Path) -> subprocess.Popen:
-    options = {**OPTIONS, "data.cache_dir": cache, "training.output_dir": folder}
-    words = [word for key, value in options.items() for word in (f"--{key}", str(value))]
-    script, config = ROOT / "training" / "train_autoencoder.py", "training/configs/fashion_vae_vector.yaml"
-    command = [sys.executable, str(script), "--config", str(ROOT / config), *words]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
-
-
-def finish(process: subprocess.Popen) -> None:
-    errors = process.communicate(timeout=300)[1]
-    assert process.returncode == 0, errors
-
-
-def written_at(file: Path) -> int:
-    return file.stat().st_mtime_ns if file.exists() else 0
-
-
-def kill(process: subprocess.Popen, folder: Path, seconds: float) -> str:
-    """Kills it so many seconds after its training has begun; what it had said until then."""
-    config = folder / "config.json"  # written when a run begins or goes on
-    before = written_at(config)
-    while written_at(config) == before:
-        assert process.poll() is None, process.stderr.read()
-        time.sleep(0.002)
-    time.sleep(seconds)
-    assert process.poll() is None, "the run ended before it could be killed"
-    process.send_signal(signal.SIGKILL)
-    errors = process.communicate(timeout=60)[1]
-    assert process.returncode == -signal.SIGKILL
-    return errors
 
 
 def newest(folder: Path) -> int:
@@ -73,28 +29,89 @@ def newest(folder: Path) -> int:
         return 0
     tensors, state = load_checkpoint(path)
     assert state["images_seen"] == int(path.name) and state["images_seen"] % EVERY == 0
-    assert {"modules/autoencoder", "averaged/autoencoder", "optimizers/autoencoder"} <= set(tensors)
+    assert {name.split("/")[0] for name in tensors} == {"modules", "averaged", "optimizers", "meter"}
     return state["images_seen"]
 
 
-def test_killed_ten_times_and_bit_equal(tmp_path: Path):
-    whole, killed, cache = tmp_path / "whole", tmp_path / "killed", tmp_path / "cache"
-    finish(start(whole, cache))
-    moments, halves, resumed_at = random.Random(0), 0, []
-    for _ in range(KILLS):
-        before = newest(killed)
-        errors = kill(start(killed, cache), killed, moments.uniform(0.0, 1.2))
-        found = re.search(r"resuming after (\d+) images", errors)
-        assert (int(found[1]) if found else 0) == before  # the newest complete one, and no other
-        resumed_at.append(before)
-        halves += bool(list((killed / "checkpoints").glob(f"{TEMPORARY}*")))
-        assert not (killed / "final").exists()
-    finish(start(killed, cache))
-    print(f"resumed at {resumed_at[1:]}; {halves} kills left half a checkpoint")
-    assert len(set(resumed_at)) > KILLS // 2  # training went on in between
-    assert not list((killed / "checkpoints").glob(f"{TEMPORARY}*"))
-    end = f"checkpoints/{STEPS * BATCH:012d}"
-    files = [f"{end}/{kind}/autoencoder.safetensors" for kind in ("modules", "averaged", "optimizers")]
-    for file in (*files, "final/diffusion_pytorch_model.safetensors"):
-        one, other = load_file(whole / file), load_file(killed / file)
-        assert one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one), file
+def written_at(file: Path) -> int:
+    return file.stat().st_mtime_ns if file.exists() else 0
+
+
+def halves(folder: Path) -> list[Path]:
+    return list(folder.rglob(f"{TEMPORARY}*"))
+
+
+class Chain:
+    """A run that is killed and resumed, in one folder."""
+
+    def __init__(self, name: str, folder: Path, shared: Path) -> None:
+        self.name, self.folder, self.shared = name, folder, shared
+        self.lost: list[int] = []
+        self.resumed: list[int] = []
+
+    def kill(self, moment: Callable[[], bool] | None, delay: float) -> None:
+        """Start, wait for a moment of the training and so much longer, kill; check what is left."""
+        before, log = newest(self.folder), self.folder / "log.jsonl"
+        opened = written_at(log)
+        run = start(self.name, self.folder, self.shared)
+        run.until(lambda: written_at(log) != opened)  # written when a run begins or goes on
+        if moment is not None:
+            run.until(moment)
+        time.sleep(delay)
+        run.kill()
+        self.resumed_at(run, before)
+        seen = max((record["images"] for record in records(self.folder)), default=0)
+        self.lost.append(seen - newest(self.folder))
+        assert 0 <= self.lost[-1] <= EVERY
+        assert not (self.folder / "final").exists()
+
+    def finish(self) -> None:
+        """The last resume."""
+        before = newest(self.folder)
+        run = start(self.name, self.folder, self.shared)
+        run.finish()
+        self.resumed_at(run, before)
+
+    def resumed_at(self, run: Run, newest_before: int) -> None:
+        """The run went on from the newest complete checkpoint, and from no other."""
+        found = re.search(r"resuming after (\d+) images", run.said())
+        assert (int(found[1]) if found else 0) == newest_before
+        self.resumed.append(newest_before)
+
+
+def comparable(folder: Path) -> list[dict]:
+    """The log without what a clock says."""
+    return [
+        {k: v for k, v in record.items() if k not in ("seconds", "images_per_second")}
+        for record in records(folder)
+    ]
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_killed_four_times_and_bit_equal(name, unbroken, shared, tmp_path):
+    whole, chance = unbroken(name), random.Random(name)
+    step = records(whole)[-1]["seconds"] / STEPS
+    folder = tmp_path / "killed"
+    chain = Chain(name, folder, shared)
+
+    def past(images: int) -> Callable[[], bool]:
+        return lambda: any(record["images"] >= images for record in records(folder))
+
+    def writing() -> bool:
+        return bool(halves(folder / "checkpoints"))
+
+    chain.kill(None, chance.uniform(0, STEPS * step / 4))
+    for part in (2, 3):
+        chain.kill(past(BATCH * chance.randrange((part - 1) * STEPS // 4, part * STEPS // 4)), 0.0)
+    for _ in range(5):
+        chain.kill(writing, chance.uniform(0, 0.002))
+        if half := halves(folder):
+            break
+    chain.finish()
+    print(f"\n{name}: resumed at {chain.resumed}, lost {chain.lost} images of at most {EVERY}")
+    assert half, "no kill fell into the writing of a checkpoint"
+    assert not halves(folder)
+    one, other = weights(whole), weights(folder)
+    assert one.keys() == other.keys() and len(one) > 100
+    assert not [key for key in one if not torch.equal(one[key], other[key])]
+    assert comparable(whole) == comparable(folder)

@@ -1,5 +1,9 @@
 """Pushing while training where there is no Hub: a line for each failure, and the same weights."""
 
+import errno
+import os
+import shutil
+
 import torch
 
 from guided_diffusers.training.config import TrainingConfig
@@ -37,3 +41,14 @@ def test_push_every_counts_exports(run, caplog):
     run("some", export_every_images=16, push_every=3, push_to_hub="alice/run", num_images=80)
     images = [record.args[1] for record in caplog.records if record.msg.startswith("push to")]
     assert set(images) <= {"48 images", "80 images"} and images[-1] == "80 images"
+
+
+def test_an_export_that_cannot_be_copied_is_not_pushed_and_does_not_stop_training(run, caplog, monkeypatch):
+    def full(source, target, **options):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target))
+
+    monkeypatch.setattr(shutil, "copytree", full)
+    _, folder = run("pushing", num_images=16, push_to_hub="alice/run")
+    assert (folder / "final").exists() and not (folder / ".publishing").exists()
+    (line,) = [record.getMessage() for record in caplog.records if "no push" in record.getMessage()]
+    assert "No space left on device" in line and "\n" not in line

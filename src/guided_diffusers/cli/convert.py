@@ -155,7 +155,10 @@ def read_mapping(path: Path) -> dict[str, Any]:
 
 
 def _write(model: nn.Module, output: Path, json_output: bool) -> dict[str, Any]:
-    model.save_pretrained(output)
+    from guided_diffusers.files import room_for
+
+    with room_for(output):
+        model.save_pretrained(output)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     name = type(model).__name__
     if not json_output:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Sequence
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from guided_diffusers import TextToImagePipeline
+    from guided_diffusers.evaluation.generation import Processes
     from guided_diffusers.pipelines.record import ImageRecord
 
 SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -108,20 +110,31 @@ def make_scheduler(name: str, config: dict[str, Any]) -> Any:
     return getattr(import_module(library), class_name).from_config(config, **overrides)
 
 
-def draw_call(pipeline: TextToImagePipeline, call: ImageRecord) -> list[Image.Image]:
+def draw_call(
+    pipeline: TextToImagePipeline, call: ImageRecord, processes: Processes | None = None
+) -> list[Image.Image | None]:
     """An image for each job of a call: the prompt of a number, and the noise of (seed, index) alone.
 
     So an image depends on the jobs it is drawn with by no more than the rounding of sums, and images of one
     index share their noise. Progress is shown on a terminal.
+
+    Args:
+        pipeline: Draws.
+        call: What.
+        processes: Who shares the batches; None for this process alone.
+
+    Returns:
+        The images in the order of the jobs, None in the place of what another process draws.
     """
     from guided_diffusers.randomness import generator_for
 
     pipeline.set_progress_bar_config(disable=not sys.stderr.isatty())
     guidance = pipeline.guidance_from_config(call.guidance)
-    negative, images = call.negative_prompt, []
-    for start in range(0, len(call.jobs), call.batch_size):
+    negative, images = call.negative_prompt, [None] * len(call.jobs)
+    first, step = (0, 1) if processes is None else (processes.process_index, processes.num_processes)
+    for start in range(first * call.batch_size, len(call.jobs), step * call.batch_size):
         batch = call.jobs[start : start + call.batch_size]
-        images += pipeline(
+        images[start : start + len(batch)] = pipeline(
             prompt=[call.prompts[prompt] for prompt, _ in batch],
             negative_prompt=None if negative is None else [negative] * len(batch),
             generator=[generator_for(call.seed, index) for _, index in batch],
@@ -131,23 +144,29 @@ def draw_call(pipeline: TextToImagePipeline, call: ImageRecord) -> list[Image.Im
     return images
 
 
-def save(images: Sequence[Image.Image], call: ImageRecord, folder: Path) -> list[Path]:
-    """Writes one PNG for each image of a call, at its own size, each with its record; says where."""
+def save(images: Sequence[Image.Image | None], call: ImageRecord, folder: Path) -> list[Path]:
+    """Writes one PNG for each image of a call that is here, at its own size, with its record; names all.
+
+    Raises:
+        DiskFullError: There was no room for a file; those that are there are whole.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for number, (image, (row, index)) in enumerate(zip(images, call.jobs, strict=True)):
         words = re.sub(r"[^a-z0-9]+", "-", call.prompts[row].lower())[:48].strip("-") or "prompt"
         paths.append(folder / f"{row:02d}-{words}-seed{call.seed}-{index:02d}.png")
-        save_png(image, call.image(number), paths[-1])
+        if image is not None:
+            save_png(image, call.image(number), paths[-1])
     return paths
 
 
 def save_png(image: Image.Image, record: ImageRecord, path: Path) -> None:
-    """Writes a PNG that says how it was made."""
+    """Writes a PNG that says how it was made, whole or not at all."""
+    from guided_diffusers.files import write_atomically
     from guided_diffusers.pipelines.record import png_info
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    image.save(path, pnginfo=png_info(record))
+    write_atomically(path, partial(image.save, format="png", pnginfo=png_info(record)))
 
 
 def grid_of(images: Sequence[Image.Image], call: ImageRecord) -> Image.Image:

@@ -78,16 +78,16 @@ def evaluate(
     Needs none of our models: a folder of PNG files against another is enough. With --checkpoint the images
     are drawn first; under `accelerate launch` the processes share the drawing, and the figures are the same.
     """
-    from accelerate import PartialState
-
     from guided_diffusers.evaluation import feature_network, load_judge, read_images
     from guided_diffusers.evaluation.clip import ClipScorer
     from guided_diffusers.evaluation.evaluate import evaluate_images
+    from guided_diffusers.files import write_atomically
+    from guided_diffusers.launch import processes as all_processes
 
+    processes = all_processes(device) if checkpoint is not None else None
     network = feature_network(features)
     judging = None if judge is None else load_judge(judge)[0]
     truth, compute = read_images(real, limit=limit), None
-    processes = PartialState(cpu=device == "cpu") if checkpoint is not None else None
     if checkpoint is not None:
         options = (guidance_scale, steps, scheduler, seed, batch_size, image_format, device)
         images, compute = _drawn(checkpoint, truth, num_images, generated, processes, *options)
@@ -106,11 +106,20 @@ def evaluate(
     )
     if picture is not None and pairs is not None:
         picture.parent.mkdir(parents=True, exist_ok=True)
-        pairs.save(picture)
+        write_atomically(picture, lambda at: pairs.save(at, format=_format_of(picture)))
     results = {"images": len(images), "real_images": len(truth), "figures": figures, "compute": compute}
     if not json_output:
         _say(results)
     return results
+
+
+def _format_of(picture: Path) -> str:
+    from PIL import Image
+
+    formats = Image.registered_extensions()
+    if picture.suffix.lower() not in formats:
+        raise ValueError(f"--picture is {picture}; allowed: a name that ends as pictures' do, such as .png")
+    return formats[picture.suffix.lower()]
 
 
 def _say(results: dict[str, Any]) -> None:

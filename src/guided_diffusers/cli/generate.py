@@ -91,14 +91,20 @@ def generate(
     device: Device = None,
     grid: Grid = True,
     json_output: Json = False,
-) -> dict[str, Any]:
+) -> dict[str, Any] | None:
     """Draw images for prompts, as PNG files; print their paths.
 
     Every PNG says inside how it was made: the prompts of its batch, seed, scheduler, guidance, checkpoint.
     --from-image draws it again from that. Beside it only --output, --device, --batch-size (in a batch of
     another size the last bit of a pixel may differ) and --checkpoint (where the same checkpoint is now) may
     be given. A checkpoint that has changed since is refused.
+
+    Under `accelerate launch` the processes share the drawing, and the images are the same.
     """
+    from PIL import Image
+
+    from guided_diffusers.launch import processes
+
     given = {name for name in context.params if context.get_parameter_source(name).name == "COMMANDLINE"}
     if from_image is not None:
         _check_overrides(given)
@@ -108,6 +114,7 @@ def generate(
         if not prompts:
             raise typer.BadParameter("Missing argument PROMPTS: say what to draw, or give --from-image")
         check_scheduler_name(scheduler)
+        sharing = processes(device)
         pipeline = load_pipeline(checkpoint, scheduler, device, revision)
         call = describe(
             pipeline,
@@ -122,9 +129,12 @@ def generate(
             steps=steps or default_steps(pipeline),
             scheduler=scheduler,
         )
-        images = draw_call(pipeline, call)
-        paths = save(images, call, output)
+        paths = save(draw_call(pipeline, call, sharing), call, output)
+        sharing.wait_for_everyone()
+        if not sharing.is_main_process:
+            return None
         if grid:
+            images = [Image.open(path) for path in paths]  # the other processes' too
             save_png(grid_of(images, call), call, output / "grid.png")
         result = summary(call, paths, output / "grid.png" if grid else None)
     if not json_output:

@@ -40,14 +40,13 @@ def sweep(
     Distance to real images, agreement with the prompt and compute of each, their figures, and a winner.
     Resumable: every point is measured once. Under `accelerate launch` the processes share the points.
     """
-    from accelerate import PartialState
-
     from guided_diffusers.evaluation.images import read_images
     from guided_diffusers.evaluation.sweep import SweepSpec, run_sweep
     from guided_diffusers.evaluation.sweep.figures import draw_figures
+    from guided_diffusers.launch import processes as all_processes
 
     spec = SweepSpec.read(config)
-    processes = PartialState(cpu=device == "cpu")
+    processes = all_processes(device)
     data = read_images(spec.data)
     drawer, ruler = _drawer(spec, device), _ruler(spec, data)
 

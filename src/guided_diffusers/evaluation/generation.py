@@ -8,7 +8,6 @@ written to a temporary name and renamed, so a file that exists is whole.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,8 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+
+from ..files import write_atomically, write_json_atomically
 
 FORMATS = ("npz", "png")
 _SETTINGS = "generation.json"
@@ -105,23 +106,6 @@ def generated_images(folder: Path | str, count: int) -> Tensor:
         for path in _paths(folder, number, indices, stored["image_format"]):
             parts.append(_read(path))
     return torch.cat(parts)[:count]
-
-
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """Write a file under a temporary name, flush it to the disk and rename it: it is whole or not there."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        write(temporary)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_json_atomically(path: Path, value: Any) -> None:
-    """Write JSON, keys in their order, as `write_atomically` does."""
-    write_atomically(path, lambda at: at.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n"))
 
 
 def _settle(folder: Path, settings: dict[str, Any], processes: Processes) -> None:

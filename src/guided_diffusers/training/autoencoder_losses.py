@@ -25,6 +25,7 @@ References:
 from __future__ import annotations
 
 import torch
+from accelerate.utils import reduce
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -98,10 +99,11 @@ def adaptive_weight(
 
     |gradient of reconstruction| / (|gradient of adversarial| + 1e-4) with respect to the decoder's last
     weight, at most `maximum`, without a graph. `reconstruction` is the error with the perceptual distance, as
-    in the paper, and without KL.
+    in the paper, and without KL. Several processes take the norms of their mean gradients, those of the whole
+    batch, and so have one weight.
     """
     norms = [
-        torch.autograd.grad(loss, last_layer, retain_graph=True)[0].norm()
+        reduce(torch.autograd.grad(loss, last_layer, retain_graph=True)[0], "mean").norm()
         for loss in (reconstruction, adversarial)
     ]
     return (norms[0] / (norms[1] + 1e-4)).clamp(max=maximum).detach()

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from ..conditioning import tokenize
+from ..files import new_array, write_json_atomically
 from ..models.autoencoder import VariationalAutoencoder
 from .data import ImageTextDataset, default_cache_dir
 
@@ -172,9 +173,7 @@ def _cached(
             logger.warning("%s was made of another %s: computing it anew", array, ", ".join(changed))
         manifest.unlink(missing_ok=True)
         _compute(array, shape, dtype, compute, batch_size)
-        temporary = manifest.with_suffix(f".{os.getpid()}.tmp")
-        temporary.write_text(json.dumps(made_of, indent=2))
-        os.replace(temporary, manifest)
+        write_json_atomically(manifest, made_of)
     return np.load(array, mmap_mode=mmap_mode)
 
 
@@ -184,7 +183,7 @@ def _compute(
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
     try:
-        values = np.lib.format.open_memmap(temporary, mode="w+", dtype=dtype, shape=shape)
+        values = new_array(temporary, dtype, shape)
         for start in range(0, shape[0], batch_size):
             stop = min(start + batch_size, shape[0])
             values[start:stop] = compute(start, stop).float().cpu().numpy()

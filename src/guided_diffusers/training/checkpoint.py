@@ -8,37 +8,14 @@ of one under a final name; leftovers of a crash are removed when the next one is
 from __future__ import annotations
 
 import json
-import os
-import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-TEMPORARY = ".writing-"
-REPLACED = ".replaced-"
-
-
-@contextmanager
-def atomic_folder(path: str | Path) -> Iterator[Path]:
-    """A new folder to write into; it replaces `path` once all is on the disk."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary, replaced = path.parent / (TEMPORARY + path.name), path.parent / (REPLACED + path.name)
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    yield temporary
-    for item in [*temporary.rglob("*"), temporary]:
-        _flush(item)
-    shutil.rmtree(replaced, ignore_errors=True)
-    if path.exists():
-        path.rename(replaced)
-    temporary.rename(path)
-    _flush(path.parent)
-    shutil.rmtree(replaced, ignore_errors=True)
+from ..files import REPLACED, TEMPORARY, atomic_folder, recover, remove_folder
 
 
 def save_checkpoint(
@@ -56,6 +33,9 @@ def save_checkpoint(
         tensors: by part (the file's name, may contain `/`), tensors by name.
         state: plain data for `state.json`.
         keep: how many to keep, at least 1.
+
+    Raises:
+        DiskFullError: there was no room; the checkpoints are what they were.
     """
     folder = Path(folder)
     with atomic_folder(folder / f"{images_seen:012d}") as temporary:
@@ -67,13 +47,16 @@ def save_checkpoint(
         (temporary / "state.json").write_text(json.dumps(whole))
     leftovers = [path for pattern in (TEMPORARY, REPLACED) for path in folder.glob(pattern + "*")]
     for path in leftovers + _checkpoints(folder)[:-keep]:
-        shutil.rmtree(path)
+        remove_folder(path)
     return folder / f"{images_seen:012d}"
 
 
 def latest_checkpoint(folder: str | Path) -> Path | None:
     """The newest complete checkpoint of a run, or None."""
-    return next(reversed(_checkpoints(Path(folder))), None)
+    folder = Path(folder)
+    for aside in folder.glob(REPLACED + "*"):
+        recover(folder / aside.name.removeprefix(REPLACED))
+    return next(reversed(_checkpoints(folder)), None)
 
 
 def load_checkpoint(path: str | Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
@@ -97,11 +80,3 @@ def load_checkpoint(path: str | Path) -> tuple[dict[str, dict[str, Tensor]], dic
 
 def _checkpoints(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("[0-9]*") if path.is_dir() and path.name.isdigit())
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from accelerate.utils import gather
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
@@ -37,6 +38,7 @@ from .contrastive import contrastive_loss, limit_temperature
 from .engine import make_optimizer
 from .images import Images
 from .log import ByBin
+from .parallel import gathered, own_rows
 from .task import Metrics
 from .text_to_image import JointText
 
@@ -122,20 +124,20 @@ class ClipTask:
         return {"text": text, **self.data.drawn(indices, positions, self.seed, self.levels)}
 
     def losses(self, batch: dict[str, Any]) -> Iterator[tuple[str, Tensor, Metrics]]:
-        """One loss: the mean over samples of the contrastive loss."""
-        clip, level = self.modules["clip"], batch.get("level")
+        """One loss: the mean over the samples of all processes of the contrastive loss."""
+        clip, level, sample = self.modules["clip"], batch.get("level"), batch["images"]
         limit_temperature(clip.logit_scale)
-        ids, own = torch.unique(batch["text"], dim=0, return_inverse=True)
-        texts, sample = text_directions(clip, ids), batch["images"]
         if level is not None:
             sample = add_noise(sample, batch["noise"], level)
-        images = image_directions(clip, sample, level)
+        images = gathered(image_directions(clip, sample, level))
+        texts, own = different_texts(clip, batch["text"])
         each = contrastive_loss(images, texts, own, clip.logit_scale.exp())
-        found = (images.detach() @ texts.detach().T).argmax(dim=1)
-        right = (found == own).float()
+        mine = own_rows(len(sample))
+        found = (images.detach()[mine] @ texts.detach().T).argmax(dim=1)
+        right = (found == own[mine]).float()
         metrics: dict[str, Any] = {"retrieval": right, "temperature": clip.logit_scale.detach().exp()}
         if level is not None:
-            metrics["loss_by_noise"] = ByBin(each.detach(), batch["bins"])
+            metrics["loss_by_noise"] = ByBin(each.detach()[mine], batch["bins"])
             metrics["retrieval_by_noise"] = ByBin(right, batch["bins"])
         yield "clip", each.mean(), metrics
 
@@ -176,6 +178,27 @@ class ClipTask:
             mean_and_std = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
             images = CLIPImageProcessor(size={"shortest_edge": side}, crop_size=side, **mean_and_std)
             CLIPProcessor(images, self.tokenizer).save_pretrained(folder)
+
+
+def different_texts(clip: nn.Module, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """The different texts of all processes as directions, and the one of each sample of all processes.
+
+    Each process embeds those of its own samples, of equal ones one; of a text that several have, the first
+    process's embedding counts.
+
+    Args:
+        clip: the model.
+        rows: tokens of this process's samples, (batch, length).
+
+    Returns:
+        (texts, d) of length 1, and (processes x batch,) int64.
+    """
+    ids, inverse = torch.unique(rows, dim=0, return_inverse=True)
+    directions = gathered(text_directions(clip, ids)[inverse])
+    different, own = torch.unique(gather(rows), dim=0, return_inverse=True)
+    places = torch.arange(len(own), device=own.device)
+    first = own.new_full((len(different),), len(own)).scatter_reduce(0, own, places, "amin")
+    return directions[first], own
 
 
 def text_directions(clip: nn.Module, input_ids: Tensor) -> Tensor:

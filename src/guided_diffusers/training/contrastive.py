@@ -12,7 +12,7 @@ embeddings, hence each is embedded once, and with m_c copies of caption c in the
     -sum_j y_ij log softmax_j l_ij = logsumexp_c (l_ic + log m_c) - l_i,own,
 
 which is log p(own caption | image) up to the constant log m. A softmax over a part of the batch has fewer
-captions to tell apart: with accumulation or several processes, each part is its own batch.
+captions to tell apart: with accumulation each part is its own batch. Processes share one (`parallel`).
 
 References:
     Radford et al., "Learning Transferable Visual Models From Natural Language Supervision"

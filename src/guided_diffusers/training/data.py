@@ -28,6 +28,7 @@ from datasets import load_dataset
 from PIL import Image
 from torch import Tensor
 
+from ..files import new_array, write_atomically
 from ..randomness import seed_for
 from .config import option
 from .decoding import decode_image
@@ -261,9 +262,9 @@ class ImageTextDataset:
         stem.parent.mkdir(parents=True, exist_ok=True)
         temporary = stem.with_suffix(f".{os.getpid()}.tmp")
         shape = (count, config.channels, config.resolution, config.resolution)
-        pixels = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=shape)
         images, kept, problems = self._dataset.select_columns([config.image_column]), [], []
         try:
+            pixels = new_array(temporary, np.uint8, shape)
             with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
                 for start in range(0, count, 1024):
                     cells = images[start : start + 1024][config.image_column]
@@ -281,9 +282,7 @@ class ImageTextDataset:
             temporary.unlink(missing_ok=True)
         if problems:
             logger.warning("skipped %d of %d rows of %r", len(problems), count, config.path)
-        with open(temporary, "wb") as file:
-            np.save(file, np.array(kept, dtype=np.int64))
-        os.replace(temporary, stem.with_suffix(".rows.npy"))
+        write_atomically(stem.with_suffix(".rows.npy"), lambda at: _save_rows(at, kept))
 
     def _decode_cell(self, cell: dict[str, Any] | None) -> np.ndarray | str:
         """The decoded image of a cell {"bytes", "path"}, or what is wrong with it."""
@@ -306,6 +305,11 @@ class ImageTextDataset:
             raise ValueError(f'{message}. Mend or drop it, or leave such rows out with on_corrupt: "skip"')
         logger.warning("%s (skipped)", message)
         return message
+
+
+def _save_rows(path: Path, rows: list[int]) -> None:
+    with path.open("wb") as file:  # given a name, NumPy would append .npy to it
+        np.save(file, np.array(rows, dtype=np.int64))
 
 
 def _texts(options: str | Sequence[str | None] | None) -> list[str]:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -24,10 +25,12 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast, send_to_device
 from torch import Tensor, nn
 
+from ..files import atomic_folder, recover, room_for, write_atomically
 from ..randomness import seed_for
-from .checkpoint import atomic_folder, latest_checkpoint, load_checkpoint, save_checkpoint
+from .checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from .config import TrainingConfig, to_json
 from .ema import ExponentialMovingAverage
+from .lock import folder_lock
 from .log import JsonLines, Meter, flatten
 from .order import data_order
 from .publish import Publisher
@@ -64,6 +67,8 @@ def train(
     Raises:
         ValueError: when the batch cannot be split evenly over processes and accumulation steps.
         FloatingPointError: when a loss is not finite, at the next log record.
+        FolderInUseError: when another run writes into `config.output_dir`.
+        DiskFullError: when there is no room for a file; the checkpoint before is whole.
     """
     Trainer(task, config, full_config or config, accelerator or make_accelerator(config)).run()
 
@@ -104,7 +109,20 @@ class Trainer:
         self.publisher = Publisher(config) if pushes else None
 
     def run(self) -> None:
-        """The loop: one pass of it is one optimisation step."""
+        """Train, alone in the folder; a full disk is told with what is left to go on from."""
+        alone = folder_lock(self.folder) if self.accelerator.is_main_process else nullcontext()
+        with alone, room_for(self.folder, self.resumable):
+            self.loop()
+
+    def resumable(self) -> str:
+        """What the same command goes on from."""
+        newest = latest_checkpoint(self.folder / "checkpoints")
+        if newest is None:
+            return "there is no checkpoint yet: the same command begins anew"
+        return f"the checkpoint {newest} is whole: the same command goes on from it"
+
+    def loop(self) -> None:
+        """The training: one pass of the loop is one optimisation step."""
         seen = self.resume()
         stop = min(self.config.num_images, self.config.stop_at_images or self.config.num_images)
         for parts in self.batches(seen, stop):
@@ -278,6 +296,7 @@ class Trainer:
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             self.folder.mkdir(parents=True, exist_ok=True)
+            recover(self.folder / "final")
             self.record_config(resuming=path is not None)
             self.lines = JsonLines(self.folder / "log.jsonl", seen)
             self.logged = (seen, self.lines.seconds)
@@ -295,4 +314,4 @@ class Trainer:
                 if before.get(name) != now.get(name):
                     change = f"{before.get(name)} -> {now.get(name)}"
                     logger.warning("resuming with another configuration: %s: %s", name, change)
-        file.write_text(text)
+        write_atomically(file, lambda at: at.write_text(text))

@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..files import room_for, write_atomically
+
 
 class ByBin(NamedTuple):
     """A metric to be reported a bin: `values` (batch,), `bins` (batch,) integers in [0, num_bins)."""
@@ -89,7 +91,7 @@ class JsonLines:
             if record is not None and record["images"] <= images_seen:
                 kept.append(line + "\n")
                 self._earlier = record["seconds"]
-        self.path.write_text("".join(kept))
+        write_atomically(self.path, lambda at: at.write_text("".join(kept)))
 
     @property
     def seconds(self) -> float:
@@ -98,7 +100,7 @@ class JsonLines:
 
     def write(self, images: int, record: Mapping[str, Any]) -> None:
         """Append a record at a position in training."""
-        with self.path.open("a") as file:
+        with room_for(self.path), self.path.open("a") as file:
             whole = {"images": images, "seconds": round(self.seconds, 3), **record}
             file.write(json.dumps(_finite(whole), allow_nan=False) + "\n")
 

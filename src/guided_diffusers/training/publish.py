@@ -44,7 +44,13 @@ class Publisher:
         """Push a folder as it is now; one that still waits is dropped in its favour."""
         copy = self.staging / str(images_seen)
         shutil.rmtree(copy, ignore_errors=True)
-        shutil.copytree(export, copy, copy_function=_link)
+        try:
+            shutil.copytree(export, copy, copy_function=_link)
+        except OSError as error:  # such as a full disk, on a file system without links
+            logger.warning("no push of %s: it could not be copied: %s", export, " ".join(str(error).split()))
+            shutil.rmtree(copy, ignore_errors=True)
+            self._last = (images_seen, False)
+            return
         with self._changed:
             dropped, self._waiting = self._waiting, images_seen
             self._changed.notify()

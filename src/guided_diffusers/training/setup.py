@@ -14,7 +14,10 @@ from accelerate import Accelerator
 from torch import nn
 
 from .. import schedulers
+from ..files import full_disk
+from ..launch import on_cpu, start_processes
 from .config import TrainingConfig, check_arguments
+from .lock import FolderInUseError
 
 
 def run_script(main: Callable[[], None]) -> None:
@@ -27,8 +30,10 @@ def run_script(main: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         print("stopped: the same command goes on from the last checkpoint", file=sys.stderr)
         sys.exit(130)
-    except (ValueError, OSError, FloatingPointError) as error:
-        if os.environ.get("GUIDED_DIFFUSERS_DEBUG", "0") not in ("", "0"):
+    except Exception as error:
+        mendable = isinstance(error, ValueError | OSError | FloatingPointError | FolderInUseError)
+        told = mendable or full_disk(error) is not None
+        if not told or os.environ.get("GUIDED_DIFFUSERS_DEBUG", "0") not in ("", "0"):
             raise
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(1)
@@ -42,8 +47,13 @@ def make_optimizer(config: TrainingConfig, parameters: Iterable[Any]) -> torch.o
 
 
 def make_accelerator(config: TrainingConfig) -> Accelerator:
-    """The process group, device, precision and trackers that the configuration asks for."""
+    """The process group, device, precision and trackers that the configuration asks for.
+
+    Under `accelerate launch --cpu` with several processes, see `launch.start_processes`.
+    """
+    start_processes()
     return Accelerator(
+        cpu=on_cpu(),
         mixed_precision=config.mixed_precision,
         log_with=list(config.report_to) or None,
         project_dir=config.output_dir,

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ...files import write_atomically
 from ..generation import generated_images
 from ..grid import labelled_grid, to_pictures
 from .spec import Point
@@ -54,7 +55,8 @@ def picture_grid(records: Sequence[Mapping[str, Any]], images: Path, path: Path,
         point = Point(**record["point"])
         rows.append(to_pictures(generated_images(images / point.name, max(indices) + 1)[indices]))
         labels.append(f"{point.arm} {point.guidance[0]['scale']:g}, {point.steps} steps")
-    labelled_grid(rows, labels, 48).save(path, optimize=True)
+    grid = labelled_grid(rows, labels, 48)
+    write_atomically(path, lambda at: grid.save(at, format="png", optimize=True))
     return path
 
 
@@ -65,7 +67,7 @@ def _saved(draw: Callable[[Any, Mapping[str, Any]], None], results: Mapping[str,
     figure = Figure(layout="constrained")
     FigureCanvasAgg(figure)
     draw(figure, results)
-    figure.savefig(path, dpi=110)
+    write_atomically(path, lambda at: figure.savefig(at, format="png", dpi=110))
     return path
 
 
