@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
 
+from guided_diffusers.checks import a_kind_of, as_number, shown
 from guided_diffusers.guidance import (
     ClassifierFreeGuidance,
     ClassifierGuidance,
@@ -87,9 +88,7 @@ class GuidedPipeline(SafePipeline):
             ValueError: It is none, or scales one a sample are not as many as images.
         """
         if not isinstance(guidance, Guidance):
-            raise ValueError(
-                f"guidance is a {type(guidance).__name__}; allowed: a guidance term or a sum of terms"
-            )
+            raise ValueError(f"guidance is {a_kind_of(guidance)}; allowed: a guidance term or a sum of terms")
         for term in guidance.terms:
             if isinstance(term.scale, tuple) and len(term.scale) != images:
                 name = "classifier_scale" if isinstance(term, ClassifierGuidance) else "guidance_scale"
@@ -164,12 +163,11 @@ def default_guidance_config(guidance: Any, **networks: Any) -> list[dict[str, An
     """
     if guidance is None:
         return None
-    if isinstance(guidance, bool) or (isinstance(guidance, float) and math.isnan(guidance)):
-        raise ValueError(
-            f"default_guidance is {guidance!r}; allowed: a Guidance, its to_config() value, or a scale"
-        )
-    if isinstance(guidance, int | float):
-        guidance = ClassifierFreeGuidance(float(guidance))
+    if not isinstance(guidance, Guidance | Mapping | list | tuple):
+        allowed = "a Guidance, its to_config() value, or a scale"
+        if as_number(guidance) is None or math.isnan(guidance):
+            raise ValueError(f"default_guidance is {shown(guidance)}; allowed: {allowed}")
+        guidance = ClassifierFreeGuidance(checked_scale(guidance, "default_guidance"))
     return (
         guidance if isinstance(guidance, Guidance) else Guidance.from_config(guidance, **networks)
     ).to_config()

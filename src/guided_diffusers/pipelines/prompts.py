@@ -9,7 +9,9 @@ import torch
 from diffusers.utils import logging
 from torch import Tensor
 
+from guided_diffusers.checks import MAX_COUNT, check_int
 from guided_diffusers.conditioning import tokenize, words_beyond
+from guided_diffusers.pipelines import inputs
 
 logger = logging.get_logger(__name__)
 
@@ -59,13 +61,18 @@ class PromptEncoding:
             is None without classifier-free guidance.
 
         Raises:
-            ValueError: A `lora_scale`, or as many negative prompts as do not fit the prompts.
+            ValueError: A `lora_scale`, prompts that are none, more layers to leave out than there are, or as
+                many negative prompts as do not fit the prompts.
         """
         if lora_scale is not None:
             raise ValueError("lora_scale was given, and this pipeline loads no LoRA: leave it out")
+        self._check_encoding(prompt, num_images_per_prompt, negative_prompt, clip_skip)
         if prompt_embeds is None:
+            inputs.check_prompts("prompt", prompt)
             prompts = [prompt] if isinstance(prompt, str) else list(prompt)
             prompt_embeds = self._embed(prompts, device, clip_skip=clip_skip)
+        inputs.check_embeds("prompt_embeds", prompt_embeds, None)
+        inputs.check_embeds("negative_prompt_embeds", negative_prompt_embeds, None)
         if do_classifier_free_guidance and negative_prompt_embeds is None:
             negative = "" if negative_prompt is None else negative_prompt
             negatives = [negative] * len(prompt_embeds) if isinstance(negative, str) else list(negative)
@@ -81,6 +88,15 @@ class PromptEncoding:
         else:
             negative_prompt_embeds = None
         return prompt_embeds, negative_prompt_embeds
+
+    def _check_encoding(self, prompt: Any, count: Any, negative_prompt: Any, clip_skip: Any) -> None:
+        inputs.check_count("num_images_per_prompt", count)
+        for name, value in (("prompt", prompt), ("negative_prompt", negative_prompt)):
+            if value is not None:
+                inputs.check_prompts(name, value)
+        layers = getattr(self.text_encoder.config, "num_hidden_layers", MAX_COUNT)
+        if clip_skip is not None:
+            check_int("clip_skip", clip_skip, 0, layers)
 
     def _embed(
         self,
