@@ -28,7 +28,7 @@ def shown(value: Any) -> str:
     if isinstance(value, bytes) or not (value is None or isinstance(value, _WRITTEN)):
         return a_kind_of(value)
     try:
-        line = " ".join(repr(value).encode("unicode_escape").decode().split())
+        line = " ".join(repr(value).split())
     except ValueError:  # an integer of more digits than Python writes
         line = f"a {type(value).__name__} that is too large"
     return line if len(line) <= _SHOWN else f"{line[:_SHOWN]}..."

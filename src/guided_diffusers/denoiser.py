@@ -93,6 +93,8 @@ class ModelDenoiser:
         sample = at_least_float32(sample)
         if sample.ndim < 2:
             raise ValueError(f"sample is {shown(sample)}; allowed: a tensor (batch, channels, ...)")
+        if not isinstance(level, NoiseLevel):
+            raise TypeError(f"level is {shown(level)}; allowed: a NoiseLevel")
         count = len(conditions)
         seen = (broadcast(level.input_scale, sample) * sample).to(_dtype_of(self.model, sample.dtype))
         output = self._forward(
@@ -145,7 +147,7 @@ class DynamicThreshold:
         number = as_number(maximum)
         if number is None or not number >= 1:
             raise ValueError(f"maximum is {shown(maximum)}; allowed: a number of at least 1")
-        self.maximum = number
+        self.maximum = number if number < torch.finfo(torch.float32).max else float("inf")
 
     def __call__(self, x0: Tensor) -> Tensor:
         """Threshold each image of x_0, `(batch, ...)`, by itself."""

@@ -135,7 +135,7 @@ def log_normal_levels(process: Process, mean: float = -0.4, std: float = 1.2) ->
         logit-normal.
     """
     mean, std = check_number("mean", mean), check_number("std", std, 0, above=True)
-    return lambda u: process.at_log_noise_to_signal(mean + std * torch.special.ndtri(u.double()))
+    return lambda u: process.at_log_noise_to_signal(mean + std * torch.special.ndtri(_fractions(u).double()))
 
 
 def cosine_levels(process: Process) -> Levels:
@@ -144,7 +144,9 @@ def cosine_levels(process: Process) -> Levels:
     References:
         Nichol and Dhariwal, Improved Denoising Diffusion Probabilistic Models, arXiv:2102.09672, eq. 17.
     """
-    return lambda u: process.at_log_noise_to_signal(torch.log(torch.tan(u.double() * (torch.pi / 2))))
+    return lambda u: process.at_log_noise_to_signal(
+        torch.log(torch.tan(_fractions(u).double() * (torch.pi / 2)))
+    )
 
 
 LEVEL_DISTRIBUTIONS: dict[str, Callable[..., Levels]] = {

@@ -159,8 +159,9 @@ def elbo(
         ValueError: a deterministic posterior, no likelihood, or beta or free_bits below 0.
     """
     likelihood, images = checked_likelihood(model), _checked_images(model, images)
-    for name, value in (("beta", beta), ("free_bits", free_bits)):
-        check_number(name, value, 0)
+    beta, free_bits = (
+        check_number(name, value, 0, 1e6) for name, value in (("beta", beta), ("free_bits", free_bits))
+    )
     _check_generator(generator, len(images))
     posterior = _gaussian(model.posterior(images.to(model.dtype)))
     output = model.decoder_output(posterior.sample(generator))

@@ -16,9 +16,9 @@ Labels = int | str | Sequence[int | str] | Tensor
 
 def class_names(config: Mapping[str, Any]) -> dict[int, str]:
     """The names of the classes in a configuration's `id2label`, by index; empty where it has none."""
-    names = config.get("id2label") or {}
+    names = config.get("id2label")
     try:
-        return {int(index): str(name) for index, name in names.items()}
+        return {} if names is None else {int(index): str(name) for index, name in names.items()}
     except (AttributeError, TypeError, ValueError):
         raise ValueError(f"id2label is {shown(names)}; allowed: names of classes by index") from None
 

@@ -220,7 +220,8 @@ def place_of(scheduler: Any, timestep: Tensor | float) -> int:
     step_index = getattr(scheduler, "step_index", None)
     if step_index is not None and step_index < len(timesteps) and bool(timesteps[step_index] == timestep):
         return step_index
-    places = (timesteps == torch.as_tensor(timestep, device=timesteps.device)).nonzero().flatten()
+    wanted = timestep if isinstance(timestep, Tensor) else as_number(timestep)  # any integer, however large
+    places = (timesteps == torch.as_tensor(wanted, device=timesteps.device)).nonzero().flatten()
     if len(places) == 0:
         first = ", ".join(f"{float(t):g}" for t in timesteps[:5])
         raise ValueError(

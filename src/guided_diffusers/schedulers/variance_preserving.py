@@ -53,8 +53,8 @@ class VariancePreservingMixin:
         for name in ("clip_sample", "thresholding", "rescale_betas_zero_snr"):
             check_bool(name, config[name])
         check_number("dynamic_thresholding_ratio", config.dynamic_thresholding_ratio, 0, 1, above=True)
-        check_number("clip_sample_range", config.clip_sample_range, 0, above=True)
-        check_number("sample_max_value", config.sample_max_value, 0, above=True)
+        for name in ("clip_sample_range", "sample_max_value"):
+            check_number(name, config[name], 0, 1e6, above=True)
 
     def set_timesteps(
         self,
@@ -154,7 +154,7 @@ class VariancePreservingMixin:
         """x_0 clipped or thresholded as configured, and x_0 before that, of sample's dtype."""
         kind = self.config.prediction_type
         if not isinstance(kind, str) or kind not in PREDICTION_TYPES:
-            raise ValueError(f"prediction_type is {kind!r}; allowed: {', '.join(PREDICTION_TYPES)}")
+            raise ValueError(f"prediction_type is {shown(kind)}; allowed: {', '.join(PREDICTION_TYPES)}")
         skip, out = (shaped(c, sample) for c in self._chain.row(kind, place))
         raw = skip * sample + out * output.to(sample.dtype)
         if self.config.thresholding:
@@ -165,10 +165,14 @@ class VariancePreservingMixin:
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """Alpha x_0 + sigma eps at any timesteps of training, () or (batch,); of original_samples' dtype."""
+        check_same_shape(
+            "noise", noise, "original_samples", check_tensor("original_samples", original_samples)
+        )
         return self._mix(timesteps, original_samples, noise, original_samples.dtype)
 
     def get_velocity(self, sample: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """The target of v-prediction, alpha eps - sigma x_0 with x_0 = `sample`; of sample's dtype."""
+        check_same_shape("noise", noise, "sample", check_tensor("sample", sample))
         return self._mix(timesteps, noise, -sample, sample.dtype)
 
     def _trained(self, timesteps: Any) -> Tensor:
@@ -184,7 +188,6 @@ class VariancePreservingMixin:
         return places.long()
 
     def _mix(self, timesteps: Tensor, first: Tensor, second: Tensor, dtype: torch.dtype) -> Tensor:
-        check_same_shape("noise", second, "the sample", check_tensor("original_samples", first))
         abar = self._abar[self._trained(timesteps)]
         first, second = at_least_float32(first), at_least_float32(second)
         alpha, sigma = broadcast(abar.sqrt(), first), broadcast((1 - abar).sqrt(), first)

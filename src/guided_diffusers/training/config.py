@@ -142,10 +142,7 @@ def build_config(cls: type[Config], tree: dict[str, Any], overrides: dict[str, A
     """
     if not isinstance(tree, dict) or not isinstance(overrides, dict | None):
         raise ValueError(f"tree is {shown(tree)}, overrides {shown(overrides)}; allowed: mappings of keys")
-    try:
-        tree = json.loads(json.dumps(tree))  # a deep copy that is plain data
-    except (TypeError, ValueError, RecursionError) as error:
-        raise ValueError(f"tree is {shown(tree)}, which is no plain data: {error}") from error
+    tree = {key: _plain(key, value) for key, value in tree.items()}
     for dotted, value in (overrides or {}).items():
         *parents, last = dotted.split(".")
         node = tree
@@ -154,6 +151,14 @@ def build_config(cls: type[Config], tree: dict[str, Any], overrides: dict[str, A
             node[parent] = node = child if isinstance(child, dict) else {}
         node[last] = _parsed(dotted, value) if isinstance(value, str) else value
     return _build(cls, tree, "")
+
+
+def _plain(key: str, value: Any) -> Any:
+    """A deep copy that is plain data."""
+    try:
+        return json.loads(json.dumps(value))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"{key} is {shown(value)}, which is no plain data: {error}") from error
 
 
 def _parsed(key: str, text: str) -> Any:
