@@ -55,7 +55,8 @@ def check_int(name: str, value: Any, low: int | None = None, high: int | None = 
     whole = isinstance(value, Integral) and not isinstance(value, bool)
     if whole and (low is None or value >= low) and (high is None or value <= high):
         return int(value)
-    raise ValueError(f"{name} is {shown(value)}; allowed: an integer{_range(low, high)}")
+    limits = _range(low, high if whole and high is not None and value > high else None)
+    raise ValueError(f"{name} is {shown(value)}; allowed: an integer{limits}")
 
 
 def check_number(
@@ -177,4 +178,4 @@ def _fits(given: Sequence[int], wanted: Sequence[int | str]) -> bool:
 def _range(low: float | None, high: float | None) -> str:
     if low is None:
         return "" if high is None else f" of at most {high:g}"
-    return f" of at least {low:g}" if high is None or high == MAX_COUNT else f" from {low:,g} to {high:,g}"
+    return f" of at least {low:,}" if high is None else f" from {low:,} to {high:,}"

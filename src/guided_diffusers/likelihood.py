@@ -293,19 +293,25 @@ def _checked(
     batch_size: Any,
     floor: Any,
 ) -> GuidedDDPMScheduler:
-    """The first of the schedulers, when all have its chain and the other arguments are right."""
+    """The first of the schedulers, when all arguments are right."""
     check_callable("network", network)
     check_finite("images", check_tensor("images", images, ("images", "channels", "height", "width")))
-    _check_condition(condition, len(images))
     for name, value in zip(("seed", "first_index"), seed_and_first, strict=True):
         check_int(name, value, None, None)
     check_int("batch_size", batch_size, 1)
     check_number("floor", floor, 0, 1)
-    if not isinstance(schedulers, Mapping) or not schedulers or len(images) == 0 or images.abs().max() > 1.1:
+    wrong = not isinstance(schedulers, Mapping) or not schedulers or 0 in images.shape
+    if wrong or images.abs().max() > 1.1:
         raise ValueError(
             f"schedulers is {shown(schedulers)} and images {shown(images)}; allowed: at least one scheduler "
             "by name, and one image, in [-1, 1]"
         )
+    _check_condition(condition, len(images))
+    return _of_one_chain(schedulers)
+
+
+def _of_one_chain(schedulers: Schedulers) -> GuidedDDPMScheduler:
+    """The first of the schedulers, when all have its chain."""
     reference: GuidedDDPMScheduler | None = None
     levels: Sequence[Tensor] = ()
     for name, scheduler in schedulers.items():

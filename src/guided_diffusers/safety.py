@@ -109,7 +109,7 @@ def check_component(folder: str | os.PathLike[str], code: bool = False) -> None:
         )
     for path in sorted(folder.glob("*.safetensors.index*.json")):
         shards = read_json(path).get("weight_map")
-        if not isinstance(shards, dict):
+        if not isinstance(shards, dict) or not shards:
             raise OSError(f"{path} has no weight_map: it is no index of shards")
         for shard in sorted(set(map(str, shards.values()))):
             check_path(shard, path)

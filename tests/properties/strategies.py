@@ -16,7 +16,9 @@ DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 TEXTS: SearchStrategy[str] = st.one_of(
     st.sampled_from(["", " ", "\n\t", "a boot", "\0", "\x1b[31m", "\ufb01\u0301"]),
-    st.sampled_from(["\U0001f469\u200d\U0001f467 \U0001f1f3\U0001f1f1 \U0001f45f", "שלום עולם", "مرحبا \u202e"]),
+    st.sampled_from(
+        ["\U0001f469\u200d\U0001f467 \U0001f1f3\U0001f1f1 \U0001f45f", "שלום עולם", "مرحبا \u202e"]
+    ),
     st.text(st.characters(exclude_categories=("Cs",)), max_size=40),
     st.sampled_from(["a" * 10_000, "boot " * 2_000, "\U0001f45f" * 10_000]),
 )
@@ -41,7 +43,7 @@ WRONG: SearchStrategy[Any] = st.one_of(
     st.sampled_from([float("nan"), float("inf"), -float("inf"), -1, -0.5, 1e308, 2**70, -(2**70), 10**400]),
     st.sampled_from(["", "high", "1", "nan", b"bytes", "\ud800", None, True, False, 3 + 4j]),
     st.sampled_from([[], (), {}, set(), [None], ["a", 3], [float("nan")], [[1], [2, 3]], {"a": 1}, [{}]]),
-    st.sampled_from([object(), object, len, np.zeros(3), np.array("x"), np.float32("nan"), range(3)]),
+    st.sampled_from([object(), np.zeros(3), np.array("x"), np.float32("nan"), range(3)]),
     st.sampled_from(_tensors()),
 )
 """What most arguments refuse; a few take some of it."""

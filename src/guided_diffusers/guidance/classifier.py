@@ -141,7 +141,8 @@ class ClassifierGuidance(Guidance):
                 raise ValueError(
                     f"log_prob {shape} for a sample of {tuple(sample.shape)}; allowed: one value a sample"
                 )
-            gradient = torch.autograd.grad(log_prob.sum(), sample)[0]
+            # Two terms through the predicted x_0 share its graph: the first must not free it.
+            gradient = torch.autograd.grad(log_prob.sum(), sample, retain_graph=bool(answers))[0]
         if self.max_gradient_norm is None:
             return gradient
         norm = torch.linalg.vector_norm(gradient, dim=tuple(range(1, gradient.ndim)), keepdim=True)

@@ -31,7 +31,7 @@ def class_count(config: Mapping[str, Any]) -> int:
     """
     for name in ("num_classes", "num_labels"):
         if config.get(name) is not None:
-            return check_int(name, config[name], 1, None)
+            return check_int(name, config[name], 1, 2**31)
     if names := class_names(config):
         return len(names)
     raise ValueError("the classifier's config has none of num_classes, num_labels and id2label; give one")

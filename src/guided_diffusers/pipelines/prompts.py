@@ -9,7 +9,7 @@ import torch
 from diffusers.utils import logging
 from torch import Tensor
 
-from guided_diffusers.checks import MAX_COUNT, check_int
+from guided_diffusers.checks import MAX_COUNT, check_int, shown
 from guided_diffusers.conditioning import tokenize, words_beyond
 from guided_diffusers.pipelines import inputs
 
@@ -21,7 +21,8 @@ def warn_of_lost_words(tokenizer: Any, prompts: Sequence[str], max_length: int |
     for prompt in dict.fromkeys(prompts):
         if lost := words_beyond(tokenizer, prompt, max_length):
             length = max_length or tokenizer.model_max_length
-            logger.warning(f"the text encoder reads {length} tokens; of {prompt!r} it does not see: {lost!r}")
+            read = f"the text encoder reads {length} tokens; of {shown(prompt)} it does not see"
+            logger.warning(f"{read}: {shown(lost)}")
 
 
 class PromptEncoding:
