@@ -32,6 +32,8 @@ FLOORS = {
     "pipelines": THIRD,
     "training": THIRD,
     "stock": THIRD,
+    "checks": GROUND,
+    "config_safety": GROUND,
     "safety": GROUND,  # folders of files, of whatever model
     "files": GROUND,
     "launch": GROUND,

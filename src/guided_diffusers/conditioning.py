@@ -10,6 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from guided_diffusers.checks import a_kind_of, check_bool, check_int, check_tensor, shown
+
+MAX_CONTEXT = 65_536
+
 
 @dataclass(frozen=True, eq=False)
 class Condition:
@@ -90,10 +94,35 @@ def class_condition(labels: Tensor, known: bool = True, null_class: int | None =
     Returns:
         A ClassCondition; its `.null` raises ValueError where there is no null class.
     """
+    check_tensor("labels", labels, ("batch",), floating=False)
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        raise ValueError(f"labels is {shown(labels)}; allowed: a tensor of integers, one a sample")
+    check_bool("known", known)
+    if null_class is not None:
+        check_int("null_class", null_class, 0, None)
     if not known:
         return ClassCondition({}, labels=labels)
     null = None if null_class is None else {"class_labels": torch.full_like(labels, null_class)}
     return ClassCondition({"class_labels": labels}, null, labels=labels)
+
+
+def check_text(name: str, prompt: Any) -> None:
+    """Raise ValueError for what no tokenizer reads: no string, or one with half of a surrogate pair."""
+    if not isinstance(prompt, str):
+        raise ValueError(f"{name} is {a_kind_of(prompt)}; allowed: a string")
+    if any("\ud800" <= letter <= "\udfff" for letter in prompt):
+        raise ValueError(f"{name} is {shown(prompt)}, which has a lone surrogate; allowed: Unicode text")
+
+
+def context_of(tokenizer: Any, max_length: int | None = None) -> int:
+    """How many tokens prompts are padded and cut to: `max_length`, or the tokenizer's own context.
+
+    Raises:
+        ValueError: Neither is a length that a text encoder has.
+    """
+    given = tokenizer.model_max_length if max_length is None else max_length
+    name = "the tokenizer's model_max_length" if max_length is None else "max_length"
+    return check_int(name, given, 2, MAX_CONTEXT)
 
 
 def words_beyond(tokenizer: Any, prompt: str, max_length: int | None = None) -> str:
@@ -107,7 +136,8 @@ def words_beyond(tokenizer: Any, prompt: str, max_length: int | None = None) -> 
     Returns:
         The words that fall off, empty where none do.
     """
-    max_length = max_length or tokenizer.model_max_length
+    max_length = context_of(tokenizer, max_length)
+    check_text("prompt", prompt)
     ids = tokenizer(prompt, truncation=False, add_special_tokens=True, verbose=False).input_ids
     if len(ids) <= max_length:
         return ""
@@ -125,10 +155,14 @@ def tokenize(tokenizer: Any, prompts: Sequence[str], max_length: int | None = No
     Returns:
         Token ids and attention mask, both `(len(prompts), max_length)`, int64.
     """
+    if isinstance(prompts, str) or not isinstance(prompts, Sequence) or not prompts:
+        raise ValueError(f"prompts is {shown(prompts)}; allowed: a list of at least one string")
+    for index, prompt in enumerate(prompts):
+        check_text(f"prompts[{index}]", prompt)
     tokens = tokenizer(
         list(prompts),
         padding="max_length",
-        max_length=max_length or tokenizer.model_max_length,
+        max_length=context_of(tokenizer, max_length),
         truncation=True,
         return_tensors="pt",
     )

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from guided_diffusers.checks import as_number, check_callable, check_choice, check_number, shown
 from guided_diffusers.noise_level import NoiseLevel, broadcast
 from guided_diffusers.prediction import PREDICTION_TYPES, at_least_float32, to_denoised
 
@@ -67,6 +68,7 @@ class ModelDenoiser:
             a function `x_0 -> x_0`, such as `DynamicThreshold`.
 
     Raises:
+        TypeError: A model that cannot be called.
         ValueError: An unknown prediction type, or a clip that is not positive.
     """
 
@@ -76,12 +78,11 @@ class ModelDenoiser:
         prediction_type: str,
         clip: float | Callable[[Tensor], Tensor] | None = None,
     ) -> None:
-        if prediction_type not in PREDICTION_TYPES:
-            raise ValueError(
-                f"prediction_type is {prediction_type!r}; allowed: {', '.join(PREDICTION_TYPES)}"
-            )
-        if clip is not None and not callable(clip) and not clip > 0:
-            raise ValueError(f"clip is {clip!r}; allowed: None, a number above 0, or a function of x_0")
+        check_callable("model", model, "a network, or a function (sample, timestep, **condition)")
+        check_choice("prediction_type", prediction_type, PREDICTION_TYPES)
+        number = as_number(clip)
+        if clip is not None and not callable(clip) and not (number is not None and number > 0):
+            raise ValueError(f"clip is {shown(clip)}; allowed: None, a number above 0, or a function of x_0")
         self.model = model
         self.prediction_type = prediction_type
         self.clip = clip
@@ -94,6 +95,10 @@ class ModelDenoiser:
     def batch(self, sample: Tensor, level: NoiseLevel, conditions: Sequence[Any]) -> list[Denoised]:
         """Answer every condition with ONE forward: the network's batch is `len(conditions) * batch`."""
         sample = at_least_float32(sample)
+        if sample.ndim < 2:
+            raise ValueError(f"sample is {shown(sample)}; allowed: a tensor (batch, channels, ...)")
+        if not isinstance(level, NoiseLevel):
+            raise TypeError(f"level is {shown(level)}; allowed: a NoiseLevel")
         count = len(conditions)
         seen = (broadcast(level.input_scale, sample) * sample).to(_dtype_of(self.model, sample.dtype))
         output = self._forward(
@@ -108,6 +113,8 @@ class ModelDenoiser:
         with torch.inference_mode() if infer else nullcontext():
             output = self.model(scaled, timestep, **arguments)
         output = output if isinstance(output, Tensor) else output[0]
+        if not isinstance(output, Tensor) or output.ndim < 2 or len(output) != len(scaled):
+            raise ValueError(f"the network's output is {shown(output)} for a batch of {len(scaled)}")
         return output.clone() if infer else output
 
     def _read(self, outputs: Tensor, sample: Tensor, level: NoiseLevel) -> list[Denoised]:
@@ -135,17 +142,18 @@ class DynamicThreshold:
 
     Args:
         quantile: In (0, 1]; the paper uses 0.995.
-        maximum: Upper bound of the threshold; at 1 this is clipping to [-1, 1].
+        maximum: Upper bound of the threshold, at least 1, may be infinite; at 1 this is clipping to [-1, 1].
 
     References:
         Saharia et al., "Photorealistic Text-to-Image Diffusion Models" (arXiv:2205.11487), section 2.3.
     """
 
     def __init__(self, quantile: float = 0.995, maximum: float = float("inf")) -> None:
-        if not 0 < quantile <= 1:
-            raise ValueError(f"quantile is {quantile!r}; allowed: above 0, at most 1")
-        self.quantile = quantile
-        self.maximum = maximum
+        self.quantile = check_number("quantile", quantile, 0, 1, above=True)
+        number = as_number(maximum)
+        if number is None or not number >= 1:
+            raise ValueError(f"maximum is {shown(maximum)}; allowed: a number of at least 1")
+        self.maximum = number if number < torch.finfo(torch.float32).max else float("inf")
 
     def __call__(self, x0: Tensor) -> Tensor:
         """Threshold each image of x_0, `(batch, ...)`, by itself."""

@@ -30,6 +30,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from guided_diffusers.checks import check_bool, check_int, check_same_shape, check_tensor
+
 LEVELS = 256
 BIN_WIDTH = 2 / (LEVELS - 1)
 FLOOR = 1e-12
@@ -43,6 +45,7 @@ def dequantise(images: Tensor, uniform: Tensor) -> Tensor:
         images: (batch, channels, height, width).
         uniform: in [0, 1), of images' shape, as of `randomness.rand_for`.
     """
+    check_same_shape("uniform", uniform, "images", check_tensor("images", images))
     return images + BIN_WIDTH * (uniform - 0.5)
 
 
@@ -55,7 +58,9 @@ def bits_per_dim(nats: Tensor, dimensions: int, density: bool) -> Tensor:
         density: `nats` are of densities of dequantised images, relative to pixels in [-1, 1], and not of
             probabilities.
     """
-    if density:
+    check_tensor("nats", nats)
+    check_int("dimensions", dimensions, 1, None)
+    if check_bool("density", density):
         nats = nats + dimensions * math.log(BIN_WIDTH)
     return -nats / (dimensions * math.log(2))
 

@@ -13,6 +13,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from guided_diffusers.checks import check_int, check_number
+
+MAX_TIMESTEPS = 1_000_000
+
 
 class ImportanceSampler(nn.Module):
     """The history of the losses by timestep, and the distribution that follows from it.
@@ -31,11 +35,9 @@ class ImportanceSampler(nn.Module):
 
     def __init__(self, timesteps: int, history: int = 10, uniform_share: float = 0.001) -> None:
         super().__init__()
-        if timesteps < 1 or history < 1:
-            raise ValueError(f"timesteps and history must be at least 1, got {timesteps} and {history}")
-        if not 0 < uniform_share <= 1:
-            raise ValueError(f"uniform_share must lie in (0, 1], got {uniform_share}")
-        self.uniform_share = uniform_share
+        check_int("timesteps", timesteps, 1, MAX_TIMESTEPS)
+        check_int("history", history, 1)
+        self.uniform_share = check_number("uniform_share", uniform_share, 0, 1, above=True)
         self.register_buffer("squares", torch.zeros(timesteps, history))
         self.register_buffer("counts", torch.zeros(timesteps, dtype=torch.int64))
 

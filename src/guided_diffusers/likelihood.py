@@ -28,6 +28,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from guided_diffusers.checks import (
+    check_callable,
+    check_finite,
+    check_int,
+    check_number,
+    check_tensor,
+    shown,
+)
 from guided_diffusers.evaluation.estimate import Estimate
 from guided_diffusers.losses import add_noise
 from guided_diffusers.randomness import randn_for, seed_for
@@ -95,9 +103,10 @@ def mean_interval(values: Tensor, confidence: float = 0.95) -> Estimate:
     References:
         Abramowitz and Stegun, "Handbook of Mathematical Functions" (1964), equation 26.7.5.
     """
-    if values.ndim != 1 or len(values) < 2:
-        raise ValueError(f"an interval needs at least 2 observations, got shape {tuple(values.shape)}")
-    if not 0 < confidence < 1:
+    check_finite("values", check_tensor("values", values, ("n",)), 1e150)
+    if len(values) < 2:
+        raise ValueError(f"an interval needs at least 2 observations, values has shape {tuple(values.shape)}")
+    if not 0 < check_number("confidence", confidence) < 1:
         raise ValueError(f"confidence must lie strictly between 0 and 1, got {confidence}")
     values, freedom = values.double(), len(values) - 1
     z = NormalDist().inv_cdf(0.5 + confidence / 2)
@@ -142,7 +151,7 @@ def full_bound(
     Raises:
         ValueError: Schedulers of different chains, or no images.
     """
-    reference = _checked(schedulers, images)
+    reference = _checked(schedulers, images, network, condition, (seed, first_index), batch_size, floor)
     places = torch.arange(len(reference.timesteps)).expand(len(images), -1)
     return _bounds(
         network, schedulers, images, places, condition or {}, (seed, first_index), batch_size, floor
@@ -167,8 +176,8 @@ def estimated_bound(
         ValueError: Fewer than 2 draws or more than there are timesteps, schedulers of different chains, or no
             images.
     """
-    reference = _checked(schedulers, images)
-    count = len(reference.timesteps)
+    reference = _checked(schedulers, images, network, condition, (seed, first_index), batch_size, floor)
+    count, draws = len(reference.timesteps), check_int("draws", draws, None)
     if not 2 <= draws <= count:
         raise ValueError(f"draws is {draws}; allowed: 2 to {count}, the timesteps: or take the full sum")
     seeds = [seed_for(seed_for(seed, TIMESTEP), first_index + row) for row in range(len(images))]
@@ -265,13 +274,49 @@ def plot_terms(bounds: Mapping[str, Bound], path: str | Path) -> None:
     figure.savefig(path, dpi=150)
 
 
-def _checked(schedulers: Schedulers, images: Tensor) -> GuidedDDPMScheduler:
+def _check_condition(condition: Any, images: int) -> None:
+    if condition is None:
+        return
+    if not isinstance(condition, Mapping) or not all(isinstance(name, str) for name in condition):
+        raise ValueError(f"condition is {shown(condition)}; allowed: tensors by the network's arguments")
+    for name, value in condition.items():
+        if not isinstance(value, Tensor) or value.ndim < 1 or len(value) != images:
+            raise ValueError(f"condition has {name} {shown(value)}; allowed: a tensor of {images} rows")
+
+
+def _checked(
+    schedulers: Schedulers,
+    images: Tensor,
+    network: Any,
+    condition: Any,
+    seed_and_first: tuple[Any, Any],
+    batch_size: Any,
+    floor: Any,
+) -> GuidedDDPMScheduler:
+    """The first of the schedulers, when all arguments are right."""
+    check_callable("network", network)
+    check_finite("images", check_tensor("images", images, ("images", "channels", "height", "width")))
+    for name, value in zip(("seed", "first_index"), seed_and_first, strict=True):
+        check_int(name, value, None, None)
+    check_int("batch_size", batch_size, 1)
+    check_number("floor", floor, 0, 1)
+    wrong = not isinstance(schedulers, Mapping) or not schedulers or 0 in images.shape
+    if wrong or images.abs().max() > 1.1:
+        raise ValueError(
+            f"schedulers is {shown(schedulers)} and images {shown(images)}; allowed: at least one scheduler "
+            "by name, and one image, in [-1, 1]"
+        )
+    _check_condition(condition, len(images))
+    return _of_one_chain(schedulers)
+
+
+def _of_one_chain(schedulers: Schedulers) -> GuidedDDPMScheduler:
     """The first of the schedulers, when all have its chain."""
-    if not schedulers or len(images) == 0:
-        raise ValueError(f"give at least one scheduler and one image, got {len(schedulers)}, {len(images)}")
     reference: GuidedDDPMScheduler | None = None
     levels: Sequence[Tensor] = ()
     for name, scheduler in schedulers.items():
+        if not isinstance(scheduler, GuidedDDPMScheduler):
+            raise ValueError(f"schedulers has {shown(scheduler)}; allowed: GuidedDDPMScheduler")
         here = scheduler.noise_level(scheduler.timesteps.cpu())
         if reference is None:
             reference, levels = scheduler, (scheduler.timesteps.cpu(), here.alpha)

@@ -18,6 +18,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from .checks import check_int, check_number, check_same_shape, check_tensor, shown
 from .noise_level import NoiseLevel, broadcast
 from .prediction import coefficients
 
@@ -45,15 +46,22 @@ class DiscreteProcess:
 
     alphas_cumprod: Tensor
 
+    def __post_init__(self) -> None:
+        """Check the table."""
+        table = check_tensor("alphas_cumprod", self.alphas_cumprod, ("timesteps",))
+        if not len(table) or not ((table >= 0) & (table <= 1)).all():
+            raise ValueError(f"alphas_cumprod is {shown(table)}; allowed: at least one value from 0 to 1")
+
     def at_fraction(self, fraction: Tensor) -> NoiseLevel:
         """The level at timestep floor(fraction x timesteps)."""
-        count = len(self.alphas_cumprod)
+        fraction, count = _fractions(fraction), len(self.alphas_cumprod)
         return self._at((fraction * count).long().clamp(0, count - 1))
 
     def at_log_noise_to_signal(self, value: Tensor) -> NoiseLevel:
         """The nearest timestep's level."""
         table = -self._at(torch.arange(len(self.alphas_cumprod))).log_snr / 2
-        return self._at(torch.searchsorted((table[1:] + table[:-1]) / 2, value.double()))
+        value = check_tensor("value", value, ("batch",)).double()
+        return self._at(torch.searchsorted((table[1:] + table[:-1]) / 2, value))
 
     def _at(self, timestep: Tensor) -> NoiseLevel:
         squared = self.alphas_cumprod.double()[timestep]
@@ -66,19 +74,27 @@ class FlowProcess:
 
     num_train_timesteps: int = 1000
 
+    def __post_init__(self) -> None:
+        """Check the number."""
+        check_int("num_train_timesteps", self.num_train_timesteps, 1, None)
+
     def at_fraction(self, fraction: Tensor) -> NoiseLevel:
         """The level at sigma = fraction."""
-        return self._at(fraction.double())
+        return self._at(_fractions(fraction).double())
 
     def at_log_noise_to_signal(self, value: Tensor) -> NoiseLevel:
         """The level at sigma / (1 - sigma) = exp(value)."""
-        return self._at(torch.sigmoid(value.double()))
+        return self._at(torch.sigmoid(check_tensor("value", value, ("batch",)).double()))
 
     def _at(self, sigma: Tensor) -> NoiseLevel:
         sigma = sigma.clamp(
             1e-5, 1 - 1e-5
         )  # both ends have levels without a target: sigma = 0, or without x_0
         return NoiseLevel(alpha=1 - sigma, sigma=sigma, timestep=(sigma * self.num_train_timesteps).float())
+
+
+def _fractions(fraction: Tensor) -> Tensor:
+    return check_tensor("fraction", fraction, ("batch",))
 
 
 def process_of(scheduler: Any) -> Process:
@@ -118,7 +134,8 @@ def log_normal_levels(process: Process, mean: float = -0.4, std: float = 1.2) ->
         table 1. Esser et al., Scaling Rectified Flow Transformers, arXiv:2403.03206, section 3.1:
         logit-normal.
     """
-    return lambda u: process.at_log_noise_to_signal(mean + std * torch.special.ndtri(u.double()))
+    mean, std = check_number("mean", mean), check_number("std", std, 0, above=True)
+    return lambda u: process.at_log_noise_to_signal(mean + std * torch.special.ndtri(_fractions(u).double()))
 
 
 def cosine_levels(process: Process) -> Levels:
@@ -127,7 +144,9 @@ def cosine_levels(process: Process) -> Levels:
     References:
         Nichol and Dhariwal, Improved Denoising Diffusion Probabilistic Models, arXiv:2102.09672, eq. 17.
     """
-    return lambda u: process.at_log_noise_to_signal(torch.log(torch.tan(u.double() * (torch.pi / 2))))
+    return lambda u: process.at_log_noise_to_signal(
+        torch.log(torch.tan(_fractions(u).double() * (torch.pi / 2)))
+    )
 
 
 LEVEL_DISTRIBUTIONS: dict[str, Callable[..., Levels]] = {
@@ -145,6 +164,9 @@ def quartile(levels: Levels, level: NoiseLevel) -> Tensor:
 
 def add_noise(x0: Tensor, noise: Tensor, level: NoiseLevel) -> Tensor:
     """x_t = alpha x_0 + sigma eps, (batch, ...)."""
+    check_same_shape("noise", noise, "x0", check_tensor("x0", x0, ("batch", "...")))
+    if not isinstance(level, NoiseLevel):
+        raise TypeError(f"level is {shown(level)}; allowed: a NoiseLevel")
     return broadcast(level.alpha, x0) * x0 + broadcast(level.sigma, x0) * noise
 
 
@@ -163,7 +185,10 @@ def target(x0: Tensor, noise: Tensor, level: NoiseLevel, prediction_type: str) -
     Raises:
         ValueError: for an unknown prediction type, or epsilon prediction at alpha = 0.
     """
+    check_same_shape("noise", noise, "x0", check_tensor("x0", x0, ("batch", "...")))
     skip, out = coefficients(level, prediction_type)
+    if out.device.type == "cpu" and not (out != 0).all():
+        raise ValueError(f"level has sigma = 0, where prediction_type {prediction_type!r} has no target")
     of_x0, of_noise = (1 - skip * level.alpha) / out, -skip * level.sigma / out
     return broadcast(of_x0, x0) * x0 + broadcast(of_noise, x0) * noise
 
@@ -182,6 +207,7 @@ def min_snr_weight(gamma: float = 5.0) -> Weighting:
         Hang et al., Efficient Diffusion Training via Min-SNR Weighting Strategy, arXiv:2303.09556, section
         3.4.
     """
+    gamma = check_number("gamma", gamma, 0, above=True)
 
     def weight(level: NoiseLevel, prediction_type: str) -> Tensor:
         _, out = coefficients(level, prediction_type)
@@ -211,6 +237,7 @@ def denoising_loss(
     Returns:
         (batch,), float32 (float64 where x0 is).
     """
+    check_same_shape("output", output, "x0", check_tensor("x0", x0, ("batch", "...")))
     error = output.to(x0.dtype) - target(x0, noise, level, prediction_type)
     weight = weighting(level, prediction_type).to(error.device, error.dtype)
     return weight * error.square().flatten(1).mean(1)

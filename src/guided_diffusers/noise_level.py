@@ -13,12 +13,28 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from guided_diffusers.checks import shown
 
-def _float64(value: Tensor | float) -> Tensor:
-    return torch.as_tensor(value, dtype=torch.float64)
+_ROUNDING = 1e-6
+
+
+def _float64(name: str, value: Tensor | float) -> Tensor:
+    """A value as a float64 tensor; where that can be seen without waiting for a device, in its range."""
+    try:
+        if isinstance(value, str | bytes | bool | complex) or (torch.is_tensor(value) and value.is_complex()):
+            raise TypeError
+        tensor = torch.as_tensor(value, dtype=torch.float64)
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        raise ValueError(f"{name} is {shown(value)}; allowed: a number, or one a sample") from None
+    most = 1 + _ROUNDING if name == "alpha" else torch.inf
+    if tensor.ndim > 1 or (tensor.device.type == "cpu" and not ((tensor >= 0) & (tensor <= most)).all()):
+        limits = "from 0 to 1" if name == "alpha" else "of at least 0"
+        raise ValueError(f"{name} is {shown(value)}; allowed: a number {limits}, or one a sample")
+    return tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +48,9 @@ class NoiseLevel:
             `(batch,)`.
         input_scale: The network sees `input_scale * x_t` (1 for variance-preserving processes and flow
             matching, `1 / sqrt(1 + sigma^2)` for variance-exploding ones). Kept in float64.
+
+    Raises:
+        ValueError: Not a number, nor one a sample; or, of values on the CPU, out of range.
     """
 
     alpha: Tensor | float
@@ -42,7 +61,13 @@ class NoiseLevel:
     def __post_init__(self) -> None:
         """Convert numbers and tensors of any dtype to float64 tensors."""
         for name in ("alpha", "sigma", "input_scale"):
-            object.__setattr__(self, name, _float64(getattr(self, name)))
+            object.__setattr__(self, name, _float64(name, getattr(self, name)))
+        if self.alpha.ndim and self.sigma.ndim and self.alpha.shape != self.sigma.shape:
+            raise ValueError(
+                f"sigma is {shown(self.sigma)}; allowed: alpha's shape, {tuple(self.alpha.shape)}"
+            )
+        if not (self.timestep is None or isinstance(self.timestep, Tensor | int | float | np.number)):
+            raise ValueError(f"timestep is {shown(self.timestep)}; allowed: None, a number, or one a sample")
 
     @property
     def noise_to_signal(self) -> Tensor:
@@ -55,22 +80,28 @@ class NoiseLevel:
         return 2 * (self.alpha.log() - self.sigma.log())
 
 
-def broadcast(coefficient: Tensor | float, sample: Tensor) -> Tensor:
+def broadcast(coefficient: Tensor | float, sample: Tensor, name: str = "a per-sample value") -> Tensor:
     """Shape a coefficient so that it multiplies a sample, in the sample's dtype and on its device.
 
     Args:
         coefficient: 0-dim, or `(batch,)`: one value a sample.
         sample: `(batch, ...)`.
+        name: What an error calls the coefficient.
 
     Returns:
         A tensor of shape `()` or `(batch, 1, ...)`.
+
+    Raises:
+        ValueError: Neither one value nor one a sample.
     """
+    if not isinstance(sample, Tensor):
+        raise ValueError(f"sample is {shown(sample)}; allowed: a tensor (batch, ...)")
     coefficient = torch.as_tensor(coefficient)
     if coefficient.ndim == 0:
         return coefficient.to(sample.dtype)  # a 0-dim CPU tensor multiplies a tensor of any device
-    if coefficient.ndim > 1 or coefficient.shape[0] not in (1, sample.shape[0]):
+    count = sample.shape[0] if sample.ndim else 1
+    if coefficient.ndim > 1 or coefficient.shape[0] not in (1, count):
         raise ValueError(
-            f"a per-sample value has shape {tuple(coefficient.shape)}; allowed: () or ({sample.shape[0]},), "
-            "one a sample"
+            f"{name} has shape {tuple(coefficient.shape)}; allowed: () or ({count},), one a sample"
         )
     return coefficient.to(sample.device, sample.dtype).reshape(-1, *[1] * (sample.ndim - 1))

@@ -28,6 +28,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from guided_diffusers.checks import shown
 from guided_diffusers.noise_level import NoiseLevel, broadcast
 
 Row = Callable[[NoiseLevel], tuple[Tensor, Tensor]]
@@ -90,8 +91,12 @@ def coefficients(level: NoiseLevel, prediction_type: str) -> tuple[Tensor, Tenso
     Raises:
         ValueError: An unknown prediction type, or epsilon prediction at alpha = 0.
     """
-    if prediction_type not in _ROWS:
-        raise ValueError(f"prediction_type is {prediction_type!r}; allowed: {', '.join(PREDICTION_TYPES)}")
+    if not isinstance(prediction_type, str) or prediction_type not in _ROWS:
+        raise ValueError(
+            f"prediction_type is {shown(prediction_type)}; allowed: {', '.join(PREDICTION_TYPES)}"
+        )
+    if not isinstance(level, NoiseLevel):
+        raise TypeError(f"level is {shown(level)}; allowed: a NoiseLevel")
     return _ROWS[prediction_type](level)
 
 
@@ -112,6 +117,11 @@ def to_denoised(output: Tensor, sample: Tensor, level: NoiseLevel, prediction_ty
     """
     skip, out = coefficients(level, prediction_type)
     sample = at_least_float32(sample)
+    if not isinstance(output, Tensor) or output.is_complex() or output.shape[-sample.ndim :] != sample.shape:
+        raise ValueError(
+            f"output is {shown(output)}; allowed: a tensor of sample's shape, {tuple(sample.shape)}, or "
+            "several"
+        )
     return broadcast(skip, sample) * sample + broadcast(out, sample) * output.to(sample.dtype)
 
 
@@ -134,9 +144,17 @@ def from_denoised(x0: Tensor, sample: Tensor, level: NoiseLevel, prediction_type
     if (out == 0).any():
         raise ValueError(f"prediction_type {prediction_type!r} has no output for a given x_0 at sigma = 0")
     sample = at_least_float32(sample)
+    if not isinstance(x0, Tensor) or x0.is_complex() or x0.shape != sample.shape:
+        raise ValueError(f"x0 is {shown(x0)}; allowed: a tensor of sample's shape, {tuple(sample.shape)}")
     return (x0.to(sample.dtype) - broadcast(skip, sample) * sample) * broadcast(1 / out, sample)
 
 
-def at_least_float32(sample: Tensor) -> Tensor:
-    """Half precision to float32; float32 and float64 as they are."""
+def at_least_float32(sample: Tensor, name: str = "sample") -> Tensor:
+    """Half precision to float32; float32 and float64 as they are.
+
+    Raises:
+        TypeError: No tensor, or one of complex numbers; it names the argument.
+    """
+    if not isinstance(sample, Tensor) or sample.is_complex():
+        raise TypeError(f"{name} is {shown(sample)}; allowed: a tensor of real numbers")
     return sample if sample.dtype in (torch.float32, torch.float64) else sample.float()

@@ -6,12 +6,16 @@ each sample has a generator of its own, seeded by a hash of the run's seed and t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from guided_diffusers.checks import check_device, check_int, shown
+
 _MASK = (1 << 64) - 1
+_MOST = 1 << 32
 
 
 def _mix(value: int) -> int:
@@ -33,12 +37,14 @@ def seed_for(seed: int, sample_index: int) -> int:
     Returns:
         An integer in [0, 2^63), which `torch.Generator.manual_seed` takes as it is.
     """
+    seed = check_int("seed", seed, high=None)
+    sample_index = check_int("sample_index", sample_index, high=None)
     return _mix(_mix(seed & _MASK) ^ (sample_index & _MASK)) >> 1
 
 
 def generator_for(seed: int, sample_index: int, device: torch.device | str = "cpu") -> torch.Generator:
     """A generator for one sample, seeded by `seed_for`."""
-    return torch.Generator(device).manual_seed(seed_for(seed, sample_index))
+    return torch.Generator(check_device("device", device) or "cpu").manual_seed(seed_for(seed, sample_index))
 
 
 def randn_for(
@@ -61,11 +67,11 @@ def randn_for(
     Returns:
         `(len(sample_indices), *shape)`.
     """
-    noise = torch.empty(len(sample_indices), *shape, dtype=dtype)
+    noise = _empty(sample_indices, shape, dtype)
     generator = torch.Generator()
     for row, index in zip(noise, sample_indices, strict=True):
         row.normal_(generator=generator.manual_seed(seed_for(seed, index)))
-    return noise.to(device)
+    return noise.to(check_device("device", device))
 
 
 def rand_for(
@@ -77,8 +83,20 @@ def rand_for(
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
     """Uniform numbers in [0, 1); otherwise as `randn_for`."""
-    numbers = torch.empty(len(sample_indices), *shape, dtype=dtype)
+    numbers = _empty(sample_indices, shape, dtype)
     generator = torch.Generator()
     for row, index in zip(numbers, sample_indices, strict=True):
         row.uniform_(generator=generator.manual_seed(seed_for(seed, index)))
-    return numbers.to(device)
+    return numbers.to(check_device("device", device))
+
+
+def _empty(sample_indices: Sequence[int], shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    for name, value in (("sample_indices", sample_indices), ("shape", shape)):
+        if not isinstance(value, Sequence) or isinstance(value, str | bytes):
+            raise ValueError(f"{name} is {shown(value)}; allowed: a list of integers")
+    sides = [check_int("shape", side, 0, None) for side in shape]
+    if math.prod(sides) * len(sample_indices) > _MOST:
+        raise ValueError(f"shape is {shown(tuple(sides))}; allowed: at most {_MOST:,} numbers in all")
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise ValueError(f"dtype is {shown(dtype)}; allowed: a floating-point dtype of torch")
+    return torch.empty(len(sample_indices), *sides, dtype=dtype)

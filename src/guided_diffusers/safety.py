@@ -21,10 +21,13 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
+from guided_diffusers.config_safety import check_configs, read_json
+
 PICKLE_SUFFIXES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 _WEIGHTS = re.compile(
     r"(?P<base>[^.]+?)(\.(?P<variant>\w+))?(-\d+-of-\d+)?\.safetensors(\.index(\.(?P<indexed>\w+))?\.json)?"
 )
+_VOCABULARIES = ("tokenizer.json", "vocab.*", "*.model", "*.tiktoken")
 COMPONENTS = "guided_diffusers.components"
 """Where this package's own loaders find its classes: see that module."""
 
@@ -55,6 +58,7 @@ def check_checkpoint(folder: str | os.PathLike[str], skip: Collection[str] = (),
     """
     folder = Path(folder)
     path = folder / "model_index.json"
+    check_links(folder)
     if path.is_file():
         index = {name: value for name, value in read_json(path).items() if name not in skip}
         pairs = components_of(index)
@@ -62,15 +66,35 @@ def check_checkpoint(folder: str | os.PathLike[str], skip: Collection[str] = (),
         check_model_index(index, path, own)
     for part in [folder, *sorted(path for path in folder.glob("*") if path.is_dir())]:
         if part.name not in skip:
-            check_component(part)
+            check_component(part, code)
 
 
-def check_component(folder: str | os.PathLike[str]) -> None:
+def check_links(folder: Path) -> None:
+    """Raise OSError for a symbolic link that leaves a checkpoint's folder.
+
+    The Hub's cache is made of links: from `snapshots/<commit>` to `blobs`, both of one repository's folder.
+    """
+    root = folder.resolve()
+    caches = (each for each in root.parents if each.name == "snapshots" and (each.parent / "blobs").is_dir())
+    root = next((each.parent for each in caches), root)
+    for path in sorted(path for path in folder.rglob("*") if path.is_symlink()):
+        if not path.resolve().is_relative_to(root):
+            raise OSError(
+                f"{path} is a link to {os.readlink(path)}, which leaves the checkpoint's folder: refused; "
+                "put a copy there if you trust it"
+            )
+
+
+def check_component(folder: str | os.PathLike[str], code: bool = False) -> None:
     """Check one component's folder; a folder that is not there passes.
 
+    Args:
+        folder: The folder.
+        code: As of `check_checkpoint`.
+
     Raises:
-        OSError: Pickled weights and no safetensors, or an index of shards that names a file outside the
-            folder or one that is not there.
+        OSError: Pickled weights and no safetensors, an index of shards that names a file outside the folder
+            or one that is not there, or a configuration that is refused: see `config_safety`.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -85,14 +109,21 @@ def check_component(folder: str | os.PathLike[str]) -> None:
         )
     for path in sorted(folder.glob("*.safetensors.index*.json")):
         shards = read_json(path).get("weight_map")
-        if not isinstance(shards, dict):
+        if not isinstance(shards, dict) or not shards:
             raise OSError(f"{path} has no weight_map: it is no index of shards")
         for shard in sorted(set(map(str, shards.values()))):
             check_path(shard, path)
+            if not shard.endswith(".safetensors"):
+                raise OSError(f"{path} names the shard {shard!r}; allowed: safetensors")
             if not (folder / shard).is_file():
                 raise OSError(
                     f"{path} names the shard {shard!r}, which is not there: the checkpoint is not whole"
                 )
+    vocabularies = [path for kind in _VOCABULARIES for path in folder.glob(kind)]
+    if (folder / "tokenizer_config.json").is_file() and not vocabularies:
+        raise OSError(f"{folder} has a tokenizer without a vocabulary: the checkpoint is not whole")
+    sizes = [size for path in folder.glob("*.safetensors") for size in tensor_sizes(path)]
+    check_configs(folder, len(sizes), sum(sizes), code)
 
 
 def components_of(index: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
@@ -145,17 +176,6 @@ def _is_component_class(library: str, class_name: str) -> bool:
     return isinstance(found, type) and issubclass(found, tuple(base for base in bases if base is not None))
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object of a file; OSError in one line where it is none."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise OSError(f"{path} is no JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise OSError(f"{path} holds a JSON {type(value).__name__} where an object should be")
-    return value
-
-
 def check_finite(module: Any, name: str) -> None:
     """Raise OSError if a weight of a network is NaN or infinite; anything that is no network passes."""
     if not isinstance(module, nn.Module):
@@ -178,8 +198,7 @@ def check_complete(module: Any, folder: Path, name: str, variant: str | None = N
     found: dict[str, int] = {}
     for path in folder.glob("*.safetensors"):
         kind = weights_kind(path.name)
-        tensors = [value for key, value in safetensors_header(path).items() if key != "__metadata__"]
-        count = sum(math.prod(value["shape"]) for value in tensors)
+        count = sum(tensor_sizes(path))
         found[kind[1] if kind else ""] = found.get(kind[1] if kind else "", 0) + count
     has = found.get(variant or "", max(found.values()))
     wanted = sum(weight.numel() for weight in module.parameters())
@@ -195,12 +214,20 @@ def weights_kind(name: str) -> tuple[str, str] | None:
     return match and (match["base"], match["variant"] or match["indexed"] or "")
 
 
+def tensor_sizes(path: Path) -> list[int]:
+    """How many numbers each tensor of a safetensors file has; OSError as of `safetensors_header`."""
+    header = safetensors_header(path)
+    return [math.prod(value["shape"]) for key, value in header.items() if key != "__metadata__"]
+
+
 def safetensors_header(path: Path) -> dict[str, Any]:
     """The header of a safetensors file: for each tensor its dtype, shape and place.
 
     Raises:
         OSError: It is none, or it is cut short.
     """
+    if not path.is_file():
+        raise OSError(f"{path} is no file")
     size = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
@@ -208,29 +235,51 @@ def safetensors_header(path: Path) -> dict[str, Any]:
             raise OSError(f"{path} is no safetensors file, or it is cut short")
         try:
             header = json.loads(file.read(length))
-            ends = [value["data_offsets"][1] for key, value in header.items() if key != "__metadata__"]
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            tensors = [value for key, value in header.items() if key != "__metadata__"]
+            ends = [value["data_offsets"][1] for value in tensors]
+            sound = all(type(side) is int and side >= 0 for value in tensors for side in value["shape"])
+            whole = 8 + length + max(ends, default=0)
+        except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError) as error:
             raise OSError(f"{path} is no safetensors file: its header does not read") from error
-    if 8 + length + max(ends, default=0) != size:
-        raise OSError(
-            f"{path} has {size} bytes and should have {8 + length + max(ends, default=0)}: cut short"
-        )
+    if not sound:
+        raise OSError(f"{path} is no safetensors file: its header has a shape that is none")
+    if whole != size:
+        raise OSError(f"{path} has {size} bytes and should have {whole}: cut short")
     return header
 
 
+class CheckpointError(OSError, ValueError):
+    """A checkpoint that cannot be loaded, in one line; `__cause__` is the loader's own error."""
+
+
 @contextmanager
-def one_line_if_it_does_not_fit(where: Any) -> Iterator[None]:
-    """Turn the loaders' errors about shapes and broken files, which are long, into an OSError of one line."""
+def refused_in_one_line(where: Any) -> Iterator[None]:
+    """Turn whatever a loader raises at a checkpoint that it cannot use into an OSError of one line.
+
+    Loaders fail on a hostile configuration wherever its values are first used, with errors of every kind;
+    those about shapes have hundreds of lines. An OSError that is one line already passes as it is.
+    """
     try:
         yield
-    except (RuntimeError, ValueError, SafetensorError) as error:
-        text = " ".join(str(error).split())
+    except OSError as error:
+        text = str(error)
+        if "\n" not in text and len(text) <= _LONGEST:
+            raise
+        raise OSError(_short(text)) from error
+    except Exception as error:
+        text = _short(error)
         if isinstance(error, SafetensorError) or any(word in text for word in _DOES_NOT_FIT):
-            short = text if len(text) < 300 else f"{text[:300]}..."
-            raise OSError(f"{where}: the weights do not fit the network: {short}") from error
-        raise
+            raise OSError(f"{where}: the weights do not fit the network: {text}") from error
+        kind = type(error).__name__
+        raise CheckpointError(f"{where} cannot be loaded ({kind}): {text or 'no reason given'}") from error
 
 
+def _short(text: Any) -> str:
+    line = " ".join(str(text).split())
+    return line if len(line) <= _SHORT else f"{line[:_SHORT]}..."
+
+
+_LONGEST, _SHORT = 600, 300
 _DOES_NOT_FIT = (
     "size mismatch",
     "expected shape",

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from numbers import Integral
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from guided_diffusers.checks import check_callable, check_int, check_numbers, shown
 from guided_diffusers.denoiser import Denoiser
 from guided_diffusers.guidance.base import Guided, Step
 from guided_diffusers.prediction import at_least_float32, from_denoised
@@ -72,6 +72,15 @@ def sampling_loop(
         ValueError: An unsupported scheduler, steps that are not positive, both timesteps and sigmas, or
             epsilon prediction from zero terminal SNR.
     """
+    if not hasattr(denoiser, "run"):
+        check_callable("denoiser", denoiser, "a denoiser, (sample, level, condition) -> x_0")
+    if not isinstance(noise, Tensor) or not noise.is_floating_point() or noise.ndim < 2 or not noise.numel():
+        raise ValueError(f"noise is {shown(noise)}; allowed: a floating-point tensor (batch, ...)")
+    _check_generator(generator, len(noise))
+    if callback is not None:
+        check_callable("callback", callback)
+    if step_kwargs is not None and not isinstance(step_kwargs, Mapping):
+        raise TypeError(f"step_kwargs is {shown(step_kwargs)}; allowed: a mapping of arguments of step")
     set_timesteps(scheduler, num_inference_steps, timesteps, sigmas)
     sample = at_least_float32(noise) * float(getattr(scheduler, "init_noise_sigma", 1.0))
     guided = denoiser if hasattr(denoiser, "run") else Guided(denoiser)
@@ -108,6 +117,15 @@ def sampling_loop(
     return sample
 
 
+def _check_generator(generator: Any, count: int) -> None:
+    several = list(generator) if isinstance(generator, Sequence) else [generator]
+    right = generator is None or all(isinstance(each, torch.Generator) for each in several)
+    if not right or (isinstance(generator, Sequence) and len(several) != count):
+        raise ValueError(
+            f"generator is {shown(generator)}; allowed: a torch.Generator, or one a sample, {count}"
+        )
+
+
 def set_timesteps(
     scheduler: Any,
     num_inference_steps: int | None = 50,
@@ -121,6 +139,7 @@ def set_timesteps(
             custom ones that this scheduler does not take.
     """
     check_supported(scheduler)
+    train = scheduler.config.num_train_timesteps
     if timesteps is not None and sigmas is not None:
         raise ValueError("timesteps and sigmas were both given; allowed: one of them")
     for name, value in (("timesteps", timesteps), ("sigmas", sigmas)):
@@ -128,21 +147,28 @@ def set_timesteps(
             continue
         if not takes(scheduler, name):
             raise ValueError(f"{type(scheduler).__name__} takes no custom {name}: give num_inference_steps")
-        if len(value) == 0:
+        if hasattr(value, "__len__") and len(value) == 0:
             raise ValueError(f"{name} is empty; give at least one")
         # As numbers of our own: schedulers multiply them, and some write into what they are given.
-        scheduler.set_timesteps(
-            **{name: np.array(value).tolist() if name == "timesteps" else np.array(value)}, device="cpu"
-        )
-        return _start_at_the_first(scheduler)
-    if (
-        isinstance(num_inference_steps, bool)
-        or not isinstance(num_inference_steps, Integral)
-        or num_inference_steps < 1
-    ):
-        raise ValueError(f"num_inference_steps is {num_inference_steps!r}; allowed: an integer of at least 1")
-    scheduler.set_timesteps(int(num_inference_steps), device="cpu")
-    return _start_at_the_first(scheduler)
+        numbers = check_numbers(name, value, 0, train if name == "timesteps" else None, falling=True)
+        if name == "timesteps":
+            numbers = [int(number) if number == int(number) else number for number in numbers]
+        return _set(scheduler, name, numbers if name == "timesteps" else np.array(numbers))
+    return _set(scheduler, "num_inference_steps", check_int("num_inference_steps", num_inference_steps, 1))
+
+
+def _set(scheduler: Any, name: str, value: Any) -> None:
+    """Call the scheduler's own `set_timesteps`, whose errors on few or uneven steps are of every kind."""
+    try:
+        scheduler.set_timesteps(**{name: value}, device="cpu")
+    except (TypeError, ValueError, IndexError, RuntimeError, ArithmeticError, AssertionError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        if isinstance(error, ValueError) and name in reason:
+            raise
+        raise ValueError(
+            f"{name} is {shown(value)}, which {type(scheduler).__name__} refuses: {reason}"
+        ) from error
+    _start_at_the_first(scheduler)
 
 
 def _start_at_the_first(scheduler: Any) -> None:

@@ -84,6 +84,16 @@ class TestClassifier:
         ClassifierGuidance(log_prob, 1.0, through="denoised")(exact_denoiser())(sample, level, LABELS)
         torch.testing.assert_close(received[0].detach(), exact_denoiser()(sample, level, LABELS))
 
+    def test_two_terms_through_denoised_share_one_graph(self):
+        sample, level = draw(4, 2), level_at(0.7)
+        terms = [
+            ClassifierGuidance(exact_log_prob(LABELS), scale, through="denoised") for scale in (1.0, 2.5)
+        ]
+        both = (terms[0] + terms[1])(exact_denoiser())(sample, level)
+        apart = [term(exact_denoiser())(sample, level) for term in terms]
+        expected = apart[0] + apart[1] - exact_denoiser()(sample, level)
+        torch.testing.assert_close(both, expected, rtol=0, atol=1e-12)
+
     def test_it_works_under_no_grad_and_in_half_precision_inputs(self):
         guided = ClassifierGuidance(exact_log_prob(LABELS), 1.0)(exact_denoiser())
         sample, level = draw(4, 2), level_at(0.7)

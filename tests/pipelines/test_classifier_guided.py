@@ -297,7 +297,7 @@ class TestErrors:
             ({"at": "x0"}, "at is 'x0'"),
             ({"max_gradient_norm": 0}, "max_gradient_norm is 0"),
             ({"guidance_interval": (2, 1)}, "interval is"),
-            ({"guidance": 3}, "guidance is a int"),
+            ({"guidance": 3}, "guidance is an int"),
             ({"guidance": ClassifierFreeGuidance(1.0), "form": "score"}, "guidance and form were both given"),
             ({"output_type": "jpeg"}, "output_type is 'jpeg'"),
             ({"eta": 2}, "eta is 2"),

@@ -155,8 +155,8 @@ class TestErrors:
         ("options", "message"),
         [
             ({"prompt": []}, "prompt is an empty list"),
-            ({"prompt": 3}, "prompt is a int"),
-            ({"prompt": ["bag", 3]}, r"prompt\[1\] is a int"),
+            ({"prompt": 3}, "prompt is an int"),
+            ({"prompt": ["bag", 3]}, r"prompt\[1\] is an int"),
             ({"contrast_prompts": []}, "contrast_prompts is an empty list"),
             ({"num_images_per_prompt": 0}, "num_images_per_prompt is 0"),
             ({"classifier_scale": math.nan}, "classifier_scale is nan; allowed: finite"),

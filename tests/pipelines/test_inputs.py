@@ -29,7 +29,7 @@ def pipeline() -> TextToImagePipeline:
     [
         ({"prompt": None}, "prompt"),
         ({"prompt": []}, "prompt is an empty list"),
-        ({"prompt": 3}, "prompt is a int"),
+        ({"prompt": 3}, "prompt is an int"),
         ({"prompt": ["a", 3]}, r"prompt\[1\]"),
         ({"prompt_embeds": EMBEDS}, "prompt and prompt_embeds"),
         ({"negative_prompt": 3}, "negative_prompt"),

@@ -14,7 +14,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from guided_diffusers.checks import check_choice, check_int, check_number, shown
 from guided_diffusers.convert.values import listed, numbers, read_flags, typed
+from guided_diffusers.models.noise_aware_classifier import POOLS
 
 IMAGENET_CLASSES = 1000
 MULTIPLIERS = {
@@ -92,6 +94,20 @@ CONSTRUCTOR_ARGUMENTS: dict[str, Any] = {
     "pool": "adaptive",
 }
 """Of the published half-UNet, with its defaults."""
+_MOST_LEVELS = 16
+_COUNTS = {
+    "image_size": 16_384,
+    "num_channels": 65_536,
+    "model_channels": 65_536,
+    "classifier_width": 65_536,
+    "in_channels": 65_536,
+    "out_channels": 1_000_000,
+    "num_classes": 1_000_000,
+    "num_heads": 4096,
+    "num_res_blocks": 64,
+    "classifier_depth": 64,
+}
+"""Flags that are at least 1, and the most that they may be."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,7 +187,7 @@ def unet_architecture(config: Mapping[str, Any]) -> Architecture:
     Raises:
         ValueError: A name that is no flag, a value of another kind, or one that is not supported.
     """
-    flags = read_flags(config, {**CLASSIFIER_FLAGS, **UNET_FLAGS})
+    flags = _check_ranges(read_flags(config, {**CLASSIFIER_FLAGS, **UNET_FLAGS}))
     if flags["num_heads_upsample"] not in (-1, flags["num_heads"]) and flags["num_head_channels"] == -1:
         raise ValueError(
             f"num_heads_upsample is {flags['num_heads_upsample']}; supported: -1 or num_heads, "
@@ -208,9 +224,9 @@ def classifier_architecture(config: Mapping[str, Any]) -> Architecture:
     Raises:
         ValueError: A name that is neither, a value of another kind, or one that is not supported.
     """
-    if "model_channels" in config:
-        return _constructed(read_flags(config, CONSTRUCTOR_ARGUMENTS))
-    flags = read_flags(config, {**UNET_FLAGS, **CLASSIFIER_FLAGS})
+    if isinstance(config, Mapping) and "model_channels" in config:
+        return _constructed(_check_ranges(read_flags(config, CONSTRUCTOR_ARGUMENTS)))
+    flags = _check_ranges(read_flags(config, {**UNET_FLAGS, **CLASSIFIER_FLAGS}))
     size = flags["image_size"]
     return Architecture(
         image_size=size,
@@ -260,23 +276,47 @@ def process_of(config: Mapping[str, Any]) -> dict[str, Any]:
         ValueError: An unknown `noise_schedule`, or `rescale_timesteps`, under which the network is told
             other timesteps than the scheduler's.
     """
+    if not isinstance(config, Mapping):
+        raise ValueError(f"config is {shown(config)}; allowed: a mapping of flags to values")
     flags = {**DIFFUSION_FLAGS, **config}
     steps, schedule = typed("diffusion_steps", flags["diffusion_steps"], 1000), flags["noise_schedule"]
+    check_int("diffusion_steps", steps, 21, 1_000_000)  # fewer have betas above 1
     if typed("rescale_timesteps", flags["rescale_timesteps"], False) and steps != 1000:
         raise ValueError("rescale_timesteps with diffusion_steps other than 1000 is not supported")
     described = {"kind": "variance_preserving", "num_train_timesteps": steps}
-    if schedule == "linear":
+    if isinstance(schedule, str) and schedule == "linear":
         scale = 1000 / steps
         return {**described, "beta_schedule": "linear", "beta_start": scale * 1e-4, "beta_end": scale * 0.02}
-    if schedule == "cosine":
+    if isinstance(schedule, str) and schedule == "cosine":
         return {**described, "beta_schedule": "squaredcos_cap_v2"}
-    raise ValueError(f"noise_schedule is {schedule!r}; allowed: 'linear', 'cosine'")
+    raise ValueError(f"noise_schedule is {shown(schedule)}; allowed: 'linear', 'cosine'")
 
 
 def _multipliers(given: str | Sequence[float], size: int, known: Mapping[int, tuple]) -> tuple[float, ...]:
-    if given in ("", None):
+    if given is None or (isinstance(given, str) and given == ""):
         if size not in known:
             sizes = ", ".join(map(str, sorted(known)))
             raise ValueError(f"channel_mult is left out for images of {size}; it has a default for {sizes}")
         return known[size]
-    return tuple(listed("channel_mult", given))
+    multipliers = listed("channel_mult", given)
+    if not 0 < len(multipliers) <= _MOST_LEVELS or not all(0 < each <= 64 for each in multipliers):
+        raise ValueError(
+            f"channel_mult is {shown(given)}; allowed: up to {_MOST_LEVELS} numbers above 0, at most 64"
+        )
+    return tuple(multipliers)
+
+
+def _check_ranges(flags: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Raise ValueError for a number of which no network can be made."""
+    for name in flags.keys() & _COUNTS.keys():
+        check_int(name, flags[name], 1, _COUNTS[name])
+    for name in flags.keys() & {"num_heads_upsample", "num_head_channels"}:
+        if flags[name] != -1:
+            check_int(name, flags[name], 1, 4096)
+    if "dropout" in flags:
+        check_number("dropout", flags["dropout"], 0, 1)
+    for name in flags.keys() & {"large_size", "small_size"}:
+        check_int(name, flags[name], 0, 16_384)
+    for name in flags.keys() & {"pool", "classifier_pool"}:
+        check_choice(name, flags[name], POOLS)
+    return flags

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from guided_diffusers.checks import shown
+
 
 def read_flags(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
     """A configuration with its defaults, values of their defaults' types; text as on a command line.
@@ -12,14 +14,15 @@ def read_flags(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[s
     Raises:
         ValueError: A name that is no flag, or a value that cannot be read.
     """
-    unknown = sorted(set(config) - set(defaults))
+    if not isinstance(config, Mapping):
+        raise ValueError(f"config is {shown(config)}; allowed: a mapping of flags to values")
+    unknown = sorted(shown(name) for name in config if name not in defaults)
     if unknown:
-        raise ValueError(
-            f"config has {', '.join(map(repr, unknown))}; allowed: {', '.join(sorted(defaults))}"
-        )
+        raise ValueError(f"config has {', '.join(unknown)}; allowed: {', '.join(sorted(defaults))}")
     return {name: typed(name, config.get(name, default), default) for name, default in defaults.items()}
 
 
+_LARGEST = 1 << 20
 _WORDS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
 
@@ -32,18 +35,20 @@ def typed(name: str, value: Any, default: Any) -> Any:
             return int(value)
         if isinstance(default, float):
             return float(value)
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError, RuntimeError):
         pass
     if isinstance(default, int | float):
-        raise ValueError(f"{name} is {value!r}; it must be a {type(default).__name__}, such as {default}")
+        raise ValueError(
+            f"{name} is {shown(value)}; it must be a {type(default).__name__}, such as {default}"
+        )
     return value
 
 
 def numbers(name: str, flags: Mapping[str, Any]) -> list[int]:
     """The positive integers of a flag."""
     values = listed(name, flags[name])
-    if any(value < 1 or value != int(value) for value in values):
-        raise ValueError(f"{name} is {flags[name]!r}; it must be positive integers")
+    if any(not 1 <= value <= _LARGEST or value != int(value) for value in values):
+        raise ValueError(f"{name} is {shown(flags[name])}; it must be positive integers")
     return [int(value) for value in values]
 
 
@@ -52,5 +57,5 @@ def listed(name: str, given: str | Sequence[float] | int) -> list[float]:
     items = given.split(",") if isinstance(given, str) else [given] if isinstance(given, int) else given
     try:
         return [float(item) for item in items if str(item).strip()]
-    except (TypeError, ValueError):
-        raise ValueError(f"{name} is {given!r}; it must be numbers, as '32,16,8' or a list") from None
+    except (TypeError, ValueError, OverflowError, RuntimeError):
+        raise ValueError(f"{name} is {shown(given)}; it must be numbers, as '32,16,8' or a list") from None

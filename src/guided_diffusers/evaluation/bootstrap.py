@@ -15,6 +15,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from guided_diffusers.checks import check_finite, check_int, check_number, check_tensor, shown
+
 from .estimate import Estimate
 from .reference import Reference
 
@@ -96,14 +98,17 @@ def mean_estimate(
     values: Tensor, *, resamples: int = 1000, seed: int = 0, confidence: float = 0.95
 ) -> Estimate:
     """The mean of one value an image, with its percentile interval."""
-    values = values.double()
+    values = check_finite("values", check_tensor("values", values, ("count",))).double()
+    if not len(values):
+        raise ValueError(f"values is {shown(values)}; allowed: at least one")
     counts = _counts(len(values), resamples, seed)
     return _around(values.mean().item(), counts @ values / len(values), len(values), confidence)
 
 
 def _counts(count: int, resamples: int, seed: int) -> Tensor:
     """How often each image is in each resample, `(resamples, count)` float64."""
-    generator = torch.Generator().manual_seed(seed)
+    resamples = check_int("resamples", resamples, 1)
+    generator = torch.Generator().manual_seed(check_int("seed", seed, 0, 2**63 - 1))
     drawn = torch.randint(count, (resamples, count), generator=generator)
     return torch.zeros(resamples, count, dtype=torch.float64).scatter_add_(
         1, drawn, torch.ones(1, 1, dtype=torch.float64).expand(resamples, count)
@@ -113,6 +118,8 @@ def _counts(count: int, resamples: int, seed: int) -> Tensor:
 def _around(
     value: float, values: Tensor, count: int, confidence: float, floor: float = -float("inf")
 ) -> Estimate:
+    if not 0 < check_number("confidence", confidence) < 1:
+        raise ValueError(f"confidence is {confidence}; allowed: between 0 and 1")
     tail = (1 - confidence) / 2
     low, high = torch.quantile(values, torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()
     return Estimate(value=value, low=max(floor, min(low, value)), high=max(high, value), count=count)

@@ -13,11 +13,15 @@ References:
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Integral
 
 import torch
 from torch import Tensor
 
+from guided_diffusers.checks import check_int, check_number, shown
+
 _BLOCK_ROWS = 2048
+_MOST = 1e30  # its cubes and squares are finite in float64
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -77,15 +81,16 @@ def kernel_distance(
     Args:
         real_features: `(count, d)`, at least 2 rows.
         generated_features: `(count, d)`, at least 2 rows.
-        degree: Of the polynomial.
-        gamma: 1 / d by default.
+        degree: Of the polynomial, 1 to 4.
+        gamma: Above 0; 1 / d by default.
 
     Raises:
         ValueError: As `frechet_distance`.
     """
     real, generated = _both(real_features, generated_features)
     real, generated = real.double(), generated.double()
-    gamma = 1 / real.shape[1] if gamma is None else gamma
+    degree = check_int("degree", degree, 1, 4)
+    gamma = 1 / real.shape[1] if gamma is None else check_number("gamma", gamma, 0, 1e6, above=True)
     within = sum(_mean_off_diagonal(features, degree, gamma) for features in (real, generated))
     return (within - 2 * cross_kernel(real, generated, degree, gamma).mean()).item()
 
@@ -152,8 +157,10 @@ def density_coverage(real_features: Tensor, generated_features: Tensor, k: int =
 
 def neighbour_distances(features: Tensor, k: int) -> Tensor:
     """The distance of each row to its k-th nearest other row, `(count,)`."""
-    if not 1 <= k < len(features):
-        raise ValueError(f"k is {k!r} for {len(features)} features; allowed: from 1 to one less than those")
+    if isinstance(k, bool) or not isinstance(k, Integral) or not 1 <= k < len(features):
+        raise ValueError(
+            f"k is {shown(k)} for {len(features)} features; allowed: from 1 to one less than those"
+        )
     parts = []
     for first in range(0, len(features), _BLOCK_ROWS):
         squared = _squared_distances(features[first : first + _BLOCK_ROWS], features)
@@ -194,11 +201,16 @@ def _both(real: Tensor, generated: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _checked(name: str, features: Tensor) -> Tensor:
-    features = torch.as_tensor(features).cpu()
+    try:
+        features = torch.as_tensor(features).cpu()
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        raise ValueError(f"{name} is {shown(features)}; allowed: a tensor (count, dimensions)") from None
+    if features.is_complex() or features.dtype == torch.bool:
+        raise ValueError(f"{name} is {shown(features)}; allowed: real numbers")
     if features.ndim != 2 or len(features) < 2 or features.shape[1] < 1:
         raise ValueError(
             f"{name} has shape {tuple(features.shape)}; allowed: (count, dimensions), count >= 2"
         )
-    if not features.isfinite().all():
-        raise ValueError(f"{name} holds values that are not finite")
+    if not features.isfinite().all() or features.abs().max() > _MOST:
+        raise ValueError(f"{name} holds values that are not finite, or beyond {_MOST:g}")
     return features if features.is_floating_point() else features.double()

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from guided_diffusers.checks import check_finite, check_tensor, shown
+
 from .bootstrap import mean_estimate
 from .estimate import Estimate
 
@@ -54,8 +56,14 @@ def prompt_diversity(
     Raises:
         ValueError: Shapes that do not fit, or no prompt with two images.
     """
+    check_finite("features", check_tensor("features", features, ("count", "d")))
+    several = isinstance(prompts, Sequence | Tensor) and not isinstance(prompts, str | bytes)
+    if not several or (isinstance(prompts, Tensor) and prompts.ndim != 1):
+        raise ValueError(f"prompts is {shown(prompts)}; allowed: one prompt or class an image")
     names = prompts.tolist() if isinstance(prompts, Tensor) else list(prompts)
-    if features.ndim != 2 or len(names) != len(features):
+    if not all(isinstance(name, Hashable) for name in names):
+        raise ValueError(f"prompts is {shown(prompts)}; allowed: one prompt or class an image")
+    if len(names) != len(features):
         raise ValueError(
             f"features has shape {tuple(features.shape)} for {len(names)} prompts; allowed: (count, d) with "
             "one prompt an image"
@@ -75,6 +83,7 @@ def prompt_diversity(
 
 def mean_pairwise_distance(features: Tensor) -> float:
     """The mean Euclidean distance of two different rows of `(count, d)`, count at least 2."""
-    if features.ndim != 2 or len(features) < 2:
+    check_finite("features", check_tensor("features", features, ("count", "d")))
+    if len(features) < 2 or features.shape[1] < 1:
         raise ValueError(f"features has shape {tuple(features.shape)}; allowed: (count, d), count >= 2")
     return torch.nn.functional.pdist(features.double()).mean().item()

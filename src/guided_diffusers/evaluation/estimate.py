@@ -17,6 +17,8 @@ from statistics import NormalDist
 import torch
 from torch import Tensor
 
+from guided_diffusers.checks import check_finite, check_int, check_number, check_tensor, shown
+
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
@@ -43,10 +45,9 @@ def wilson_estimate(successes: int, trials: int, confidence: float = 0.95) -> Es
     Raises:
         ValueError: If a number is outside its range.
     """
-    if trials < 1 or not 0 <= successes <= trials:
-        raise ValueError(
-            f"`successes` must be from 0 to `trials`, and `trials` at least 1; got {successes} of {trials}."
-        )
+    if check_int("trials", trials, 0, None) < 1:
+        raise ValueError(f"trials is 0, and successes {shown(successes)}; allowed: at least one trial")
+    check_int("successes", successes, 0, trials)
     z = NormalDist().inv_cdf(0.5 + _checked(confidence) / 2)
     fraction = successes / trials
     shrink = 1 + z * z / trials
@@ -74,12 +75,14 @@ def ratio_of_means(
     """
     confidence = _checked(confidence)
     for name, values in (("numerator", numerator), ("denominator", denominator)):
-        if values.ndim != 1 or values.numel() == 0:
+        check_finite(name, check_tensor(name, values, ("n",)), 1e150)
+        if values.numel() == 0:
             raise ValueError(f"`{name}` must be a non-empty vector, got shape {tuple(values.shape)}.")
     top, bottom = numerator.double().cpu(), denominator.double().cpu()
     if bottom.mean() == 0:
         raise ValueError("`denominator` has mean 0, pass observations with another mean.")
-    generator = torch.Generator().manual_seed(seed)
+    check_int("resamples", resamples, 1)
+    generator = torch.Generator().manual_seed(check_int("seed", seed, 0, 2**63 - 1))
 
     def resampled_means(values: Tensor) -> Tensor:
         count = values.numel()
@@ -95,6 +98,6 @@ def ratio_of_means(
 
 
 def _checked(confidence: float) -> float:
-    if not 0 < confidence < 1:
+    if not 0 < check_number("confidence", confidence) < 1:
         raise ValueError(f"`confidence` must lie strictly between 0 and 1, got {confidence}; 0.95 is usual.")
     return confidence

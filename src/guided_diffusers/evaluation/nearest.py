@@ -16,10 +16,13 @@ References:
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Integral
 
 import torch
 from PIL import Image
 from torch import Tensor
+
+from guided_diffusers.checks import check_finite, check_int, check_tensor, shown
 
 from .estimate import Estimate, ratio_of_means, wilson_estimate
 from .grid import labelled_grid, to_pictures
@@ -75,13 +78,19 @@ def nearest_images(
     Raises:
         ValueError: Shapes that do not fit, none of either, or k out of range.
     """
+    for name, value in (("queries", queries), ("references", references)):
+        if check_tensor(name, value, floating=False).is_complex():
+            raise ValueError(f"{name} is {shown(value)}; allowed: real numbers")
+        check_finite(name, value, 1e150)
+    for name, value in (("query_block", query_block), ("reference_block", reference_block)):
+        check_int(name, value, 1, None)
     if queries.shape[1:] != references.shape[1:] or queries.ndim < 2 or not len(queries):
         raise ValueError(
             f"queries has shape {tuple(queries.shape)} and references {tuple(references.shape)}; allowed: "
             "(count, ...) with count >= 1, alike but for the first dimension"
         )
-    if not 1 <= k <= len(references):
-        raise ValueError(f"k is {k!r} for {len(references)} references; allowed: from 1 to those")
+    if isinstance(k, bool) or not isinstance(k, Integral) or not 1 <= k <= len(references):
+        raise ValueError(f"k is {shown(k)} for {len(references)} references; allowed: from 1 to those")
     references = references.flatten(1)
     parts = [
         _of_block(block, references, k, reference_block) for block in queries.flatten(1).split(query_block)

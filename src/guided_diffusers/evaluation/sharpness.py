@@ -19,6 +19,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from guided_diffusers.checks import check_finite, check_number, shown
+
 
 def high_frequency_energy(images: Tensor, cutoff: float = 0.25) -> Tensor:
     """Spectral energy beyond a radial frequency, one figure an image, averaged over channels.
@@ -35,7 +37,7 @@ def high_frequency_energy(images: Tensor, cutoff: float = 0.25) -> Tensor:
         ValueError: If the images are not four-dimensional or the cutoff is out of range.
     """
     images = _checked(images)
-    if not 0 <= cutoff < 0.5:
+    if not 0 <= check_number("cutoff", cutoff) < 0.5:
         raise ValueError(f"`cutoff` must be in [0, 0.5) cycles per pixel, got {cutoff}.")
     height, width = images.shape[-2:]
     power = torch.fft.fft2(images).abs().square() / (height * width) ** 2
@@ -70,9 +72,10 @@ def laplacian_energy(images: Tensor) -> Tensor:
 
 
 def _checked(images: Tensor) -> Tensor:
-    if images.ndim != 4 or not images.is_floating_point():
+    right = isinstance(images, Tensor) and images.ndim == 4 and images.is_floating_point()
+    if not right or 0 in images.shape[1:]:
         raise ValueError(
-            f"`images` must be a float tensor (batch, channels, height, width), got {images.dtype} of shape "
-            f"{tuple(images.shape)}; convert 8-bit images with `images / 127.5 - 1`."
+            f"`images` must be a float tensor (batch, channels, height, width), got {shown(images)}; convert "
+            "8-bit images with `images / 127.5 - 1`."
         )
-    return images.double()
+    return check_finite("images", images, 1e150).double()

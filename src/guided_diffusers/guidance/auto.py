@@ -21,9 +21,12 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from guided_diffusers.checks import check_bool, check_callable
 from guided_diffusers.denoiser import Denoised, Denoiser
 from guided_diffusers.guidance.base import Guidance, Query, Scale, Step, column, network_field
 from guided_diffusers.guidance.interval import GuidanceInterval
+
+_WEAK = "a denoiser, such as ModelDenoiser(weak_unet, prediction_type)"
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,10 @@ class AutoGuidance(Guidance):
         scale: w: 1 is unguided and costs nothing. A number, or one a sample.
         interval: Where the term is active, in sigma / alpha; None is everywhere.
         null: Ask the weak network under the null condition.
+
+    Raises:
+        TypeError: A `weak` that cannot be called, and as `checked_scale`.
+        ValueError: A `null` that is no bool.
     """
 
     neutral: ClassVar[float] = 1.0
@@ -43,8 +50,16 @@ class AutoGuidance(Guidance):
     interval: GuidanceInterval | None = None
     null: bool = False
 
+    def __post_init__(self) -> None:
+        """Check the network and the option."""
+        super().__post_init__()
+        if self.weak is not None:  # of a term that is only written down, it comes with `from_config`
+            check_callable("weak", self.weak, _WEAK)
+        check_bool("null", self.null)
+
     def queries(self, step: Step) -> tuple[Query, ...]:
         """The weak network's prediction under the same condition, or under its null."""
+        check_callable("weak", self.weak, _WEAK)
         condition = getattr(step.condition, "null", None) if self.null else step.condition
         return (Query(condition=condition, network=self.weak),)
 

@@ -9,7 +9,6 @@ last from one step to the next lives in `Step.memory`, which belongs to one run 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, replace
 from typing import Any, ClassVar
@@ -17,11 +16,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from guided_diffusers.checks import check_callable, shown
 from guided_diffusers.denoiser import BatchDenoiser, Denoised, Denoiser, as_denoised
 from guided_diffusers.guidance.interval import GuidanceInterval
 from guided_diffusers.noise_level import NoiseLevel, broadcast
 
 Scale = float | tuple[float, ...]
+MAX_SCALE = 1e6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +131,12 @@ class Guidance:
         Raises:
             ValueError: An unknown term or argument, or a network that is needed and not given.
         """
-        entries = [config] if isinstance(config, Mapping) else list(config)
+        entries = [config] if isinstance(config, Mapping) else config
+        several = isinstance(entries, Sequence) and not isinstance(entries, str)
+        if not several or not all(isinstance(entry, Mapping) for entry in entries):
+            raise ValueError(
+                f"config is {shown(config)}; allowed: a term's to_config() value, or a list of them"
+            )
         terms = tuple(_term_from(entry, networks) for entry in entries)
         return terms[0] if len(terms) == 1 else GuidanceSum(terms)
 
@@ -142,7 +148,9 @@ class GuidanceSum(Guidance):
     parts: tuple[Guidance, ...] = ()
 
     def __post_init__(self) -> None:
-        """Nothing to normalise: the terms have done it."""
+        """Check that the parts are terms; they have normalised themselves."""
+        if not isinstance(self.parts, tuple) or not all(isinstance(part, Guidance) for part in self.parts):
+            raise TypeError(f"parts is {shown(self.parts)}; allowed: a tuple of guidance terms")
 
     @property
     def terms(self) -> tuple[Guidance, ...]:
@@ -162,8 +170,16 @@ class Guided:
     denoiser: Denoiser
     guidance: tuple[Guidance, ...] = ()
 
+    def __post_init__(self) -> None:
+        """Check that there is something to guide."""
+        check_callable("denoiser", self.denoiser, "a denoiser, (sample, level, condition) -> x_0")
+
     def __call__(self, sample: Tensor, level: NoiseLevel, condition: Any = None) -> Tensor:
         """The guided x_0 of `sample`, outside a sampling run: no next level and an empty memory."""
+        if not isinstance(sample, Tensor) or not sample.is_floating_point() or sample.ndim < 2:
+            raise ValueError(f"sample is {shown(sample)}; allowed: a floating-point tensor (batch, ...)")
+        if not isinstance(level, NoiseLevel):
+            raise TypeError(f"level is {shown(level)}; allowed: a NoiseLevel")
         return self.run(Step(sample=sample, level=level, condition=condition)).x0
 
     def run(self, step: Step) -> Denoised:
@@ -192,14 +208,27 @@ def _answer(denoiser: Denoiser, step: Step, queries: Sequence[Query]) -> list[De
             if isinstance(network, BatchDenoiser):
                 got = network.batch(step.sample, step.level, conditions)
             else:
-                got = [as_denoised(network(step.sample, step.level, condition)) for condition in conditions]
+                got = [_asked(network, step, condition) for condition in conditions]
         answers.update({(key, id(c)): answer for c, answer in zip(conditions, got, strict=True)})
     return [answers[id(query.network or denoiser), id(query.condition)] for query in queries]
 
 
+def _asked(network: Denoiser, step: Step, condition: Any) -> Denoised:
+    """The answer of a denoiser that is any callable, checked where the mistake is."""
+    answer = as_denoised(network(step.sample, step.level, condition))
+    if not isinstance(answer.x0, Tensor) or answer.x0.shape != step.sample.shape:
+        raise ValueError(
+            f"the denoiser gives {shown(answer.x0)}; allowed: x_0 of the sample's shape, "
+            f"{tuple(step.sample.shape)}"
+        )
+    return answer
+
+
 def column(scale: Scale, sample: Tensor) -> Tensor | float:
     """A scale as a factor of a sample: a number as it is, one value a sample as `(batch, 1, ...)`."""
-    return broadcast(torch.tensor(scale, dtype=torch.float64), sample) if isinstance(scale, tuple) else scale
+    if not isinstance(scale, tuple):
+        return scale
+    return broadcast(torch.tensor(scale, dtype=torch.float64), sample, "scale")
 
 
 def checked_scale(scale: float | Sequence[float] | Tensor, name: str = "scale") -> Scale:
@@ -207,22 +236,22 @@ def checked_scale(scale: float | Sequence[float] | Tensor, name: str = "scale") 
 
     Raises:
         TypeError: Not a number, nor a sequence or 1-dim tensor of numbers.
-        ValueError: Not finite, or none at all.
+        ValueError: Not finite, too large for what float32 holds after some steps, or none at all.
     """
     try:
         value = scale.tolist() if hasattr(scale, "tolist") else scale
         values = (
             tuple(float(v) for v in value)
-            if isinstance(value, Sequence) and not isinstance(value, str)
+            if isinstance(value, Sequence) and not isinstance(value, str | bytes)
             else None
         )
-        single = float(value) if values is None and not isinstance(value, (str, bool)) else None
-    except (TypeError, ValueError):
+        single = float(value) if values is None and not isinstance(value, str | bytes | bool) else None
+    except (TypeError, ValueError, OverflowError, RuntimeError):
         values = single = None
     if values is None and single is None:
-        raise TypeError(f"{name} is {scale!r}; allowed: a number, or one number a sample")
-    if not all(math.isfinite(v) for v in (values if values is not None else (single,))) or values == ():
-        raise ValueError(f"{name} is {scale!r}; allowed: finite numbers")
+        raise TypeError(f"{name} is {shown(scale)}; allowed: a number, or one number a sample")
+    if values == () or not all(abs(v) <= MAX_SCALE for v in (values if values is not None else (single,))):
+        raise ValueError(f"{name} is {shown(scale)}; allowed: finite numbers, at most {MAX_SCALE:,.0f}")
     return values if values is not None else single
 
 
@@ -245,14 +274,14 @@ def _json_fields(term: Guidance) -> dict[str, Any]:
 
 def _term_from(entry: Mapping[str, Any], networks: Mapping[str, Any]) -> Guidance:
     name, arguments = entry.get("term"), {key: value for key, value in entry.items() if key != "term"}
-    cls: Callable[..., Guidance] | None = Guidance._types.get(name)
+    cls: Callable[..., Guidance] | None = Guidance._types.get(name) if isinstance(name, str) else None
     if cls is None or cls is GuidanceSum:
         known = ", ".join(sorted(set(Guidance._types) - {"GuidanceSum"}))
-        raise ValueError(f"guidance term is {name!r}; known terms: {known}")
+        raise ValueError(f"guidance term is {shown(name)}; known terms: {known}")
     declared = {f.name: f for f in fields(cls)}
-    unknown = sorted(set(arguments) - set(declared))
+    unknown = [key for key in arguments if key not in declared]
     if unknown:
-        raise ValueError(f"{name} has no argument {unknown[0]!r}; it has {', '.join(declared)}")
+        raise ValueError(f"{name} has no argument {shown(unknown[0])}; it has {', '.join(declared)}")
     for key in (key for key, f in declared.items() if f.metadata.get("network")):
         if key not in networks:
             raise ValueError(

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from guided_diffusers.checks import check_int
 from guided_diffusers.denoiser import Denoised
 from guided_diffusers.guidance.base import Step, column
 from guided_diffusers.guidance.classifier_free import ClassifierFreeGuidance
@@ -46,8 +47,7 @@ class CFGZeroStar(ClassifierFreeGuidance):
     def __post_init__(self) -> None:
         """Check the number of steps."""
         super().__post_init__()
-        if self.zero_init_steps < 0:
-            raise ValueError(f"zero_init_steps is {self.zero_init_steps!r}; allowed: at least 0")
+        check_int("zero_init_steps", self.zero_init_steps, 0)
 
     def shift(self, step: Step, own: Denoised, answers: Sequence[Denoised]) -> Tensor:
         """x_0 of the guided velocity, less D_cond."""

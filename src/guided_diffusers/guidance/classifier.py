@@ -42,6 +42,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from guided_diffusers.checks import as_number, check_callable, check_choice, shown
 from guided_diffusers.denoiser import Denoised
 from guided_diffusers.guidance.base import Guidance, Query, Scale, Step, column, network_field
 from guided_diffusers.guidance.interval import GuidanceInterval
@@ -51,6 +52,7 @@ from guided_diffusers.noise_level import NoiseLevel, broadcast
 LogProb = Callable[[Tensor, NoiseLevel, Any], Tensor]
 FORMS = ("score", "mean_shift")
 PATHS = ("classifier", "denoised")
+_LOG_PROB = "a function (sample, level, condition) -> (batch,)"
 PLACES = ("sample", "mean")
 
 
@@ -95,16 +97,18 @@ class ClassifierGuidance(Guidance):
     def __post_init__(self) -> None:
         """Check the options."""
         super().__post_init__()
+        if self.log_prob is not None:  # of a term that is only written down, it comes with `from_config`
+            check_callable("log_prob", self.log_prob, _LOG_PROB)
         for name, allowed in (("form", FORMS), ("through", PATHS), ("at", PLACES)):
-            if getattr(self, name) not in allowed:
-                raise ValueError(
-                    f"{name} is {getattr(self, name)!r}; allowed: {', '.join(map(repr, allowed))}"
-                )
+            check_choice(name, getattr(self, name), allowed)
         if self.at == "mean" and self.through == "denoised":
             raise ValueError("at is 'mean' and through is 'denoised'; allowed: at='sample', or 'classifier'")
-        limit = self.max_gradient_norm
-        if limit is not None and (isinstance(limit, bool | str) or not limit > 0):
-            raise ValueError(f"max_gradient_norm is {limit!r}; allowed: None, or a number above 0")
+        if self.max_gradient_norm is not None:
+            limit = as_number(self.max_gradient_norm)
+            if limit is None or not limit > 0:
+                given = shown(self.max_gradient_norm)
+                raise ValueError(f"max_gradient_norm is {given}; allowed: None, or a number above 0")
+            object.__setattr__(self, "max_gradient_norm", limit)
 
     def queries(self, step: Step) -> tuple[Query, ...]:
         """None for a noise-aware classifier; the prediction with its graph for one of clean images."""
@@ -128,18 +132,22 @@ class ClassifierGuidance(Guidance):
 
     def _gradient(self, step: Step, own: Denoised, answers: Sequence[Denoised]) -> Tensor:
         """G, at x_t or at the step's mean, no longer than allowed."""
+        check_callable("log_prob", self.log_prob, _LOG_PROB)
         sample, level = step.sample, step.level
         if self.at == "mean" and step.next_level.timestep is not None and (step.next_level.sigma > 0).all():
             sample, level = posterior_mean(own.x0, sample, level, step.next_level), step.next_level
         with torch.enable_grad():
             sample = sample if answers else sample.detach().requires_grad_()
             log_prob = self.log_prob(answers[0].x0 if answers else sample, level, step.condition)
-            if log_prob.shape != sample.shape[:1]:
-                raise ValueError(
-                    f"log_prob has shape {tuple(log_prob.shape)} for a sample of {tuple(sample.shape)}; "
-                    "allowed: one value a sample"
+            if not isinstance(log_prob, Tensor) or log_prob.shape != sample.shape[:1]:
+                shape = (
+                    f"has shape {tuple(log_prob.shape)}" if isinstance(log_prob, Tensor) else "is no tensor"
                 )
-            gradient = torch.autograd.grad(log_prob.sum(), sample)[0]
+                raise ValueError(
+                    f"log_prob {shape} for a sample of {tuple(sample.shape)}; allowed: one value a sample"
+                )
+            # Two terms through the predicted x_0 share its graph: the first must not free it.
+            gradient = torch.autograd.grad(log_prob.sum(), sample, retain_graph=bool(answers))[0]
         if self.max_gradient_norm is None:
             return gradient
         norm = torch.linalg.vector_norm(gradient, dim=tuple(range(1, gradient.ndim)), keepdim=True)

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from guided_diffusers.checks import shown
 from guided_diffusers.noise_level import NoiseLevel, broadcast
 
 
@@ -40,11 +41,12 @@ class GuidanceInterval:
         """Check the limits."""
         try:
             low, high = float(self.low), float(self.high)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError, RuntimeError):
             low = high = math.nan
         if not 0 <= low < high:
             raise ValueError(
-                f"interval is ({self.low!r}, {self.high!r}]; allowed: 0 <= low < high, in sigma / alpha"
+                f"interval is ({shown(self.low)}, {shown(self.high)}]; allowed: 0 <= low < high, in sigma / "
+                "alpha"
             )
         object.__setattr__(self, "low", low)
         object.__setattr__(self, "high", high)
@@ -58,11 +60,12 @@ class GuidanceInterval:
         """
         if value is None or isinstance(value, cls):
             return value
-        if isinstance(value, Sequence) and not isinstance(value, str) and len(value) == 2:
+        if isinstance(value, Sequence) and not isinstance(value, str | bytes) and len(value) == 2:
             low, high = value
             return cls(0.0 if low is None else low, math.inf if high is None else high)
         raise ValueError(
-            f"interval is {value!r}; allowed: a GuidanceInterval, a pair (low, high) in sigma / alpha, None"
+            f"interval is {shown(value)}; allowed: a GuidanceInterval, a pair (low, high) in sigma / alpha, "
+            "None"
         )
 
     def to_config(self) -> list[float | None]:

@@ -13,15 +13,15 @@ References:
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from guided_diffusers.checks import check_number
 from guided_diffusers.denoiser import Denoised
-from guided_diffusers.guidance.base import Step, column
+from guided_diffusers.guidance.base import MAX_SCALE, Step, column
 from guided_diffusers.guidance.classifier_free import ClassifierFreeGuidance
 
 
@@ -47,12 +47,11 @@ class ProjectedGuidance(ClassifierFreeGuidance):
     def __post_init__(self) -> None:
         """Check the ranges."""
         super().__post_init__()
-        if not math.isfinite(self.parallel):
-            raise ValueError(f"parallel is {self.parallel!r}; allowed: a finite number")
-        if not -1 < self.momentum < 1:
+        check_number("parallel", self.parallel, -MAX_SCALE, MAX_SCALE)
+        if not abs(check_number("momentum", self.momentum)) < 1:
             raise ValueError(f"momentum is {self.momentum!r}; allowed: between -1 and 1")
-        if self.norm_threshold is not None and not self.norm_threshold > 0:
-            raise ValueError(f"norm_threshold is {self.norm_threshold!r}; allowed: None, or above 0")
+        if self.norm_threshold is not None:
+            check_number("norm_threshold", self.norm_threshold, 0, above=True)
 
     def shift(self, step: Step, own: Denoised, answers: Sequence[Denoised]) -> Tensor:
         """(gamma - 1) times the projected difference."""

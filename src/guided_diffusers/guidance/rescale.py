@@ -18,10 +18,11 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from guided_diffusers.checks import check_choice, check_number
 from guided_diffusers.denoiser import Denoised
 from guided_diffusers.guidance.base import Step
 from guided_diffusers.guidance.classifier_free import ClassifierFreeGuidance
-from guided_diffusers.prediction import from_denoised, to_denoised
+from guided_diffusers.prediction import PREDICTION_TYPES, from_denoised, to_denoised
 
 
 @dataclass(frozen=True)
@@ -35,17 +36,18 @@ class RescaledGuidance(ClassifierFreeGuidance):
         prediction_type: What the model predicts; None is what the sampling loop's scheduler reads.
 
     Raises:
-        ValueError: `rescale` outside [0, 1]; on use, a prediction type that nobody names.
+        ValueError: `rescale` outside [0, 1], or an unknown prediction type; on use, one that nobody names.
     """
 
     rescale: float = 0.7
     prediction_type: str | None = None
 
     def __post_init__(self) -> None:
-        """Check phi."""
+        """Check phi and the prediction type."""
         super().__post_init__()
-        if not 0 <= self.rescale <= 1:
-            raise ValueError(f"rescale is {self.rescale!r}; allowed: from 0 to 1")
+        check_number("rescale", self.rescale, 0, 1)
+        if self.prediction_type is not None:
+            check_choice("prediction_type", self.prediction_type, PREDICTION_TYPES)
 
     def shift(self, step: Step, own: Denoised, answers: Sequence[Denoised]) -> Tensor:
         """x_0 of the rescaled output, less D_cond."""

@@ -38,6 +38,14 @@ import torch
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor
 
+from guided_diffusers.checks import (
+    check_choice,
+    check_finite,
+    check_int,
+    check_number,
+    check_tensor,
+    shown,
+)
 from guided_diffusers.distributions import bits_per_dim, gaussian_kl
 from guided_diffusers.models.decoder_likelihoods import DecoderLikelihood
 from guided_diffusers.models.point_posterior import PointPosterior
@@ -117,8 +125,7 @@ def bound_of(
 ) -> EvidenceBound:
     """The bound from its parts; see `elbo` for beta and free bits."""
     for name, value in (("beta", beta), ("free_bits", free_bits)):
-        if not value >= 0:
-            raise ValueError(f"{name} is {value}; allowed: 0 or more")
+        check_number(name, value, 0)
     channels = kl_by_channel(posterior).to(log_prob.dtype)
     charged = channels.clamp_min(free_bits * math.log(2)) if free_bits > 0 else channels
     return EvidenceBound(
@@ -151,7 +158,11 @@ def elbo(
     Raises:
         ValueError: a deterministic posterior, no likelihood, or beta or free_bits below 0.
     """
-    likelihood, images = checked_likelihood(model), at_least_float32(images)
+    likelihood, images = checked_likelihood(model), _checked_images(model, images)
+    beta, free_bits = (
+        check_number(name, value, 0, 1e6) for name, value in (("beta", beta), ("free_bits", free_bits))
+    )
+    _check_generator(generator, len(images))
     posterior = _gaussian(model.posterior(images.to(model.dtype)))
     output = model.decoder_output(posterior.sample(generator))
     log_prob = likelihood.log_prob(output, images)
@@ -186,12 +197,12 @@ def log_likelihood(
         ValueError: a deterministic posterior, no likelihood, an unknown method, or a count below 1.
     """
     checked_likelihood(model)
-    if method not in METHODS:
-        raise ValueError(f"method is {method!r}; allowed: {', '.join(map(repr, METHODS))}")
+    check_choice("method", method, METHODS)
     for name, value in (("num_samples", num_samples), ("chunk", chunk)):
-        if value < 1:
-            raise ValueError(f"{name} is {value}; allowed: at least 1")
-    images = at_least_float32(images)
+        check_int(name, value, 1, None)
+    for name, value in (("seed", seed), ("first_index", first_index)):
+        check_int(name, value, None, None)
+    images = _checked_images(model, images)
     estimates = []
     for start in range(0, len(images), chunk):
         part = images[start : start + chunk]
@@ -242,6 +253,22 @@ def checked_likelihood(model: Any) -> DecoderLikelihood:
             "'bernoulli', 'discretised_logistic' or 'discretised_gaussian'"
         )
     return model.decoder_likelihood
+
+
+def _checked_images(model: Any, images: Any) -> Tensor:
+    """Images of the model's channels, at least one, finite, in at least float32."""
+    channels = getattr(getattr(model, "config", None), "in_channels", "channels")
+    images = check_tensor("images", images, ("batch", channels, "height", "width"))
+    if 0 in images.shape:
+        raise ValueError(f"images is {shown(images)}; allowed: at least one image")
+    return check_finite("images", at_least_float32(images))
+
+
+def _check_generator(generator: Any, count: int) -> None:
+    several = generator if isinstance(generator, list | tuple) else [generator] * count
+    right = all(each is None or isinstance(each, torch.Generator) for each in several)
+    if not right or len(several) != count:
+        raise ValueError(f"generator is {shown(generator)}; allowed: a torch.Generator, or {count} of them")
 
 
 def _gaussian(posterior: DiagonalGaussianDistribution) -> DiagonalGaussianDistribution:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
+from numbers import Integral
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from guided_diffusers.checks import shown
 from guided_diffusers.conditioning import Condition
 
 
@@ -31,10 +33,11 @@ def class_ids(
     """
     if isinstance(labels, Tensor):
         kind = f"shape {tuple(labels.shape)} and {labels.dtype}"
-        if labels.ndim > 1 or labels.is_floating_point() or labels.dtype == torch.bool:
+        real = not (labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool)
+        if labels.ndim > 1 or not real:
             raise ValueError(f"{argument} are of {kind}; allowed: integers, one or one a sample")
         labels = labels.tolist()
-    several = isinstance(labels, Sequence) and not isinstance(labels, str)
+    several = isinstance(labels, Sequence) and not isinstance(labels, str | bytes)
     indices = [_index_of(label, num_classes, names, argument) for label in (labels if several else [labels])]
     if not indices:
         raise ValueError(f"{argument} is empty; allowed: one label, or one a sample")
@@ -97,6 +100,7 @@ def checked_names(id2label: Mapping[int | str, str], num_classes: int) -> dict[i
 
 def _index_of(label: Any, num_classes: int, names: Mapping[int, str] | None, argument: str) -> int:
     indices = f"indices, 0 to {num_classes - 1}"
+    label = label if isinstance(label, bool) or not isinstance(label, Integral) else int(label)
     if isinstance(label, str):
         found = [index for index, known in (names or {}).items() if known == label]
         if len(found) == 1:
@@ -109,9 +113,9 @@ def _index_of(label: Any, num_classes: int, names: Mapping[int, str] | None, arg
         close = get_close_matches(label, names.values(), n=3, cutoff=0.5) or list(names.values())[:5]
         raise ValueError(f"{argument} has {label!r}, which is no class; did you mean {_shown(close)}?")
     if isinstance(label, bool) or not isinstance(label, int):
-        raise ValueError(f"{argument} has {label!r}; allowed: {indices}, or names of classes")
+        raise ValueError(f"{argument} has {shown(label)}; allowed: {indices}, or names of classes")
     if not 0 <= label < num_classes:
-        raise ValueError(f"{argument} has {label}; allowed: 0 to {num_classes - 1}, the known classes")
+        raise ValueError(f"{argument} has {shown(label)}; allowed: 0 to {num_classes - 1}, the known classes")
     return label
 
 

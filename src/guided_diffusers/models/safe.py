@@ -15,8 +15,9 @@ from guided_diffusers.safety import (
     check_complete,
     check_component,
     check_finite,
-    one_line_if_it_does_not_fit,
+    check_links,
     pickles_in,
+    refused_in_one_line,
 )
 
 __all__ = ["PICKLE_SUFFIXES", "SafeWeightsMixin", "pickles_in"]
@@ -74,18 +75,19 @@ class SafeWeightsMixin(PushMixin):
             warnings.warn("use_safetensors=False is ignored: pickles are refused.", stacklevel=2)
         folder = Path(pretrained_model_name_or_path) / (kwargs.get("subfolder") or "")
         pickles, has_safetensors = pickles_in(folder), any(folder.glob("*.safetensors*"))
-        check_component(folder)
         # In a folder without a pickle diffusers may look for one: it finds none and says what is missing.
         kwargs["use_safetensors"] = None if folder.is_dir() and not pickles else True
         where = str(pretrained_model_name_or_path)
         try:
-            with hub_errors(where, kwargs.get("revision")), one_line_if_it_does_not_fit(folder):
+            with hub_errors(where, kwargs.get("revision")), refused_in_one_line(folder):
+                check_links(Path(pretrained_model_name_or_path))
+                check_component(folder)
                 loaded = super().from_pretrained(pretrained_model_name_or_path, **kwargs)  # type: ignore[misc]
+                model = loaded[0] if isinstance(loaded, tuple) else loaded  # with output_loading_info
+                check_complete(model, folder, where, kwargs.get("variant"))
+                check_finite(model, where)
         except OSError as error:
             if has_safetensors or not (folder / "config.json").is_file():
                 raise
             raise OSError(f"{folder} has a config.json but no weights in safetensors. {error}") from error
-        model = loaded[0] if isinstance(loaded, tuple) else loaded  # with output_loading_info
-        check_complete(model, folder, where, kwargs.get("variant"))
-        check_finite(model, where)
         return loaded

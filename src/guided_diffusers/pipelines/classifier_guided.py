@@ -148,6 +148,7 @@ class ClassifierGuidedPipeline(SteeredPipeline):
             inputs.check_count("batch_size", batch_size)
         labels = labels_of(class_indices(class_labels, self.classifier.config), batch_size)
         self._check_networks()
+        inputs.check_callback(callback_on_step_end)
         self._check_call(
             len(labels), latents, generator, eta, output_type, callback_on_step_end_tensor_inputs
         )

@@ -14,6 +14,7 @@ import torch
 from diffusers import ImagePipelineOutput
 from torch import Tensor
 
+from guided_diffusers.checks import shown
 from guided_diffusers.conditioning import TextCondition, tokenize
 from guided_diffusers.denoiser import ModelDenoiser
 from guided_diffusers.guidance import ClassifierFreeGuidance, Guidance, GuidanceInterval
@@ -148,7 +149,9 @@ class ClassifierGuidedTextToImagePipeline(SteeredPipeline):
         inputs.check_count("num_images_per_prompt", num_images_per_prompt)
         if contrast_prompts is not None:
             inputs.check_prompts("contrast_prompts", contrast_prompts)
+        inputs.check_callback(callback_on_step_end)
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        inputs.check_images(len(prompts) * num_images_per_prompt)
         prompts = [text for text in prompts for _ in range(num_images_per_prompt)]
         self._check_networks()
         classes = self._classes(class_labels, len(prompts))
@@ -215,10 +218,13 @@ class ClassifierGuidedTextToImagePipeline(SteeredPipeline):
         )
         if labels is None and known is None:
             return None
-        ids = torch.as_tensor([] if labels is None else labels).reshape(-1)
-        outside = known is None or ids.is_floating_point() or ids.dtype == torch.bool
+        try:
+            ids = torch.as_tensor([] if labels is None else labels).reshape(-1)
+        except (TypeError, ValueError, RuntimeError, OverflowError):
+            ids = torch.empty(0)
+        outside = known is None or ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool
         if outside or len(ids) not in (1, images) or not ((ids >= 0) & (ids < known)).all():
-            raise ValueError(f"class_labels is {labels!r}; allowed: {allowed}")
+            raise ValueError(f"class_labels is {shown(labels)}; allowed: {allowed}")
         return ids.long().expand(images).to(self._execution_device)
 
     def _check_null(self) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from guided_diffusers.checks import a_kind_of, as_number, shown
 from guided_diffusers.guidance import (
     ClassifierFreeGuidance,
     ClassifierGuidance,
@@ -111,9 +112,7 @@ class GuidedPipeline(SafePipeline):
             ValueError: It is none, or scales one a sample are not as many as images.
         """
         if not isinstance(guidance, Guidance):
-            raise ValueError(
-                f"guidance is a {type(guidance).__name__}; allowed: a guidance term or a sum of terms"
-            )
+            raise ValueError(f"guidance is {a_kind_of(guidance)}; allowed: a guidance term or a sum of terms")
         for term in guidance.terms:
             if isinstance(term.scale, tuple) and len(term.scale) != images:
                 name = "classifier_scale" if isinstance(term, ClassifierGuidance) else "guidance_scale"
@@ -188,12 +187,11 @@ def default_guidance_config(guidance: Any, **networks: Any) -> list[dict[str, An
     """
     if guidance is None:
         return None
-    if isinstance(guidance, bool) or (isinstance(guidance, float) and math.isnan(guidance)):
-        raise ValueError(
-            f"default_guidance is {guidance!r}; allowed: a Guidance, its to_config() value, or a scale"
-        )
-    if isinstance(guidance, int | float):
-        guidance = ClassifierFreeGuidance(float(guidance))
+    if not isinstance(guidance, Guidance | Mapping | list | tuple):
+        allowed = "a Guidance, its to_config() value, or a scale"
+        if as_number(guidance) is None or math.isnan(guidance):
+            raise ValueError(f"default_guidance is {shown(guidance)}; allowed: {allowed}")
+        guidance = ClassifierFreeGuidance(checked_scale(guidance, "default_guidance"))
     if not isinstance(guidance, Guidance):
         _check_networks(guidance, networks, "give weak_unet, or another default_guidance, such as a scale")
         guidance = Guidance.from_config(guidance, **networks)
@@ -203,5 +201,5 @@ def default_guidance_config(guidance: Any, **networks: Any) -> list[dict[str, An
 def _check_networks(config: Any, networks: Mapping[str, Any], remedy: str) -> None:
     """Raise ValueError, and say what to do, where a configuration needs a weak network that is not there."""
     for term in [config] if isinstance(config, Mapping) else config:
-        if term.get("term") == "AutoGuidance" and "weak" not in networks:
+        if isinstance(term, Mapping) and term.get("term") == "AutoGuidance" and "weak" not in networks:
             raise ValueError(f"AutoGuidance needs a weak network, and the pipeline has none: {remedy}")

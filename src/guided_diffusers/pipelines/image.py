@@ -12,7 +12,10 @@ import torch
 from diffusers import ImagePipelineOutput
 from torch import Tensor
 
+from guided_diffusers.checks import shown
 from guided_diffusers.denoiser import ModelDenoiser
+from guided_diffusers.models.labels import class_ids
+from guided_diffusers.pipelines import inputs
 from guided_diffusers.pipelines.safe import SafePipeline
 from guided_diffusers.pipelines.unprompted import UnpromptedMixin
 from guided_diffusers.sampling import sampling_loop, set_timesteps
@@ -56,8 +59,12 @@ class ImagePipeline(UnpromptedMixin, SafePipeline):
             return_dict: An output object and not a tuple.
 
         Raises:
-            ValueError: Classes for a network without, none for a network with, or not one an image.
+            ValueError: Classes for a network without, none for a network with, or not one an image; another
+                argument that is out of range or of the wrong type.
         """
+        inputs.check_choice("output_type", output_type, inputs.OUTPUT_TYPES)
+        inputs.check_count("batch_size", batch_size)
+        inputs.check_generator(generator, batch_size)
         labels = self._labels(class_labels, batch_size)
         noise = self._noise(batch_size, generator)
         denoiser = ModelDenoiser(self.unet, prediction_type_of(self.scheduler))
@@ -86,10 +93,10 @@ class ImagePipeline(UnpromptedMixin, SafePipeline):
         known = self.unet.class_embedding is not None
         if known != (classes is not None):
             allowed = "a class for all, or one an image" if known else "None: the network has no classes"
-            raise ValueError(f"class_labels is {classes!r}; allowed: {allowed}")
+            raise ValueError(f"class_labels is {shown(classes)}; allowed: {allowed}")
         if not known:
             return {}
-        labels = torch.as_tensor(classes, dtype=torch.int64).reshape(-1)
+        labels = class_ids(classes, self.unet.config.num_class_embeds, argument="class_labels").reshape(-1)
         if len(labels) not in (1, count):
             raise ValueError(f"class_labels has {len(labels)} classes for {count} images; give 1 or {count}")
         return {"class_labels": labels.expand(count).to(self._execution_device)}

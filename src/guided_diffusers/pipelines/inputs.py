@@ -8,44 +8,66 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from guided_diffusers.checks import (
+    MAX_COUNT,
+    a_kind_of,
+    check_choice,
+    check_finite,
+    check_int,
+    check_number,
+    shown,
+)
+from guided_diffusers.conditioning import check_text
+
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+MAX_SIDE = 16_384
 
-
-def check_choice(name: str, value: Any, allowed: Sequence[str]) -> None:
-    """Raise ValueError where `value` is not one of `allowed`."""
-    if value not in allowed:
-        raise ValueError(f"{name} is {value!r}; allowed: {', '.join(map(repr, allowed))}")
+__all__ = ["OUTPUT_TYPES", "check_choice"]
 
 
 def check_count(name: str, value: Any) -> None:
-    """Raise ValueError where `value` is not an integer of at least 1."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{name} is {value!r}; allowed: an integer of at least 1")
+    """Raise ValueError where `value` is not an integer of at least 1, nor too large for one call."""
+    check_int(name, value, 1)
+
+
+def check_images(images: int) -> None:
+    """Raise ValueError where one call is to draw more images than it can hold."""
+    if images > MAX_COUNT:
+        raise ValueError(
+            f"prompt and num_images_per_prompt make {images} images; allowed: {MAX_COUNT:,} a call"
+        )
 
 
 def check_fraction(name: str, value: Any) -> None:
     """Raise ValueError where `value` is not a number in [0, 1]."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
-        raise ValueError(f"{name} is {value!r}; allowed: a number from 0 to 1")
+    check_number(name, value, 0, 1)
 
 
 def check_size(name: str, value: Any, multiple: int) -> None:
     """Raise ValueError where a height or width is not a positive multiple of the autoencoder's factor."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1 or value % multiple:
-        raise ValueError(f"{name} is {value!r}; allowed: a positive multiple of {multiple}, in pixels")
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if not whole or not 1 <= value <= MAX_SIDE or value % multiple:
+        raise ValueError(
+            f"{name} is {shown(value)}; allowed: a positive multiple of {multiple}, in pixels, up to "
+            f"{MAX_SIDE:,}"
+        )
 
 
 def check_prompts(name: str, value: Any) -> None:
-    """Raise ValueError where `value` is neither a string nor a non-empty list of strings."""
-    if isinstance(value, str):
-        return
-    if not isinstance(value, list | tuple):
-        raise ValueError(f"{name} is a {type(value).__name__}; allowed: a string or a list of strings")
-    if not value:
+    """Raise ValueError where `value` is neither a string nor a non-empty list of strings.
+
+    Any text will do, of any length and script; it is a string that is no text, because half of a pair of
+    surrogates is missing, that no tokenizer can read.
+    """
+    if not isinstance(value, str | list | tuple):
+        raise ValueError(f"{name} is {a_kind_of(value)}; allowed: a string or a list of strings")
+    prompts = {name: value} if isinstance(value, str) else {f"{name}[{i}]": p for i, p in enumerate(value)}
+    if not prompts:
         raise ValueError(f"{name} is an empty list; allowed: a string or a list of at least one")
-    for index, prompt in enumerate(value):
-        if not isinstance(prompt, str):
-            raise ValueError(f"{name}[{index}] is a {type(prompt).__name__}; allowed: strings")
+    if len(prompts) > MAX_COUNT:
+        raise ValueError(f"{name} has {len(prompts)} prompts; allowed: up to {MAX_COUNT:,}")
+    for place, prompt in prompts.items():
+        check_text(place, prompt)
 
 
 def check_one_of(first: str, first_value: Any, second: str, second_value: Any, *, required: bool) -> None:
@@ -60,13 +82,24 @@ def check_embeds(name: str, value: Any, width: int | None) -> None:
     """Raise ValueError where embeddings are not `(batch, length, width)`; a width of None allows any."""
     if value is None:
         return
-    if not isinstance(value, Tensor):
-        raise ValueError(
-            f"{name} is a {type(value).__name__}; allowed: a tensor of shape (batch, length, width)"
-        )
-    if value.ndim != 3 or (width is not None and value.shape[2] != width):
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        given = a_kind_of(value) if not isinstance(value, Tensor) else shown(value)
+        raise ValueError(f"{name} is {given}; allowed: a floating-point tensor (batch, length, width)")
+    if value.ndim != 3 or 0 in value.shape or (width is not None and value.shape[2] != width):
         expected = "width" if width is None else width
         raise ValueError(f"{name} has shape {tuple(value.shape)}; allowed: (batch, length, {expected})")
+    check_finite(name, value)
+
+
+def check_latents(value: Any, expected: Sequence[int]) -> None:
+    """Raise ValueError where `latents` is not a floating-point tensor of a shape; None passes."""
+    if value is None:
+        return
+    floating = isinstance(value, Tensor) and value.is_floating_point()
+    if not floating or tuple(value.shape) != tuple(expected):
+        given = tuple(value.shape) if floating else shown(value)
+        raise ValueError(f"latents is {given}; allowed: a floating-point tensor of shape {tuple(expected)}")
+    check_finite("latents", value)
 
 
 def check_generator(value: Any, batch_size: int) -> None:
@@ -75,7 +108,7 @@ def check_generator(value: Any, batch_size: int) -> None:
         return
     if not isinstance(value, list | tuple) or not all(isinstance(each, torch.Generator) for each in value):
         raise ValueError(
-            f"generator is {value!r}; allowed: a torch.Generator, or a list with one for each image"
+            f"generator is {shown(value)}; allowed: a torch.Generator, or a list with one for each image"
         )
     if len(value) != batch_size:
         raise ValueError(
@@ -83,8 +116,22 @@ def check_generator(value: Any, batch_size: int) -> None:
         )
 
 
-def check_names(name: str, values: Sequence[str], allowed: Sequence[str]) -> None:
-    """Raise ValueError where a name is not among the allowed ones."""
-    unknown = [value for value in values if value not in allowed]
+def check_names(name: str, values: Any, allowed: Sequence[str]) -> None:
+    """Raise ValueError where `values` are not names among the allowed ones."""
+    if not isinstance(values, list | tuple):
+        raise ValueError(f"{name} is {shown(values)}; allowed: a list of {', '.join(map(repr, allowed))}")
+    unknown = [value for value in values if not isinstance(value, str) or value not in allowed]
     if unknown:
-        raise ValueError(f"{name} has {unknown[0]!r}; allowed: {', '.join(map(repr, allowed))}")
+        raise ValueError(f"{name} has {shown(unknown[0])}; allowed: {', '.join(map(repr, allowed))}")
+
+
+def check_callback(value: Any) -> None:
+    """Raise ValueError where `callback_on_step_end` is neither None nor a function."""
+    if value is not None and not callable(value):
+        raise ValueError(f"callback_on_step_end is {shown(value)}; allowed: None, or a function")
+
+
+def check_mapping(name: str, value: Any) -> None:
+    """Raise ValueError where `value` is neither None nor a mapping."""
+    if value is not None and not isinstance(value, dict):
+        raise ValueError(f"{name} is {shown(value)}; allowed: None, or a mapping of names to values")

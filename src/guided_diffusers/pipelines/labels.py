@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from guided_diffusers.checks import check_int, shown
 from guided_diffusers.models.labels import class_ids
 
 Labels = int | str | Sequence[int | str] | Tensor
@@ -15,7 +16,11 @@ Labels = int | str | Sequence[int | str] | Tensor
 
 def class_names(config: Mapping[str, Any]) -> dict[int, str]:
     """The names of the classes in a configuration's `id2label`, by index; empty where it has none."""
-    return {int(index): name for index, name in (config.get("id2label") or {}).items()}
+    names = config.get("id2label")
+    try:
+        return {} if names is None else {int(index): str(name) for index, name in names.items()}
+    except (AttributeError, TypeError, ValueError):
+        raise ValueError(f"id2label is {shown(names)}; allowed: names of classes by index") from None
 
 
 def class_count(config: Mapping[str, Any]) -> int:
@@ -26,7 +31,7 @@ def class_count(config: Mapping[str, Any]) -> int:
     """
     for name in ("num_classes", "num_labels"):
         if config.get(name) is not None:
-            return int(config[name])
+            return check_int(name, config[name], 1, 2**31)
     if names := class_names(config):
         return len(names)
     raise ValueError("the classifier's config has none of num_classes, num_labels and id2label; give one")
@@ -56,7 +61,7 @@ def labels_of(indices: Sequence[int], count: int | None, name: str = "class_labe
 
     Args:
         indices: One for all, or one an image.
-        count: How many images; None is as many as classes.
+        count: How many images, `MAX_COUNT` at most; None is as many as classes.
         name: The argument's name, for messages.
 
     Returns:
@@ -65,7 +70,10 @@ def labels_of(indices: Sequence[int], count: int | None, name: str = "class_labe
     Raises:
         ValueError: Neither one class nor one an image.
     """
-    count = len(indices) if count is None else count
+    if not isinstance(indices, Sequence) or isinstance(indices, str | bytes) or not indices:
+        raise ValueError(f"{name} is {shown(indices)}; allowed: at least one class")
+    indices = [check_int(name, index, 0, None) for index in indices]
+    count = len(indices) if count is None else check_int("count", count, 1)
     if len(indices) not in (1, count):
         raise ValueError(f"{name} has {len(indices)} classes for {count} images; give 1 or {count}")
     return torch.tensor(indices, dtype=torch.int64).expand(count)

@@ -9,7 +9,9 @@ import torch
 from diffusers.utils import logging
 from torch import Tensor
 
+from guided_diffusers.checks import MAX_COUNT, check_int, shown
 from guided_diffusers.conditioning import tokenize, words_beyond
+from guided_diffusers.pipelines import inputs
 
 logger = logging.get_logger(__name__)
 
@@ -19,7 +21,8 @@ def warn_of_lost_words(tokenizer: Any, prompts: Sequence[str], max_length: int |
     for prompt in dict.fromkeys(prompts):
         if lost := words_beyond(tokenizer, prompt, max_length):
             length = max_length or tokenizer.model_max_length
-            logger.warning(f"the text encoder reads {length} tokens; of {prompt!r} it does not see: {lost!r}")
+            read = f"the text encoder reads {length} tokens; of {shown(prompt)} it does not see"
+            logger.warning(f"{read}: {shown(lost)}")
 
 
 class PromptEncoding:
@@ -59,13 +62,18 @@ class PromptEncoding:
             is None without classifier-free guidance.
 
         Raises:
-            ValueError: A `lora_scale`, or as many negative prompts as do not fit the prompts.
+            ValueError: A `lora_scale`, prompts that are none, more layers to leave out than there are, or as
+                many negative prompts as do not fit the prompts.
         """
         if lora_scale is not None:
             raise ValueError("lora_scale was given, and this pipeline loads no LoRA: leave it out")
+        self._check_encoding(prompt, num_images_per_prompt, negative_prompt, clip_skip)
         if prompt_embeds is None:
+            inputs.check_prompts("prompt", prompt)
             prompts = [prompt] if isinstance(prompt, str) else list(prompt)
             prompt_embeds = self._embed(prompts, device, clip_skip=clip_skip)
+        inputs.check_embeds("prompt_embeds", prompt_embeds, None)
+        inputs.check_embeds("negative_prompt_embeds", negative_prompt_embeds, None)
         if do_classifier_free_guidance and negative_prompt_embeds is None:
             negative = "" if negative_prompt is None else negative_prompt
             negatives = [negative] * len(prompt_embeds) if isinstance(negative, str) else list(negative)
@@ -81,6 +89,15 @@ class PromptEncoding:
         else:
             negative_prompt_embeds = None
         return prompt_embeds, negative_prompt_embeds
+
+    def _check_encoding(self, prompt: Any, count: Any, negative_prompt: Any, clip_skip: Any) -> None:
+        inputs.check_count("num_images_per_prompt", count)
+        for name, value in (("prompt", prompt), ("negative_prompt", negative_prompt)):
+            if value is not None:
+                inputs.check_prompts(name, value)
+        layers = getattr(self.text_encoder.config, "num_hidden_layers", MAX_COUNT)
+        if clip_skip is not None:
+            check_int("clip_skip", clip_skip, 0, layers)
 
     def _embed(
         self,

@@ -6,8 +6,10 @@ import os
 from pathlib import Path
 from typing import Any, Self
 
-from diffusers import DiffusionPipeline
+import torch
+from diffusers import DiffusionPipeline, SchedulerMixin
 from diffusers.utils import logging
+from transformers import PreTrainedTokenizerBase
 
 from guided_diffusers.hub.entry_point import LIBRARY, plain_class_name
 from guided_diffusers.hub.errors import hub_errors
@@ -19,8 +21,8 @@ from guided_diffusers.safety import (
     check_complete,
     check_finite,
     components_of,
-    one_line_if_it_does_not_fit,
     read_json,
+    refused_in_one_line,
 )
 
 logger = logging.get_logger(__name__)
@@ -62,7 +64,7 @@ class SafePipeline(PushMixin, DiffusionPipeline):
         where = str(pretrained_model_name_or_path)
         given = {name for name, value in kwargs.items() if name in cls._components()}
         code = bool(kwargs.get("trust_remote_code"))
-        with hub_errors(where, kwargs.get("revision")), one_line_if_it_does_not_fit(where):
+        with hub_errors(where, kwargs.get("revision")), refused_in_one_line(where):
             folder = Path(pretrained_model_name_or_path)
             if not folder.is_dir():
                 folder = Path(cls.download(where, **kwargs))
@@ -70,11 +72,12 @@ class SafePipeline(PushMixin, DiffusionPipeline):
                 check_snapshot(where, folder, wanted, kwargs.get("cache_dir"))
             check_checkpoint(folder, skip=given, code=code)
             pipeline = super().from_pretrained(folder, **kwargs)
+            for name, component in pipeline.components.items():
+                if name not in given:
+                    _check_kind(component, f"{where}, {name}", name)
+                    check_complete(component, folder / name, f"{where}, {name}", kwargs.get("variant"))
+                    check_finite(component, f"{where}, {name}")
         pipeline.register_to_config(_name_or_path=where)
-        for name, component in pipeline.components.items():
-            if name not in given:
-                check_complete(component, folder / name, f"{where}, {name}", kwargs.get("variant"))
-                check_finite(component, f"{where}, {name}")
         return pipeline
 
     @classmethod
@@ -95,6 +98,14 @@ class SafePipeline(PushMixin, DiffusionPipeline):
             if isinstance(value, list) and len(value) == 2 and value[0] == LIBRARY
         }
         return {**index, **ours, "_class_name": plain_class_name(index)}
+
+
+def _check_kind(component: Any, where: str, name: str) -> None:
+    """Raise OSError for a component that is of another kind than its name says, such as a tokenizer's."""
+    kinds = {"scheduler": SchedulerMixin, "tokenizer": PreTrainedTokenizerBase, "feature_extractor": object}
+    kind = kinds.get(name, torch.nn.Module)
+    if component is not None and not isinstance(component, kind):
+        raise OSError(f"{where} is a {type(component).__name__}; allowed: a {kind.__name__}")
 
 
 def _forget_calls(component: Any) -> None:

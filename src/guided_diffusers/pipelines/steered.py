@@ -111,7 +111,4 @@ class SteeredPipeline(UnpromptedMixin, GuidedPipeline):
         inputs.check_names("callback_on_step_end_tensor_inputs", names, self._callback_tensor_inputs)
         inputs.check_fraction("eta", eta)
         inputs.check_generator(generator, images)
-        expected = self._sample_shape(images)
-        if latents is not None and (not isinstance(latents, Tensor) or tuple(latents.shape) != expected):
-            shape = tuple(latents.shape) if isinstance(latents, Tensor) else type(latents).__name__
-            raise ValueError(f"latents is {shape}; allowed: a tensor of shape {expected}")
+        inputs.check_latents(latents, self._sample_shape(images))

@@ -230,6 +230,8 @@ class TextToImagePipeline(PromptEncoding, GuidedPipeline, StableDiffusionMixin):
         )
         prompts = 1 if isinstance(prompt, str) else len(prompt) if prompt is not None else len(prompt_embeds)
         images = prompts * num_images_per_prompt
+        inputs.check_callback(callback_on_step_end)
+        inputs.check_mapping("cross_attention_kwargs", cross_attention_kwargs)
         self._check_latents(latents, images, height, width)
         self._begin_guidance(guidance, guidance_scale, guidance_interval, images)
         prediction_type = self._begin_schedule(num_inference_steps, timesteps, sigmas)
@@ -326,6 +328,7 @@ class TextToImagePipeline(PromptEncoding, GuidedPipeline, StableDiffusionMixin):
                     f"prompt_embeds has shape {tuple(prompt_embeds.shape)} and negative_prompt_embeds "
                     f"{tuple(negative_prompt_embeds.shape)}; allowed: one shape"
                 )
+        inputs.check_images(prompts * num_images_per_prompt)
         inputs.check_generator(generator, prompts * num_images_per_prompt)
 
     def _default_size(self, height: int | None, width: int | None) -> tuple[int, int]:
@@ -343,11 +346,7 @@ class TextToImagePipeline(PromptEncoding, GuidedPipeline, StableDiffusionMixin):
             height // self.vae_scale_factor,
             width // self.vae_scale_factor,
         )
-        if latents is None:
-            return
-        if not isinstance(latents, Tensor) or tuple(latents.shape) != expected:
-            given = tuple(latents.shape) if isinstance(latents, Tensor) else type(latents).__name__
-            raise ValueError(f"latents is {given}; allowed: a tensor of shape {expected}")
+        inputs.check_latents(latents, expected)
 
     def _decode(self, sample: Tensor, output_type: str, generator: Any) -> tuple[Any, list[bool] | None]:
         if output_type == "latent":

@@ -21,13 +21,16 @@ import torch
 from diffusers import ImagePipelineOutput
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.utils.torch_utils import randn_tensor
+from PIL import Image
 from torch import Tensor
 
+from guided_diffusers.checks import check_finite, check_number, check_tensor, shown
 from guided_diffusers.pipelines import inputs
 from guided_diffusers.pipelines.safe import SafePipeline
 
 OUTPUT_TYPES = ("pil", "np", "pt")
 METHODS = ("spherical", "linear")
+MAX_STEPS = 1024
 NEARLY_PARALLEL = 1e-4
 """The sine of the angle below which a spherical path is replaced by the straight one."""
 
@@ -80,6 +83,9 @@ class VAEPipeline(SafePipeline):
             inputs.check_count("batch_size", batch_size)
             inputs.check_generator(generator, batch_size)
             self._check_prior("give latents, such as draws from a distribution fitted to its codes")
+            for name, side in (("height", height), ("width", width)):
+                if side is not None:
+                    inputs.check_size(name, side, self._factor)
             shape = (batch_size, *self.vae.latent_shape(height, width))
             device = self._execution_device
             latents = randn_tensor(shape, generator=generator, device=device, dtype=self.vae.dtype)
@@ -172,8 +178,7 @@ class VAEPipeline(SafePipeline):
         inputs.check_choice("output_type", output_type, OUTPUT_TYPES)
         _check_steps(steps)
         self._check_dims(dims)
-        if not 0 < span < float("inf"):
-            raise ValueError(f"span is {span}; allowed: a positive number, in deviations of the prior")
+        span = check_number("span", span, 0, 1e6, above=True)
         if latents is None:
             self._check_prior("give the latents to start from")
             latents = torch.zeros(1, *self.vae.latent_shape(), dtype=self.vae.dtype)
@@ -189,6 +194,11 @@ class VAEPipeline(SafePipeline):
         picture = images.unflatten(0, (steps, steps)).permute(2, 0, 3, 1, 4)  # channel, row, y, column, x
         return self._output(picture.flatten(3).flatten(1, 2)[None], output_type, return_dict)
 
+    @property
+    def _factor(self) -> int:
+        """How many pixels of a side one position of the latent's map has."""
+        return 2 ** (len(self.vae.config.block_out_channels) - 1)
+
     def _decode(self, latents: Tensor) -> Tensor:
         """Images in [-1, 1] of raw latents, through `vae.decode`, which hooks such as offloading see."""
         latents = latents.to(self._execution_device, self.vae.dtype)
@@ -197,13 +207,19 @@ class VAEPipeline(SafePipeline):
     def _encode(self, images: Any, name: str) -> Tensor:
         """The raw means of the posteriors of images."""
         if isinstance(images, Tensor):
-            if images.ndim != 4 or images.shape[1] != self.vae.config.in_channels:
+            check_finite(name, check_tensor(name, images))
+            if 0 in images.shape or images.ndim != 4 or images.shape[1] != self.vae.config.in_channels:
                 allowed = f"(batch, {self.vae.config.in_channels}, height, width)"
                 raise ValueError(f"{name} has shape {tuple(images.shape)}; allowed: {allowed}")
             if images.min() < -1.1 or images.max() > 1.1:  # beyond what dequantisation adds
                 low, high = images.min().item(), images.max().item()
                 raise ValueError(f"{name} reach from {low:.3g} to {high:.3g}; allowed: tensors in [-1, 1]")
         else:
+            several = images if isinstance(images, list | tuple) else [images]
+            if not several or not all(isinstance(image, Image.Image) for image in several):
+                raise ValueError(f"{name} is {shown(images)}; allowed: a tensor, or PIL images")
+            if len({image.size for image in several}) > 1:
+                raise ValueError(f"{name} are of different sizes; allowed: one size")
             grey = self.vae.config.in_channels == 1
             images = VaeImageProcessor(
                 do_resize=False, do_convert_rgb=not grey, do_convert_grayscale=grey
@@ -224,18 +240,21 @@ class VAEPipeline(SafePipeline):
             )
 
     def _check_latents(self, latents: Tensor) -> None:
+        check_finite("latents", check_tensor("latents", latents))
         channels = self.vae.config.latent_channels
         vector = self.vae.config.latent == "vector"
-        wrong = latents.ndim != 4 or latents.shape[1] != channels or not len(latents)
+        wrong = latents.ndim != 4 or latents.shape[1] != channels or 0 in latents.shape
         if wrong or (vector and latents.shape[2:] != (1, 1)):
             allowed = f"(batch, {channels}, 1, 1)" if vector else f"(batch, {channels}, h, w)"
             raise ValueError(f"latents has shape {tuple(latents.shape)}; allowed: {allowed}")
 
     def _check_dims(self, dims: Sequence[int]) -> None:
         channels = self.vae.config.latent_channels
-        known = all(isinstance(dim, int) and 0 <= dim < channels for dim in dims)
-        if len(dims) != 2 or not known or dims[0] == dims[1]:
-            raise ValueError(f"dims is {dims}; allowed: two different latent channels of 0 to {channels - 1}")
+        several = dims if isinstance(dims, list | tuple) else ()
+        known = {dim for dim in several if type(dim) is int and 0 <= dim < channels}
+        if len(several) != 2 or len(known) != 2:
+            limits = f"two different latent channels of 0 to {channels - 1}"
+            raise ValueError(f"dims is {shown(dims)}; allowed: {limits}")
 
 
 def spherical(a: Tensor, b: Tensor, fraction: float) -> Tensor:
@@ -263,6 +282,5 @@ def spherical(a: Tensor, b: Tensor, fraction: float) -> Tensor:
 
 
 def _check_steps(steps: Any) -> None:
-    inputs.check_count("steps", steps)
-    if steps < 2:
-        raise ValueError(f"steps is {steps}; allowed: at least 2")
+    if isinstance(steps, bool) or not isinstance(steps, int) or not 2 <= steps <= MAX_STEPS:
+        raise ValueError(f"steps is {shown(steps)}; allowed: at least 2, at most {MAX_STEPS}")

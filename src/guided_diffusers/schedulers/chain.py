@@ -23,11 +23,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from guided_diffusers.checks import check_int, check_number, shown
 from guided_diffusers.noise_level import NoiseLevel, broadcast
 from guided_diffusers.prediction import coefficients
 
 TIMESTEP_SPACINGS = ("linspace", "leading", "trailing")
 _MAX_BETA = 0.999
+MAX_TRAIN_TIMESTEPS = 1_000_000
 
 Place = int | Tensor  # in the list of timesteps: one for the batch, or (batch,) int64
 Coefficient = float | Tensor  # likewise, (batch,) float64
@@ -78,19 +80,34 @@ def abar_table(config: Any) -> Tensor:
     Raises:
         ValueError: An unknown beta_schedule, or trained_betas that are not a list of numbers.
     """
-    if config.trained_betas is not None:
-        betas = torch.as_tensor(config.trained_betas, dtype=torch.float64)
-        if betas.ndim != 1 or len(betas) == 0:
-            raise ValueError(f"trained_betas has shape {tuple(betas.shape)}; it must be a list of numbers")
-    elif config.beta_schedule in _BETAS:
-        betas = _BETAS[config.beta_schedule](config.num_train_timesteps, config.beta_start, config.beta_end)
-    else:
-        raise ValueError(
-            f"beta_schedule is {config.beta_schedule!r}; allowed: {', '.join(BETA_SCHEDULES)}; or give "
-            "trained_betas"
-        )
+    betas = _betas(config)
+    if not ((betas >= 0) & (betas <= 1)).all():
+        low, high = betas.min().item(), betas.max().item()
+        name = "beta_start and beta_end give" if config.trained_betas is None else "trained_betas are"
+        raise ValueError(f"{name} betas from {low:g} to {high:g}; allowed: from 0 to 1")
     abar = torch.cumprod(1 - betas, dim=0)
     return _with_zero_terminal_snr(abar) if config.rescale_betas_zero_snr else abar
+
+
+def _betas(config: Any) -> Tensor:
+    if config.trained_betas is not None:
+        try:
+            betas = torch.as_tensor(config.trained_betas, dtype=torch.float64)
+        except (TypeError, ValueError, RuntimeError):
+            betas = torch.empty(0)
+        if betas.ndim != 1 or len(betas) == 0:
+            raise ValueError(f"trained_betas is {shown(config.trained_betas)}; allowed: a list of numbers")
+        return betas
+    count = check_int("num_train_timesteps", config.num_train_timesteps, 1, MAX_TRAIN_TIMESTEPS)
+    if not isinstance(config.beta_schedule, str) or config.beta_schedule not in _BETAS:
+        raise ValueError(
+            f"beta_schedule is {shown(config.beta_schedule)}; allowed: {', '.join(BETA_SCHEDULES)}; or give "
+            "trained_betas"
+        )
+    limits = {"beta_start": 0.0, "beta_end": 0.0}  # of schedules that have their own
+    if config.beta_schedule not in ("squaredcos_cap_v2", "laplace"):
+        limits = {name: check_number(name, getattr(config, name), 0, 1) for name in limits}
+    return _BETAS[config.beta_schedule](count, *limits.values())
 
 
 def _with_zero_terminal_snr(abar: Tensor) -> Tensor:
@@ -105,10 +122,12 @@ def spaced_timesteps(spacing: str, count: int, train: int, offset: int) -> list[
     Raises:
         ValueError: An unknown spacing, a count outside [1, train], or an offset that leads out of the table.
     """
-    if spacing not in TIMESTEP_SPACINGS:
-        raise ValueError(f"timestep_spacing is {spacing!r}; allowed: {', '.join(TIMESTEP_SPACINGS)}")
+    if not isinstance(spacing, str) or spacing not in TIMESTEP_SPACINGS:
+        raise ValueError(f"timestep_spacing is {shown(spacing)}; allowed: {', '.join(TIMESTEP_SPACINGS)}")
     if not 1 <= count <= train:
-        raise ValueError(f"num_inference_steps is {count}; allowed: 1 to {train}, the timesteps of training")
+        raise ValueError(
+            f"num_inference_steps is {shown(count)}; allowed: 1 to {train}, the timesteps of training"
+        )
     if spacing == "linspace":
         ascending = torch.linspace(0, train - 1, count, dtype=torch.float64).round()
     elif spacing == "leading":

@@ -16,6 +16,7 @@ import diffusers
 import torch
 from torch import Tensor
 
+from guided_diffusers.checks import as_number, shown
 from guided_diffusers.noise_level import NoiseLevel
 
 Coordinates = Callable[[Any, Tensor], tuple[Tensor, Tensor, Tensor | float]]
@@ -77,6 +78,9 @@ def noise_level(scheduler: Any, timestep: Tensor | float) -> NoiseLevel:
     check_supported(scheduler)
     if not _timesteps_are_set(scheduler):
         raise ValueError(f"{type(scheduler).__name__} has no timesteps yet: call its set_timesteps first")
+    number = isinstance(timestep, Tensor) and timestep.ndim < 2 and timestep.numel() > 0
+    if not number and as_number(timestep) is None:
+        raise ValueError(f"timestep is {shown(timestep)}; allowed: a listed timestep, or one a sample")
     if isinstance(timestep, Tensor) and timestep.ndim == 1:
         return _stacked([noise_level(scheduler, t) for t in timestep], timestep)
     index = place_of(scheduler, timestep)
@@ -216,12 +220,13 @@ def place_of(scheduler: Any, timestep: Tensor | float) -> int:
     step_index = getattr(scheduler, "step_index", None)
     if step_index is not None and step_index < len(timesteps) and bool(timesteps[step_index] == timestep):
         return step_index
-    places = (timesteps == torch.as_tensor(timestep, device=timesteps.device)).nonzero().flatten()
+    wanted = timestep if isinstance(timestep, Tensor) else as_number(timestep)  # any integer, however large
+    places = (timesteps == torch.as_tensor(wanted, device=timesteps.device)).nonzero().flatten()
     if len(places) == 0:
-        shown = ", ".join(f"{float(t):g}" for t in timesteps[:5])
+        first = ", ".join(f"{float(t):g}" for t in timesteps[:5])
         raise ValueError(
-            f"timestep is {float(timestep):g}, which {type(scheduler).__name__} does not list; "
-            f"its {len(timesteps)} timesteps begin {shown}"
+            f"timestep is {shown(timestep)}, which {type(scheduler).__name__} does not list; "
+            f"its {len(timesteps)} timesteps begin {first}"
         )
     return int(places[0])
 

@@ -20,6 +20,7 @@ from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
+from guided_diffusers.checks import check_bool, check_number
 from guided_diffusers.prediction import at_least_float32
 from guided_diffusers.schedulers.chain import root, shaped
 from guided_diffusers.schedulers.variance_preserving import VariancePreservingMixin
@@ -53,6 +54,7 @@ class GuidedDDIMScheduler(VariancePreservingMixin, DDIMScheduler):
         timestep_spacing: str = "leading",
         rescale_betas_zero_snr: bool = False,
     ) -> None:
+        check_bool("set_alpha_to_one", set_alpha_to_one)
         self._set_tables()
         self.init_noise_sigma = 1.0
         self.final_alpha_cumprod = self._final_abar().float()
@@ -92,8 +94,7 @@ class GuidedDDIMScheduler(VariancePreservingMixin, DDIMScheduler):
                 prediction at zero SNR, eta outside [0, 1], or both a generator and variance_noise with eta
                 > 0.
         """
-        if not 0 <= eta <= 1:
-            raise ValueError(f"eta is {eta}; allowed: 0 (deterministic) to 1 (ancestral)")
+        eta = check_number("eta", eta, 0, 1)
         output, _ = self._split(model_output, sample)
         dtype = torch.promote_types(output.dtype, sample.dtype)
         sample, place, chain = at_least_float32(sample), self._place(timestep), self._chain

@@ -31,6 +31,7 @@ from diffusers.schedulers.scheduling_ddpm import DDPMSchedulerOutput
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
+from guided_diffusers.checks import shown
 from guided_diffusers.noise_level import broadcast
 from guided_diffusers.prediction import at_least_float32
 from guided_diffusers.schedulers.chain import Place, shaped
@@ -188,7 +189,7 @@ class GuidedDDPMScheduler(VariancePreservingMixin, DDPMScheduler):
     def _known_variance_type(self) -> str:
         kind = self.config.variance_type
         if kind not in VARIANCE_TYPES:
-            raise ValueError(f"variance_type is {kind!r}; allowed: {', '.join(VARIANCE_TYPES)}")
+            raise ValueError(f"variance_type is {shown(kind)}; allowed: {', '.join(VARIANCE_TYPES)}")
         return kind
 
     def _variance(self, predicted: Tensor | None, place: Place, sample: Tensor) -> Tensor | float:

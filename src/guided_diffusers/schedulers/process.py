@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from guided_diffusers.checks import as_number, check_bool, shown
 from guided_diffusers.schedulers.chain import abar_table
 from guided_diffusers.schedulers.compat import process_kind
 
@@ -68,16 +69,19 @@ def checked_process(process: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: An unknown kind, or what the kind needs is missing or not understood.
     """
-    described = dict(process)
-    if described.get("kind") not in KINDS:
+    if not isinstance(process, Mapping):
+        raise ValueError(f"process is {shown(process)}; allowed: what describe_process(scheduler) gives")
+    described, kind = dict(process), process.get("kind")
+    if not isinstance(kind, str) or kind not in KINDS:
         raise ValueError(
-            f"process has kind {described.get('kind')!r}; allowed: {', '.join(KINDS)}, and the rest as "
+            f"process has kind {shown(kind)}; allowed: {', '.join(KINDS)}, and the rest as "
             "describe_process(scheduler) gives it"
         )
-    needed = "sigma_data" if described["kind"] == "edm" else "num_train_timesteps"
-    if not isinstance(described.get(needed), int | float):
-        raise ValueError(f"process of kind {described['kind']!r} needs the number {needed}; got {described}")
-    if described["kind"] == "variance_preserving":
+    needed = "sigma_data" if kind == "edm" else "num_train_timesteps"
+    number = as_number(described.get(needed))
+    if number is None or not 0 < number < float("inf"):
+        raise ValueError(f"process of kind {kind!r} needs the number {needed}; got {shown(described)}")
+    if kind == "variance_preserving":
         _abar(described)
     return described
 
@@ -117,10 +121,12 @@ def _abar(process: Mapping[str, Any]) -> Tensor:
     defaults = {"trained_betas": None, "rescale_betas_zero_snr": False, "beta_schedule": None}
     defaults |= {"beta_start": None, "beta_end": None}
     settings = SimpleNamespace(**{**defaults, **process})
+    check_bool("rescale_betas_zero_snr", settings.rescale_betas_zero_snr)
     limits = (settings.beta_start, settings.beta_end)
-    without = settings.trained_betas is not None or settings.beta_schedule in _SCHEDULES_WITHOUT_LIMITS
+    named = isinstance(settings.beta_schedule, str) and settings.beta_schedule in _SCHEDULES_WITHOUT_LIMITS
+    without = settings.trained_betas is not None or named
     if not without and not all(isinstance(value, int | float) for value in limits):
-        raise ValueError(f"process needs beta_start and beta_end, two numbers; got {limits}")
+        raise ValueError(f"process needs beta_start and beta_end, two numbers; got {shown(limits)}")
     return abar_table(settings)
 
 

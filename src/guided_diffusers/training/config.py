@@ -20,6 +20,7 @@ import argparse
 import difflib
 import inspect
 import json
+import math
 import types
 import typing
 from collections.abc import Iterable, Iterator, Sequence
@@ -28,6 +29,8 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar
 
 import yaml
+
+from guided_diffusers.checks import as_number, shown
 
 Config = TypeVar("Config")
 _POSITIVE = (
@@ -94,10 +97,13 @@ class TrainingConfig:
             ValueError: naming the field, what was given and what is allowed.
         """
         for name in _POSITIVE + _NOT_NEGATIVE:
-            value = getattr(self, name)
-            if not (value > 0 or (value == 0 and name in _NOT_NEGATIVE)):
+            value = as_number(getattr(self, name))
+            right = value is not None and (value > 0 or (value == 0 and name in _NOT_NEGATIVE))
+            if not right or not math.isfinite(value):
                 allowed = "0 or more" if name in _NOT_NEGATIVE else "positive"
-                raise ValueError(f"{name} must be {allowed}, got {value}")
+                raise ValueError(f"{name} must be {allowed}, got {shown(getattr(self, name))}")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas must lie in [0, 1), got {self.betas}")
         if not all(0 < fraction <= 1 for fraction in self.snapshot_fractions):
             raise ValueError(f"snapshot_fractions must lie in (0, 1], got {self.snapshot_fractions}")
         if self.batch_size % self.gradient_accumulation:
@@ -140,14 +146,16 @@ def build_config(cls: type[Config], tree: dict[str, Any], overrides: dict[str, A
         ValueError: for an unknown key (named with the nearest known one), a missing one, or a value of the
             wrong type or range.
     """
-    tree = json.loads(json.dumps(tree))  # a deep copy that is plain data
+    if not isinstance(tree, dict) or not isinstance(overrides, dict | None):
+        raise ValueError(f"tree is {shown(tree)}, overrides {shown(overrides)}; allowed: mappings of keys")
+    tree = {key: _plain(key, value) for key, value in tree.items()}
     for dotted, value in (overrides or {}).items():
         *parents, last = dotted.split(".")
         node = tree
         for parent in parents:
             child = node.get(parent)
             node[parent] = node = child if isinstance(child, dict) else {}
-        node[last] = yaml.safe_load(value) if isinstance(value, str) else value
+        node[last] = _parsed(dotted, value) if isinstance(value, str) else value
     return _build(cls, tree, "")
 
 
@@ -165,6 +173,25 @@ def check_arguments(given: Iterable[str], path: str, *classes: Any) -> None:
             owner = " or ".join(cls.__name__ for cls in classes)
             text = _unknown(f"{path}.{name}", [f"{path}.{other}" for other in known])
             raise ValueError(f"{text} (arguments of {owner})")
+
+
+def _plain(key: str, value: Any) -> Any:
+    """A deep copy that is plain data."""
+    try:
+        return json.loads(json.dumps(value))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"{key} is {shown(value)}, which is no plain data: {error}") from error
+
+
+def _parsed(key: str, text: str) -> Any:
+    """A value of the command line, written as in YAML."""
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{key} is {shown(text)}, which does not read as YAML: {reason}") from error
+    except (ValueError, RecursionError) as error:  # a date that is none, lists without end
+        raise ValueError(f"{key} is {shown(text)}, which does not read as YAML: {error}") from error
 
 
 def to_json(config: Any) -> str:
@@ -231,7 +258,7 @@ def _unknown(key: str, known: list[str]) -> str:
 
 
 def _read_yaml(path: str) -> dict[str, Any]:
-    tree = yaml.safe_load(Path(path).read_text()) or {}
+    tree = _parsed(path, Path(path).read_text()) or {}
     if not isinstance(tree, dict):
         raise ValueError(f"{path}: expected a mapping of keys at the top, got {type(tree).__name__}")
     return tree
@@ -285,15 +312,16 @@ def _coerce(value: Any, kind: Any, path: str) -> Any:
         return str(value)
     if kind in (int, float) and not isinstance(value, bool):
         number = _number(value)
-        if number is not None and (kind is float or number == int(number)):
+        if number is not None and (kind is float or (math.isfinite(number) and number == int(number))):
             return kind(number)
-    raise ValueError(f"{path} must be {_name(kind)}, got {value!r}")
+    raise ValueError(f"{path} must be {_name(kind)}, got {shown(value)}")
 
 
 def _number(value: Any) -> float | int | None:
     try:
-        return value if isinstance(value, (int, float)) else float(value)  # YAML reads 1e-3 as a string
-    except (TypeError, ValueError):
+        number = float(value)  # YAML reads 1e-3 as a string
+        return value if isinstance(value, (int, float)) else number
+    except (TypeError, ValueError, OverflowError):
         return None
 
 

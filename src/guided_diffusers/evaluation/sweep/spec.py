@@ -15,11 +15,14 @@ intervals. Every point draws the same prompts from the same seeds.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from itertools import product
 from pathlib import Path
 from typing import Any
+
+from guided_diffusers.checks import as_number, check_choice, check_int, check_number, shown
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,8 +41,16 @@ class Arm:
 
     def __post_init__(self) -> None:
         """Check what a typing mistake would spoil."""
-        if not self.guidance or not self.scales or not self.intervals:
-            raise ValueError("an arm needs at least one guidance term, one scale and one interval (or none)")
+        for name in ("guidance", "scales", "intervals"):
+            if not isinstance(getattr(self, name), list) or not getattr(self, name):
+                given = shown(getattr(self, name))
+                raise ValueError(f"{name} of an arm is {given}; allowed: a list of at least one")
+        if not all(isinstance(term, Mapping) for term in self.guidance):
+            raise ValueError(f"guidance of an arm is {shown(self.guidance)}; allowed: terms, each a mapping")
+        for scale in self.scales:
+            check_number("scales of an arm", scale)
+        for interval in self.intervals:
+            _check_interval(interval)
         swept = sorted({"scale", "interval"} & set(self.guidance[0]))
         if swept:
             raise ValueError(
@@ -65,6 +76,14 @@ class Finals:
     steps: list[int] = field(default_factory=lambda: [10, 20, 50])
     images: int = 2500
     min_agreement: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        _check_text("baseline", self.baseline)
+        check_int("arms", self.arms, 0)
+        _check_counts("steps", self.steps)
+        check_int("images", self.images, 1, None)
+        check_number("min_agreement", self.min_agreement, 0, 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,16 +125,37 @@ class SweepSpec:
     finals: Finals | None = None
 
     def __post_init__(self) -> None:
-        """Check the names that point at one another."""
-        if self.distance not in ("kernel", "frechet"):
-            raise ValueError(f"distance is {self.distance!r}; allowed: kernel, frechet")
+        """Check the values, and the names that point at one another."""
+        if self.finals is not None and not isinstance(self.finals, Finals):
+            raise ValueError(f"finals is {shown(self.finals)}; allowed: None, or the second round")
+        if not isinstance(self.arms, Mapping):
+            raise ValueError(f"arms is {shown(self.arms)}; allowed: arms by name")
         if self.finals is not None and self.finals.baseline not in self.arms:
             raise ValueError(
                 f"finals.baseline is {self.finals.baseline!r}; the arms are {', '.join(self.arms)}"
             )
+        self._check_values()
+
+    def _check_values(self) -> None:
+        for name in ("checkpoint", "data", "features"):
+            _check_text(name, getattr(self, name))
+        for name in ("weak", "judge"):
+            if getattr(self, name) is not None:
+                _check_text(name, getattr(self, name))
+        check_choice("distance", self.distance, ("kernel", "frechet"))
         for name in ("schedulers", "steps", "arms"):
             if not getattr(self, name):
                 raise ValueError(f"{name} is empty; give at least one")
+        if not all(isinstance(arm, Arm) for arm in self.arms.values()):
+            raise ValueError(f"arms is {shown(self.arms)}; allowed: arms by name")
+        for name in self.arms:
+            _check_text("arms", name)
+        if not isinstance(self.schedulers, list) or not all(isinstance(s, str) for s in self.schedulers):
+            raise ValueError(f"schedulers is {shown(self.schedulers)}; allowed: a list of names")
+        _check_counts("steps", self.steps)
+        for name in ("images", "seed_sets", "resamples", "batch_size"):
+            check_int(name, getattr(self, name), 1, None)
+        check_int("seed", self.seed, 0, None)
 
     @classmethod
     def read(cls, path: Path | str) -> SweepSpec:
@@ -126,7 +166,10 @@ class SweepSpec:
         """
         import yaml
 
-        values = yaml.safe_load(Path(path).read_text())
+        try:
+            values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
+            raise ValueError(f"{path} does not read as YAML: {' '.join(str(error).split())}") from error
         if not isinstance(values, Mapping):
             raise ValueError(f"{path} holds no mapping of settings")
         values = dict(values)
@@ -196,14 +239,39 @@ def _swept(
     return [first, *rest]
 
 
+def _check_text(name: str, value: Any) -> None:
+    if not isinstance(value, str) or not value:
+        raise ValueError(f"{name} is {shown(value)}; allowed: text that is not empty")
+
+
+def _check_counts(name: str, values: Any) -> None:
+    if not isinstance(values, list) or not values:
+        raise ValueError(f"{name} is {shown(values)}; allowed: a list of at least one number")
+    for value in values:
+        check_int(name, value, 1)
+
+
+def _check_interval(interval: Any) -> None:
+    if interval is None:
+        return
+    pair = interval if isinstance(interval, list | tuple) and len(interval) == 2 else (None, 0)
+    low, high = (0.0 if pair[0] is None else pair[0]), (math.inf if pair[1] is None else pair[1])
+    low, high = as_number(low), as_number(high)
+    if low is None or high is None or not 0 <= low < high:
+        raise ValueError(
+            f"intervals of an arm has {shown(interval)}; allowed: None, or a pair [low, high] in sigma / "
+            "alpha"
+        )
+
+
 def _filled(cls: type, values: Any, where: str) -> Any:
     """A dataclass from a mapping, with errors that say where."""
     if not isinstance(values, Mapping):
-        raise ValueError(f"{where} is {values!r}; wanted: a mapping")
+        raise ValueError(f"{where} is {shown(values)}; wanted: a mapping")
     known = {f.name: f for f in fields(cls)}
     for key in values:
         if key not in known:
-            raise ValueError(f"{where} has an unknown key {key!r}; allowed: {', '.join(known)}")
+            raise ValueError(f"{where} has an unknown key {shown(key)}; allowed: {', '.join(known)}")
     for name, f in known.items():
         if name not in values and f.default is f.default_factory is MISSING:
             raise ValueError(f"{where} lacks {name!r}")

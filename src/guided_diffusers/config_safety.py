@@ -1,0 +1,127 @@
+"""What the JSON files of a checkpoint may say: plain values, of a size that its weights can have.
+
+A configuration decides what is built before any weight is read: how many layers, how wide, and where the
+rest comes from. One that asks for a billion layers would build until memory ends; one that is a JSON string
+is taken for the name of another repository and fetched; one that names code or a kernel asks for that to be
+run. Checked before anything is built: each file is an object of finite values, no count is larger than what
+the weights beside it can fill, and nothing names code.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+CONFIGS = (
+    "config.json",
+    "model_index.json",
+    "scheduler_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "preprocessor_config.json",
+    "generation_config.json",
+)
+"""Files that loaders read for what to build; those of them that are there are checked."""
+MAX_TRAIN_TIMESTEPS = 1_000_000
+_ALWAYS_ALLOWED = 65_536  # ids of tokens and sizes of images that a small network may well name
+_CODE = ("auto_map", "custom_pipelines")
+_CLASSES = ("_class_name", "tokenizer_class")
+_ATTENTION = ("attn_implementation", "_attn_implementation", "_attn_implementation_internal")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object of a file; OSError in one line where it is none."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError as error:
+        raise OSError(f"{path} is no JSON that can be read: it is nested too deeply") from error
+    except ValueError as error:
+        raise OSError(f"{path} is no JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise OSError(f"{path} holds a JSON {type(value).__name__} where an object should be")
+    return value
+
+
+def check_configs(folder: Path, tensors: int, values: int, code: bool = False) -> None:
+    """Check the JSON files of a folder.
+
+    Args:
+        folder: One component's, or a pipeline's.
+        tensors: How many tensors its weights have; 0 where it has none.
+        values: How many numbers these hold.
+        code: What names code passes, because the caller trusts it or does not load the folder.
+
+    Raises:
+        OSError: In one line, for the first thing that is wrong.
+    """
+    for name in CONFIGS:
+        path = folder / name
+        if not path.is_file():
+            continue
+        config = read_json(path)
+        if name == "tokenizer.json":  # its numbers are ids and scores, as many as there are words
+            continue
+        for key, value in _leaves(config):
+            if key in _CLASSES:
+                _check_class_name(path, key, value)
+            if not code:
+                _check_code(path, key, value)
+            if isinstance(value, float) and not math.isfinite(value):
+                raise OSError(f"{path} has {key} {value}; allowed: finite numbers")
+            if name == "config.json" and tensors:
+                _check_size(path, key, value, tensors, values)
+            if key == "num_train_timesteps" and _beyond(value, MAX_TRAIN_TIMESTEPS):
+                raise OSError(f"{path} has {key} {value}; allowed: at most {MAX_TRAIN_TIMESTEPS:,}")
+
+
+def _check_size(path: Path, key: str, value: Any, tensors: int, values: int) -> None:
+    if "layers" in key and _beyond(value, tensors):
+        raise OSError(f"{path} has {key} {value}, and its weights are only {tensors} tensors: refused")
+    if "block" in key and isinstance(value, list) and len(value) > tensors:
+        raise OSError(f"{path} has {len(value)} {key}, and its weights are only {tensors} tensors: refused")
+    if _beyond(value, max(values, _ALWAYS_ALLOWED)):
+        raise OSError(f"{path} has {key} {value}, and its weights hold only {values:,} values: refused")
+    if ("layers" in key or "channels" in key) and isinstance(value, int) and value < 0:
+        raise OSError(f"{path} has {key} {value}; allowed: 0 or more")
+    if key == "sample_size" and not (value is None or isinstance(value, list) or _is_count(value)):
+        raise OSError(f"{path} has {key} {value!r}; allowed: a positive integer, or two")
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _check_class_name(path: Path, key: str, value: Any) -> None:
+    """A class is a plain name; of a pipeline with an entry point, the file's and the class's."""
+    pair = path.name == "model_index.json" and isinstance(value, list) and len(value) == 2
+    parts = value if pair else [value]
+    if value is not None and not all(isinstance(part, str) and part.isidentifier() for part in parts):
+        raise OSError(f"{path} has {key} {value!r}; allowed: the name of a class")
+
+
+def _check_code(path: Path, key: str, value: Any) -> None:
+    if value and key in _CODE:
+        raise OSError(f"{path} names code to run ({key}), which is refused: this checkpoint needs none")
+    plain = value is None or (isinstance(value, str) and value.replace("_", "").isalnum())
+    if key in _ATTENTION and not plain:
+        raise OSError(f"{path} has {key} {value!r}, which is code from elsewhere: refused")
+
+
+def _beyond(value: Any, limit: int) -> bool:
+    return isinstance(value, int) and value > limit
+
+
+def _leaves(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Every value with the key it lies under, lists and mappings as well as what they hold."""
+    pending: list[tuple[str, Any]] = list(config.items())
+    while pending:
+        key, value = pending.pop()
+        yield key, value
+        if isinstance(value, Mapping):
+            pending += value.items()
+        elif isinstance(value, list):
+            pending += [(key, item) for item in value]
