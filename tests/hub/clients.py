@@ -173,6 +173,14 @@ def commands(folder: Path) -> dict[str, list[Any]]:
         "push": run("push", folder / "by-command", "alice/again", "--private", "--message", "by command"),
         "push again": run("push", folder / "by-command", "alice/again"),
         "info": run("info", "alice/again", "--json"),
+        "generate": run(
+            *("generate", "a", "--checkpoint", "alice/text", "--revision", "dev", "--steps", 1),
+            *("--output", folder / "drawn", "--no-grid", "--json"),
+        ),
+        "generate again": run(
+            *("generate", "--from-image", folder / "drawn" / "00-a-seed0-00.png"),
+            *("--output", folder / "drawn", "--json"),
+        ),
         "missing repository": run("pull", "alice/nothing", folder / "new"),
         "missing revision": run("info", "alice/images", "--revision", "nope"),
         "wrong token": run("push", folder / "by-command", "alice/again", "--token", "hf_wrong"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -135,6 +136,11 @@ def test_the_commands_push_pull_and_say_what_went_wrong(trip: dict[str, Any]):
     assert commands["push again"][1] == "nothing to push: alice/again has all of it\n"
     assert json.loads(commands["info"][1])["class"] == "ImagePipeline"
     assert [commit["title"] for commit in hub.history("alice/again")] == ["by command", "initial commit"]
+    drawn, again = commands["generate"], commands["generate again"]
+    assert (drawn[0], again[0]) == (0, 0), (drawn, again)
+    fingerprint = json.loads(drawn[1])["fingerprint"]  # of the branch, which `again` is not told
+    assert re.fullmatch("commit:[0-9a-f]{40}", fingerprint)
+    assert json.loads(again[1])["fingerprint"] == fingerprint and json.loads(again[1])["identical"]
     for name in ("missing repository", "missing revision", "wrong token"):
         code, output, errors = commands[name]
         assert (code, output) == (1, ""), name

@@ -92,9 +92,12 @@ def identify(checkpoint: str, revision: str | None = None) -> str:
     folder = local_folder(checkpoint)
     if folder is not None:
         return fingerprint(folder)
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import try_to_load_from_cache
 
-    return f"commit:{Path(snapshot_download(checkpoint, revision=revision, local_files_only=True)).name}"
+    index = try_to_load_from_cache(checkpoint, "model_index.json", revision=revision)
+    if not isinstance(index, str):
+        raise OSError(f"{checkpoint} is not in the cache, so its commit is not known: load it first")
+    return f"commit:{Path(index).parent.name}"  # a snapshot's folder has the name of its commit
 
 
 def check_scheduler_name(name: str | None) -> None:
