@@ -14,9 +14,9 @@ import math
 from pathlib import Path
 from typing import Any
 
+from _features_table import table
 from _runs import recipe
 from _words import interval, run_name, training_command
-from features import table
 
 from guided_diffusers.distributions import BIN_WIDTH
 

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from _features_table import table
 from _pairs import machine
 
 from guided_diffusers.evaluation.generation import write_json_atomically
@@ -173,20 +174,6 @@ def summary(points: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
             deviation = statistics.stdev(values) if len(values) > 1 else None
             figures = {"mean": statistics.fmean(values), "deviation": deviation, "seeds": len(values)}
             yield {"arm": arm, "labels": labels, **figures}
-
-
-def table(results: dict[str, Any]) -> str:
-    """Accuracy in percent, mean and standard deviation over seeds, as Markdown: a row an arm."""
-    rows = {(row["arm"], row["labels"]): row for row in results["summary"]}
-    labels = list(dict.fromkeys(label for _, label in rows))
-    lines = [f"| | {' | '.join(f'{label:,} labels' for label in labels)} |", "|---|" + "---|" * len(labels)]
-    for arm in ARMS:
-        cells = []
-        for row in (rows[arm, label] for label in labels):
-            spread = "" if row["deviation"] is None else f" ± {100 * row['deviation']:.1f}"
-            cells.append(f"{100 * row['mean']:.1f}{spread}")
-        lines.append(f"| {arm} | {' | '.join(cells)} |")
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":
