@@ -3,7 +3,8 @@
     scale is nan; allowed: a finite number
 
 Each gives its value back as the type that it stands for, so that what follows never meets another. A value
-of the wrong type and a value out of range are both a ValueError; what is given is shortened in the message.
+of the wrong type and a value out of range are both a ValueError (what cannot be called is a TypeError); what
+is given is shortened in the message, which is one line.
 """
 
 from __future__ import annotations

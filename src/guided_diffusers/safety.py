@@ -1,8 +1,9 @@
 """What a checkpoint's folder may hold: files that are read as data and never run.
 
 A checkpoint comes from anywhere, and loading must not be a way in. Checked before anything is read: no
-pickles (loading one runs code), no path that leaves the folder, no class outside the libraries that hold
-components. Checked afterwards: no weight is missing, none is NaN or infinite.
+pickles (loading one runs code), no path or link that leaves the folder, no class outside the libraries that
+hold components, no configuration that its weights cannot fill (`config_safety`). Checked afterwards: no
+weight is missing, none is NaN or infinite.
 """
 
 from __future__ import annotations
@@ -270,6 +271,8 @@ def refused_in_one_line(where: Any) -> Iterator[None]:
         text = _short(error)
         if isinstance(error, SafetensorError) or any(word in text for word in _DOES_NOT_FIT):
             raise OSError(f"{where}: the weights do not fit the network: {text}") from error
+        if isinstance(error, MemoryError) or "can't allocate memory" in text:
+            text = "its configuration asks for more memory than there is"
         kind = type(error).__name__
         raise CheckpointError(f"{where} cannot be loaded ({kind}): {text or 'no reason given'}") from error
 

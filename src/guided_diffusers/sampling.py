@@ -121,9 +121,8 @@ def _check_generator(generator: Any, count: int) -> None:
     several = list(generator) if isinstance(generator, Sequence) else [generator]
     right = generator is None or all(isinstance(each, torch.Generator) for each in several)
     if not right or (isinstance(generator, Sequence) and len(several) != count):
-        raise ValueError(
-            f"generator is {shown(generator)}; allowed: a torch.Generator, or one a sample, {count}"
-        )
+        given = f"a list of {len(several)}" if right else shown(generator)
+        raise ValueError(f"generator is {given}; allowed: a torch.Generator, or one a sample, {count}")
 
 
 def set_timesteps(

@@ -201,13 +201,13 @@ TARGETS: dict[str, Target] = {
             "variance_type": st.sampled_from(["fixed_small", "fixed_small_log", "fixed_large"]),
         },
         right=finite,
-        called={"steps": "num_inference_steps", "num_train_timesteps": "num_inference_steps"},
+        called=dict.fromkeys(("steps", "num_train_timesteps", "trained_betas"), "num_inference_steps"),
     ),
     "GuidedDDIMScheduler": Target(
         call=lambda **given: ours(GuidedDDIMScheduler, **given),
         arguments={**CONFIG, "set_alpha_to_one": st.booleans()},
         right=finite,
-        called={"steps": "num_inference_steps", "num_train_timesteps": "num_inference_steps"},
+        called=dict.fromkeys(("steps", "num_train_timesteps", "trained_betas"), "num_inference_steps"),
     ),
     "GuidedDDIMScheduler.set_timesteps": Target(
         call=lambda timesteps: ours(GuidedDDIMScheduler, None, timesteps),
@@ -238,7 +238,7 @@ TARGETS: dict[str, Target] = {
             "timesteps": integers(1000, BATCH) | st.integers(0, 999),
         },
         right=of_shape_of("original_samples"),
-        called={"original_samples": "noise"},
+        called={"original_samples": "noise timesteps", "noise": "timesteps"},
     ),
     "noise_level": Target(
         call=lambda name, timestep: noise_level(_ready(name), timestep).sigma,
@@ -260,6 +260,7 @@ TARGETS: dict[str, Target] = {
             "step_kwargs": st.just({}) | st.none(),
         },
         right=finite,
+        called={"noise": "generator"},
         keep=("name",),
     ),
 }

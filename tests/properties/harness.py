@@ -52,28 +52,36 @@ class Target:
     keep: tuple[str, ...] = ()
 
 
-def try_out(target: Target, cases: int) -> int:
-    """Try the property on so many cases; how many there were."""
+@dataclass
+class Tried:
+    """How many cases there were, and in how many of them the call worked."""
+
+    cases: int = 0
+    worked: int = 0
+
+
+def try_out(target: Target, cases: int) -> Tried:
+    """Try the property on so many cases, or a few more."""
     valid = target.arguments
     valid = valid if isinstance(valid, SearchStrategy) else st.fixed_dictionaries(dict(valid))
-    counted = []
+    tried = Tried()
 
     @settings(max_examples=cases, **SETTINGS)
     @given(st.data())
     def property_of(data: st.DataObject) -> None:
-        counted.append(1)
         given_arguments = data.draw(valid, label="right")
         names = [name for name in given_arguments if name not in target.keep]
         spoiled = data.draw(st.lists(st.sampled_from(names), max_size=2, unique=True), label="spoiled")
         wrong = {name: data.draw(target.wrong, label=name) for name in spoiled}
-        check(target, {**given_arguments, **wrong}, spoiled)
+        tried.worked += check(target, {**given_arguments, **wrong}, spoiled)
+        tried.cases += 1
 
     property_of()
-    return len(counted)
+    return tried
 
 
-def check(target: Target, arguments: Mapping[str, Any], spoiled: list[str]) -> None:
-    """One case."""
+def check(target: Target, arguments: Mapping[str, Any], spoiled: list[str]) -> bool:
+    """One case; whether the call worked."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -85,8 +93,9 @@ def check(target: Target, arguments: Mapping[str, Any], spoiled: list[str]) -> N
         known = [name for each in spoiled for name in (each, *target.called.get(each, "").split())]
         named = any(re.search(rf"(?<!\w){re.escape(name)}(?!\w)", message) for name in known)
         assert named, f"names none of {known}: {message!r}"
-        return
+        return False
     target.right(result, arguments)
+    return True
 
 
 def finite(result: Any, arguments: Mapping[str, Any] | None = None) -> None:

@@ -19,12 +19,13 @@ CASES = int(os.environ.get("GUIDED_DIFFUSERS_CASES", "10000"))
 
 @pytest.mark.parametrize("name", TARGETS)
 def test_some_cases(name: str):
-    assert try_out(TARGETS[name], 5) > 0
+    assert try_out(TARGETS[name], 5).cases >= 5
 
 
 @pytest.mark.slow
 def test_all_cases(capsys: pytest.CaptureFixture[str]):
-    counts = {name: try_out(target, math.ceil(CASES / len(TARGETS))) for name, target in TARGETS.items()}
+    tried = [try_out(target, math.ceil(CASES / len(TARGETS))) for target in TARGETS.values()]
+    cases, worked = sum(each.cases for each in tried), sum(each.worked for each in tried)
     with capsys.disabled():
-        print(f"\n{sum(counts.values())} cases over {len(TARGETS)} calls")
-    assert sum(counts.values()) >= CASES
+        print(f"\n{cases:,} cases over {len(TARGETS)} calls, of which {worked:,} worked")
+    assert cases >= CASES and cases / 4 < worked < cases

@@ -8,7 +8,7 @@ import pytest
 from properties.harness import try_out
 from properties.pipelines import TARGETS
 
-CASES = int(os.environ.get("GUIDED_DIFFUSERS_CALLS", "300"))
+CALLS = int(os.environ.get("GUIDED_DIFFUSERS_CALLS", "300"))
 OF_EACH = {  # in 300, by how much there is to combine
     "TextToImagePipeline": 100,
     "ImagePipeline": 40,
@@ -20,12 +20,14 @@ OF_EACH = {  # in 300, by how much there is to combine
 
 @pytest.mark.parametrize("name", TARGETS)
 def test_some_calls(name: str):
-    assert try_out(TARGETS[name], 3) > 0
+    assert try_out(TARGETS[name], 3).cases >= 3
 
 
 @pytest.mark.slow
 def test_all_calls(capsys: pytest.CaptureFixture[str]):
-    counts = {name: try_out(TARGETS[name], -(-share * CASES // 300)) for name, share in OF_EACH.items()}
+    assert OF_EACH.keys() == TARGETS.keys()
+    tried = [try_out(TARGETS[name], -(-share * CALLS // 300)) for name, share in OF_EACH.items()]
+    calls, worked = sum(each.cases for each in tried), sum(each.worked for each in tried)
     with capsys.disabled():
-        print(f"\n{sum(counts.values())} calls of {len(counts)} pipelines")
-    assert counts.keys() == TARGETS.keys() and sum(counts.values()) >= CASES
+        print(f"\n{calls} calls of {len(TARGETS)} pipelines, of which {worked} gave images")
+    assert calls >= CALLS and calls / 4 < worked < calls

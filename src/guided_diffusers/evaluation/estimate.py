@@ -45,7 +45,7 @@ def wilson_estimate(successes: int, trials: int, confidence: float = 0.95) -> Es
     Raises:
         ValueError: If a number is outside its range.
     """
-    if check_int("trials", trials, 0, None) < 1:
+    if check_int("trials", trials, 0, 2**53) < 1:
         raise ValueError(f"trials is 0, and successes {shown(successes)}; allowed: at least one trial")
     check_int("successes", successes, 0, trials)
     z = NormalDist().inv_cdf(0.5 + _checked(confidence) / 2)

@@ -79,7 +79,7 @@ def nearest_images(
         ValueError: Shapes that do not fit, none of either, or k out of range.
     """
     for name, value in (("queries", queries), ("references", references)):
-        if check_tensor(name, value, floating=False).is_complex():
+        if check_tensor(name, value, floating=False).is_complex() or value.dtype == torch.bool:
             raise ValueError(f"{name} is {shown(value)}; allowed: real numbers")
         check_finite(name, value, 1e150)
     for name, value in (("query_block", query_block), ("reference_block", reference_block)):

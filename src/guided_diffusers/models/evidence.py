@@ -199,7 +199,7 @@ def log_likelihood(
     checked_likelihood(model)
     check_choice("method", method, METHODS)
     for name, value in (("num_samples", num_samples), ("chunk", chunk)):
-        check_int(name, value, 1, None)
+        check_int(name, value, 1, 2**24)
     for name, value in (("seed", seed), ("first_index", first_index)):
         check_int(name, value, None, None)
     images = _checked_images(model, images)

@@ -67,8 +67,9 @@ class SafeWeightsMixin(PushMixin):
         """As ModelMixin.from_pretrained, from safetensors only.
 
         Raises:
-            OSError: No safetensors (names the pickles found instead and says how to convert them), or weights
-                that are not whole, do not fit, or are not finite.
+            OSError: No safetensors (names the pickles found instead and says how to convert them), weights
+                that are not whole, do not fit, or are not finite, a link that leaves the folder, or a
+                configuration that the weights cannot fill or that names code; in one line.
             HubError: A repository that is not there, or cannot be read; in one line.
         """
         if kwargs.get("use_safetensors") is False:

@@ -11,18 +11,17 @@ from torch import Tensor
 from guided_diffusers.checks import (
     MAX_COUNT,
     a_kind_of,
-    check_choice,
     check_finite,
     check_int,
     check_number,
     shown,
 )
+from guided_diffusers.checks import check_choice as check_choice  # pipelines find all their checks here
 from guided_diffusers.conditioning import check_text
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 MAX_SIDE = 16_384
-
-__all__ = ["OUTPUT_TYPES", "check_choice"]
+"""The longest side of an image, in pixels."""
 
 
 def check_count(name: str, value: Any) -> None:

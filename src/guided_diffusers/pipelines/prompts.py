@@ -9,7 +9,7 @@ import torch
 from diffusers.utils import logging
 from torch import Tensor
 
-from guided_diffusers.checks import MAX_COUNT, check_int, shown
+from guided_diffusers.checks import MAX_COUNT, check_bool, check_int, shown
 from guided_diffusers.conditioning import tokenize, words_beyond
 from guided_diffusers.pipelines import inputs
 
@@ -67,6 +67,7 @@ class PromptEncoding:
         """
         if lora_scale is not None:
             raise ValueError("lora_scale was given, and this pipeline loads no LoRA: leave it out")
+        check_bool("do_classifier_free_guidance", do_classifier_free_guidance)
         self._check_encoding(prompt, num_images_per_prompt, negative_prompt, clip_skip)
         if prompt_embeds is None:
             inputs.check_prompts("prompt", prompt)

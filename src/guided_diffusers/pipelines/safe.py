@@ -54,8 +54,9 @@ class SafePipeline(PushMixin, DiffusionPipeline):
 
         Raises:
             OSError: A folder or repository without safetensors for one of its components, with a file
-                missing, a path that leaves it, a class outside diffusers, transformers and this package, or
-                weights that do not fit, are not whole or not finite.
+                missing, a path or a link that leaves it, a class outside diffusers, transformers and this
+                package, a configuration that its weights cannot fill or that names code, or weights that do
+                not fit, are not whole or not finite; in one line.
             HubError: A repository that is not there, or cannot be read; in one line.
         """
         if kwargs.get("use_safetensors") is False:

@@ -190,7 +190,7 @@ class VariancePreservingMixin:
     def _mix(self, timesteps: Tensor, first: Tensor, second: Tensor, dtype: torch.dtype) -> Tensor:
         abar = self._abar[self._trained(timesteps)]
         first, second = at_least_float32(first), at_least_float32(second)
-        alpha, sigma = broadcast(abar.sqrt(), first), broadcast((1 - abar).sqrt(), first)
+        alpha, sigma = (broadcast(each.sqrt(), first, "timesteps") for each in (abar, 1 - abar))
         return (alpha * first + sigma * second).to(dtype)
 
 
