@@ -44,7 +44,7 @@ BROKEN = {
 }
 MISTAKES = [
     "guided-diffusers generate 'a bag' --stepz 3",
-    "guided-diffusers generate",
+    "guided-diffusers generate 'a bag' --seed -1",
     "guided-diffusers evaluate drawn --real real --num-images many",
     "guided-diffusers draw 'a bag'",
     "accelerate launch training/train_text_to_image.py --config my-text-to-image.yaml --learning_rat 1",
