@@ -44,13 +44,14 @@ def test_a_run_that_fails_lets_go(run, tmp_path):
 
 
 @pytest.mark.parametrize("error", [FolderInUseError("run is\nin use"), DiskFullError("run", 28)])
-def test_a_script_ends_with_one_line(error):
+def test_a_script_ends_with_one_line(error, capsys):
     def main() -> None:
         raise error
 
     with pytest.raises(SystemExit) as ended:
         run_script(main)
-    assert ended.value.code.startswith("error: ") and "\n" not in ended.value.code
+    told = capsys.readouterr().err
+    assert ended.value.code == 1 and told.startswith("error: ") and told.count("\n") == 1
 
 
 def test_other_errors_keep_their_traceback():
