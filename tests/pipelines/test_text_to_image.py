@@ -182,6 +182,14 @@ def test_precomputed_embeddings(pipeline: TextToImagePipeline) -> None:
     assert (skipped - alone[:1]).abs().max() > 1e-3
 
 
+def test_embeddings_need_no_text_encoder(pipeline: TextToImagePipeline) -> None:
+    embeds = pipeline.encode_prompt("a boot", torch.device("cpu"), 1, True)
+    expected = latents_of(pipeline, guidance_scale=3)
+    alone = TextToImagePipeline(**{**tiny_components(), "text_encoder": None, "tokenizer": None})
+    given = {"prompt_embeds": embeds[0], "negative_prompt_embeds": embeds[1], "guidance_scale": 3}
+    torch.testing.assert_close(latents_of(alone, None, **given), expected)
+
+
 def test_words_beyond_the_context_are_named(
     pipeline: TextToImagePipeline, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -96,9 +96,9 @@ class PromptEncoding:
         for name, value in (("prompt", prompt), ("negative_prompt", negative_prompt)):
             if value is not None:
                 inputs.check_prompts(name, value)
-        layers = getattr(self.text_encoder.config, "num_hidden_layers", MAX_COUNT)
         if clip_skip is not None:
-            check_int("clip_skip", clip_skip, 0, layers)
+            config = getattr(self.text_encoder, "config", None)  # there may be embeddings and no text encoder
+            check_int("clip_skip", clip_skip, 0, getattr(config, "num_hidden_layers", MAX_COUNT))
 
     def _embed(
         self,
