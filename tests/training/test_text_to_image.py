@@ -2,8 +2,6 @@
 
 import importlib.util
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -265,29 +263,6 @@ def test_the_loss_trains_both_networks_and_is_that_of_the_formula(tiny_pipeline)
     loss.backward()
     for module in (tiny_pipeline.unet, tiny_pipeline.text_encoder):
         assert sum(p.grad.abs().sum() for p in module.parameters() if p.grad is not None) > 0
-
-
-@pytest.mark.slow
-def test_two_processes_follow_the_loss_curve_of_one(arguments, tmp_path):
-    curves = []
-    for processes in (1, 2):
-        folder = tmp_path / str(processes)
-        # On a CPU `accelerate launch` starts several processes under mpirun only; torchrun's are the same.
-        launch = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-        launch += ["--nproc_per_node", str(processes), str(SCRIPT)]
-        result = subprocess.run(
-            [*launch, *arguments(folder, "--learning_rate", "1e-3")],
-            capture_output=True,
-            text=True,
-            timeout=300,
-            env={**os.environ, "ACCELERATE_USE_CPU": "1"},
-        )
-        assert result.returncode == 0, result.stderr[-3000:]
-        records = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-        curves.append([record["denoiser"] for record in records if "denoiser" in record])
-        TextToImagePipeline.from_pretrained(folder / "final")
-    assert len(curves[0]) == 4
-    assert curves[1] == pytest.approx(curves[0], rel=1e-5)
 
 
 def test_a_pretrained_text_encoder_may_be_trained_further(run, tiny_folder):
