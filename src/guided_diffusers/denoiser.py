@@ -100,7 +100,7 @@ class ModelDenoiser:
         if not isinstance(level, NoiseLevel):
             raise TypeError(f"level is {shown(level)}; allowed: a NoiseLevel")
         count = len(conditions)
-        seen = (broadcast(level.input_scale, sample) * sample).to(_dtype_of(self.model, sample.dtype))
+        seen = (broadcast(level.input_scale, sample) * sample).to(dtype_of(self.model, sample.dtype))
         output = self._forward(
             torch.cat([seen] * count) if count > 1 else seen,
             _repeated_timestep(level.timestep, count, sample.device),
@@ -209,7 +209,7 @@ def _has_offloading_hooks(model: torch.nn.Module) -> bool:
     )
 
 
-def _dtype_of(model: Any, default: torch.dtype) -> torch.dtype:
+def dtype_of(model: Any, default: torch.dtype) -> torch.dtype:
     """The dtype a network computes in.
 
     Its first parameter says so, which is quick to ask; where that is stored in less (quantised, layerwise

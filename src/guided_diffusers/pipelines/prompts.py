@@ -11,6 +11,7 @@ from torch import Tensor
 
 from guided_diffusers.checks import MAX_COUNT, check_bool, check_int, shown
 from guided_diffusers.conditioning import tokenize, words_beyond
+from guided_diffusers.denoiser import dtype_of
 from guided_diffusers.pipelines import inputs
 
 logger = logging.get_logger(__name__)
@@ -121,5 +122,5 @@ class PromptEncoding:
         return embeds[[unique.index(prompt) for prompt in prompts]]
 
     def _repeated(self, embeds: Tensor, device: torch.device, times: int) -> Tensor:
-        dtype = self.unet.dtype if self.unet is not None else embeds.dtype
+        dtype = dtype_of(self.unet, embeds.dtype)
         return embeds.to(device, dtype).repeat_interleave(times, dim=0)
