@@ -136,7 +136,7 @@ def test_dynamic_threshold():
 
 class TestErrors:
     def test_constructor(self):
-        with pytest.raises(ValueError, match="'eps'; allowed: epsilon"):
+        with pytest.raises(ValueError, match="'eps'; allowed: 'epsilon'"):
             ModelDenoiser(Recorder(), "eps")
         for clip in (0, -1.0, float("nan")):
             with pytest.raises(ValueError, match="clip"):

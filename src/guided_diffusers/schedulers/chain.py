@@ -80,7 +80,8 @@ def abar_table(config: Any) -> Tensor:
     Raises:
         ValueError: An unknown beta_schedule, or trained_betas that are not a list of numbers.
     """
-    betas = _betas(config)
+    with torch.device("cpu"):  # the values are checked, also of a model that is made on the meta device
+        betas = _betas(config)
     if not ((betas >= 0) & (betas <= 1)).all():
         low, high = betas.min().item(), betas.max().item()
         name = "beta_start and beta_end give" if config.trained_betas is None else "trained_betas are"
