@@ -80,7 +80,7 @@ def abar_table(config: Any) -> Tensor:
     Raises:
         ValueError: An unknown beta_schedule, or trained_betas that are not a list of numbers.
     """
-    with torch.device("cpu"):  # where a model is built on "meta" too
+    with torch.device("cpu"):  # the values are checked, also of a model that is made on the meta device
         betas = _betas(config)
     if not ((betas >= 0) & (betas <= 1)).all():
         low, high = betas.min().item(), betas.max().item()
