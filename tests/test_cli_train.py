@@ -119,6 +119,7 @@ def test_ctrl_c_waits_for_the_run_and_has_its_code(monkeypatch, itself: bool):
     monkeypatch.setattr(train_module, "_SECONDS_TO_STOP", 0.1 if not itself else 60)
     code = f"""
 import os, signal, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background it is ignored
 try:
     os.kill(os.getppid(), signal.SIGINT)
     if {itself}:

@@ -39,9 +39,9 @@ def _write_idx_files(folder: Path) -> None:
     images = np.stack([np.asarray(Image.open(io.BytesIO(row["image"]["bytes"]))) for row in rows])
     images, labels = images[:, 2:-2, 2:-2], np.array([row["label"] for row in rows], dtype=np.uint8)
     folder.mkdir()
-    half = len(rows) // 2
-    for split, count, first in (("train", TRAINING_ROWS, 0), ("t10k", TEST_ROWS, half)):
-        chosen = first + np.arange(count) % half
+    by_class = labels.argsort(kind="stable")  # by turns to either split, so that both show every class
+    for split, count, part in (("train", TRAINING_ROWS, by_class[::2]), ("t10k", TEST_ROWS, by_class[1::2])):
+        chosen = np.resize(part, count)
         for kind, values in (("images-idx3", images[chosen]), ("labels-idx1", labels[chosen])):
             header = struct.pack(">HBB", 0, 8, values.ndim) + struct.pack(f">{values.ndim}I", *values.shape)
             (folder / f"{split}-{kind}-ubyte.gz").write_bytes(gzip.compress(header + values.tobytes()))
