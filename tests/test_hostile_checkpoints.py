@@ -176,17 +176,25 @@ def test_what_is_right_loads_and_a_pickle_beside_it_stays_closed(saved: Path, tm
     assert not (folder / EXPLODED).exists()
 
 
-def test_links_within_a_repository_of_the_cache_are_its_own(saved: Path, tmp_path: Path):
-    """The Hub's cache: a snapshot is made of links to blobs."""
+@pytest.mark.parametrize("shared", [False, True], ids=["its own", "shared"])
+def test_links_within_the_cache_of_the_hub_are_followed(saved: Path, tmp_path: Path, shared: bool):
+    """A snapshot is made of links to its repository's blobs, which may be links to those of the cache."""
     repository = tmp_path / "models--somebody--vae"
     snapshot, blobs = repository / "snapshots" / ("0" * 40), repository / "blobs"
     shutil.copytree(saved / "VAEPipeline", snapshot)
-    blobs.mkdir()
+    for folder in (blobs, tmp_path / "blobs"):
+        folder.mkdir()
     for number, path in enumerate(sorted(path for path in snapshot.rglob("*") if path.is_file())):
-        shutil.move(path, blobs / str(number))
+        content = (tmp_path / "blobs" if shared else blobs) / str(number)
+        shutil.move(path, content)
+        if shared:
+            (blobs / str(number)).symlink_to(content)
         path.symlink_to(blobs / str(number))
     guided_diffusers.VAEPipeline.from_pretrained(snapshot)
     guided_diffusers.VariationalAutoencoder.from_pretrained(snapshot / "vae")
+    (snapshot / "vae" / "stolen.json").symlink_to(tmp_path / "stolen.json")
+    with pytest.raises(OSError, match="leaves the checkpoint's folder"):
+        guided_diffusers.VAEPipeline.from_pretrained(snapshot)
 
 
 def test_text_encoders_within_a_model_are_checked_too(saved: Path, tmp_path: Path):

@@ -73,13 +73,15 @@ def check_checkpoint(folder: str | os.PathLike[str], skip: Collection[str] = (),
 def check_links(folder: Path) -> None:
     """Raise OSError for a symbolic link that leaves a checkpoint's folder.
 
-    The Hub's cache is made of links: from `snapshots/<commit>` to `blobs`, both of one repository's folder.
+    The Hub's cache is made of links: from `snapshots/<commit>` of a repository's folder to its `blobs`, and
+    from those to the `blobs` that all repositories of the cache share.
     """
-    root = folder.resolve()
-    caches = (each for each in root.parents if each.name == "snapshots" and (each.parent / "blobs").is_dir())
-    root = next((each.parent for each in caches), root)
+    roots = [folder.resolve()]
+    for parent in roots[0].parents:
+        if parent.name == "snapshots" and (parent.parent / "blobs").is_dir():
+            roots += [parent.parent, parent.parents[1] / "blobs"]
     for path in sorted(path for path in folder.rglob("*") if path.is_symlink()):
-        if not path.resolve().is_relative_to(root):
+        if not any(path.resolve().is_relative_to(root) for root in roots):
             raise OSError(
                 f"{path} is a link to {os.readlink(path)}, which leaves the checkpoint's folder: refused; "
                 "put a copy there if you trust it"
