@@ -51,4 +51,4 @@ def test_the_shim_loads_the_pipeline(tmp_path: Path):
     generator = torch.Generator().manual_seed(3)
     arguments = {"num_inference_steps": 2, "generator": generator, "classifier_scale": 3}
     expected = pipeline(["bag", "coat"], output_type="pt", **arguments).images
-    torch.testing.assert_close(torch.tensor(json.loads(drawn)), expected.flatten(), rtol=0, atol=1e-6)
+    torch.testing.assert_close(torch.tensor(json.loads(drawn)), expected.flatten(), rtol=0, atol=1e-5)
