@@ -38,6 +38,14 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
+    """Runs the command line in this process, see `command_line.Run`."""
+    from command_line import runner
+
+    return runner(monkeypatch, capsys)
+
+
 @pytest.fixture(scope="session")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of what runs of the training scripts have in common: caches of the data, a judge."""

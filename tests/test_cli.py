@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
 from importlib.metadata import entry_points
 from pathlib import Path
 
 import numpy as np
 import pytest
+from command_line import Run
 from PIL import Image
 
 from guided_diffusers import __version__
@@ -18,23 +18,6 @@ from guided_diffusers.cli.app import EXAMPLES
 from guided_diffusers.cli.drawing import SCHEDULERS
 from guided_diffusers.cli.output import answering
 from guided_diffusers.evaluation.grid import labelled_grid
-
-Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Runs the command line; gives exit code, standard output and standard error."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["guided-diffusers", *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            main()
-        output, errors = capsys.readouterr()
-        return ended.value.code or 0, output, errors
-
-    return run
 
 
 def pixels(path: object) -> np.ndarray:

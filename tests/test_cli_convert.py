@@ -2,7 +2,6 @@
 
 import json
 import pickle
-import sys
 
 import pytest
 import torch
@@ -11,22 +10,6 @@ from diffusers import UNet2DModel
 from safetensors.torch import save_file
 
 from guided_diffusers import NoiseAwareClassifier, VariationalAutoencoder
-from guided_diffusers.cli import main
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Runs the command line; gives exit code, standard output and standard error."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["guided-diffusers", *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            main()
-        output, errors = capsys.readouterr()
-        return ended.value.code or 0, output, errors
-
-    return run
 
 
 @pytest.fixture

@@ -13,27 +13,10 @@ import torch
 import yaml
 from PIL import Image
 
-from guided_diffusers.cli import main
 from guided_diffusers.evaluation import Judge, JudgeConfig, save_judge
 
 SLICE = Path(__file__).parent / "data" / "fashion_slice.parquet"
 pytestmark = pytest.mark.filterwarnings("ignore:.*biased upwards")
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["guided-diffusers", *map(str, arguments)])
-        capsys.readouterr()
-        try:
-            main()
-            code = 0
-        except SystemExit as ended:
-            code = ended.code or 0
-        output, errors = capsys.readouterr()
-        return code, output, errors
-
-    return run
 
 
 @pytest.fixture

@@ -1,15 +1,14 @@
 """`guided-diffusers likelihood`, in this process, on tiny pipelines."""
 
 import json
-import sys
 
 import numpy as np
 import pytest
 import torch
+from command_line import runner
 from diffusers import DDPMPipeline, UNet2DModel
 
 from guided_diffusers import GuidedDDPMScheduler, ImagePipeline
-from guided_diffusers.cli import main
 from guided_diffusers.likelihood import estimated_bound
 
 
@@ -49,17 +48,7 @@ def data(tmp_path):
 
 @pytest.fixture
 def run(monkeypatch, capsys):
-    """Runs the command; gives exit code, standard output and standard error."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["guided-diffusers", "likelihood", *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            main()
-        output, errors = capsys.readouterr()
-        return ended.value.code or 0, output, errors
-
-    return run
+    return runner(monkeypatch, capsys, "likelihood")
 
 
 def test_the_estimate_is_the_librarys(run, checkpoint, data, tmp_path):

@@ -11,27 +11,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from command_line import Run
 from PIL import Image, PngImagePlugin
 
 from guided_diffusers import __version__, pretrained
 from guided_diffusers.checkpoints import fingerprint
 from guided_diffusers.cli import main
 from guided_diffusers.pipelines.record import KEY, ImageRecord, read_record
-
-Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["guided-diffusers", *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            main()
-        output, errors = capsys.readouterr()
-        return ended.value.code or 0, output, errors
-
-    return run
 
 
 def pixels(path: Path) -> bytes:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from command_line import Run, runner
 
-from guided_diffusers.cli import main
 from guided_diffusers.cli import train as train_module
 
 ROOT = Path(__file__).parents[1]
@@ -20,23 +19,13 @@ SMALL = (
     *("--autoencoder.block_out_channels", "[4, 4, 8]", "--autoencoder.norm_num_groups", 4),
     *("--training.num_images", 32, "--batch_size=16", "--validate_every_images", 0),
 )
-Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
-    """Runs the command line; gives exit code, standard output and standard error, the run's own too."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["guided-diffusers", "train", *map(str, arguments)])
-        monkeypatch.setenv("PYTHONPATH", str(ROOT / "src"))
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            main()
-        output, errors = capfd.readouterr()
-        return ended.value.code or 0, output, errors
-
-    return run
+    """What a training run itself says is captured too."""
+    monkeypatch.setenv("PYTHONPATH", str(ROOT / "src"))
+    return runner(monkeypatch, capfd, "train")
 
 
 def test_every_script_and_configuration_is_listed(run: Run):
