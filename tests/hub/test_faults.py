@@ -131,11 +131,14 @@ def test_uploads(stage: tuple[Hub, Client, Path, random.Random]):
     length = timed(client, "push", version(folder, 0), "alice/model")
     versions, seen, over = [served(hub)], [], threading.Event()
 
+    def look() -> None:
+        now = served(hub)
+        if not seen or seen[-1] != now:
+            seen.append(now)
+
     def watch() -> None:
         while not over.wait(0.01):
-            now = served(hub)
-            if not seen or seen[-1] != now:
-                seen.append(now)
+            look()
 
     watcher = threading.Thread(target=watch)
     watcher.start()
@@ -158,6 +161,7 @@ def test_uploads(stage: tuple[Hub, Client, Path, random.Random]):
         shutil.rmtree(path)
     over.set()
     watcher.join()
+    look()  # at what the last push left
     print(f"\n{during} of {number} kills in uploads of {length:.1f} s: {failed} pushes failed")
     assert failed > MOMENTS // 2
     assert [version_of(state, versions) for state in seen] == list(range(number + 1))
