@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from _words import interval
+from _cards import interval
 
 
 def section(facts: dict[str, Any], folder: str, name: str) -> str:

@@ -8,12 +8,12 @@ The words are in classifier_guidance_card.template.md. Run:
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from _cards import card_parser, write_card
 from _guided_points import CONDITIONAL, best_guided, role_of
 from _guided_words import (
     beside,
@@ -37,16 +37,10 @@ Record = Mapping[str, Any]
 
 def main() -> None:
     """Parses the command line and writes the card."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--results", type=Path, required=True, help="of benchmarks/classifier_guidance.py")
-    parser.add_argument("--pictures", default="../docs/images", help="their folder, as the card links it")
-    parser.add_argument("--output", type=Path, required=True, help="the card to write")
+    parser = card_parser(__doc__, "classifier_guidance")
     arguments = parser.parse_args()
     results = json.loads(arguments.results.read_text())
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.write_text(card(results, arguments.pictures, arguments.results.name))
+    write_card(arguments.output, card(results, arguments.pictures, arguments.results.name))
 
 
 def card(results: Mapping[str, Any], pictures: str, results_name: str) -> str:

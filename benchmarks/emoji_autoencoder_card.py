@@ -10,14 +10,13 @@ With `--ship FOLDER` the better arm's weights, in float16, are written as a chec
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 from typing import Any
 
 import torch
+from _cards import card_parser, interval, run_name, training_command, write_card
 from _runs import recipe
-from _words import interval, run_name, training_command
 
 from guided_diffusers import VAEPipeline, VariationalAutoencoder
 
@@ -33,18 +32,12 @@ DECIDES = "KD-efficientnet-lite1"
 
 def main() -> None:
     """Parses the command line, writes the card and, where it is wanted, the checkpoint."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--results", type=Path, required=True, help="of benchmarks/emoji_autoencoder.py")
-    parser.add_argument("--pictures", default="../docs/images", help="their folder, as the card links it")
-    parser.add_argument("--output", type=Path, required=True, help="the card to write")
+    parser = card_parser(__doc__, "emoji_autoencoder")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of the trained arms")
     parser.add_argument("--ship", type=Path, default=None, help="folder of the checkpoint to write")
     arguments = parser.parse_args()
     results = json.loads(arguments.results.read_text())
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.write_text(card(results, arguments.pictures, arguments.results.stem))
+    write_card(arguments.output, card(results, arguments.pictures, arguments.results.stem))
     if arguments.ship is not None:
         ship(arguments.runs / run_name(results["arms"][better(results)]["training"]), arguments.ship)
 

@@ -8,12 +8,11 @@ The words are in fashion_likelihood_card.template.md. Run:
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 from typing import Any
 
-from _words import interval
+from _cards import card_parser, interval, write_card
 
 TEMPLATE = Path(__file__).with_name("fashion_likelihood_card.template.md")
 WANTED_DRAWS = 50
@@ -21,16 +20,10 @@ WANTED_DRAWS = 50
 
 def main() -> None:
     """Parses the command line and writes the card."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--results", type=Path, required=True, help="of benchmarks/fashion_likelihood.py")
-    parser.add_argument("--pictures", default="../docs/images", help="their folder, as the card links it")
-    parser.add_argument("--output", type=Path, required=True, help="the card to write")
+    parser = card_parser(__doc__, "fashion_likelihood")
     arguments = parser.parse_args()
     results = json.loads(arguments.results.read_text())
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.write_text(card(results, arguments.pictures, arguments.results.name))
+    write_card(arguments.output, card(results, arguments.pictures, arguments.results.name))
 
 
 def card(results: dict[str, Any], pictures: str, results_name: str) -> str:

@@ -8,15 +8,14 @@ The words are in fashion_vae_card.template.md. Run:
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 from pathlib import Path
 from typing import Any
 
+from _cards import card_parser, interval, run_name, training_command, write_card
 from _features_table import table
 from _runs import recipe
-from _words import interval, run_name, training_command
 
 from guided_diffusers.distributions import BIN_WIDTH
 
@@ -30,18 +29,13 @@ IN_USE_NATS = 0.1
 
 def main() -> None:
     """Parses the command line and writes the card."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--results", type=Path, required=True, help="of benchmarks/fashion_vae.py")
+    parser = card_parser(__doc__, "fashion_vae")
     parser.add_argument("--features", type=Path, required=True, help="of benchmarks/features.py")
-    parser.add_argument("--pictures", default="../docs/images", help="their folder, as the card links it")
-    parser.add_argument("--output", type=Path, required=True, help="the card to write")
     arguments = parser.parse_args()
     results, features = (json.loads(path.read_text()) for path in (arguments.results, arguments.features))
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.write_text(
-        card(results, features, arguments.pictures, arguments.results.name, arguments.features.name)
+    write_card(
+        arguments.output,
+        card(results, features, arguments.pictures, arguments.results.name, arguments.features.name),
     )
 
 
