@@ -108,7 +108,8 @@ def test_a_run_ends_in_a_pipeline_of_diffusers_that_draws_in_a_fresh_process(run
     images = torch.load(drawn, weights_only=True)
     pipeline = DDPMPipeline.from_pretrained(folder / "final")
     again = pipeline(2, torch.Generator().manual_seed(0), 3, output_type="pt").images
-    assert images.shape == (2, 1, 14, 14) and torch.equal(images, again) and images.std() > 0.01
+    assert images.shape == (2, 1, 14, 14) and images.std() > 0.01
+    torch.testing.assert_close(images, again, rtol=0, atol=1e-5)  # where weights lie in memory rounds sums
     assert pipeline.unet.config.out_channels == 2
     assert pipeline.scheduler.config.variance_type == "learned_range"
 
