@@ -87,6 +87,26 @@ class TestWhatItDraws:
         torch.testing.assert_close(ours, by_hand(pipe, guidance), rtol=0, atol=1e-6)
         assert (ours - drawn(pipe, classifier_scale=0)).abs().max() > 1e-3
 
+    @pytest.mark.parametrize(
+        ("options", "warned"),
+        [
+            ({}, True),
+            ({"guidance_interval": (0, 100)}, False),
+            ({"max_gradient_norm": 5.0}, False),
+            ({"form": "mean_shift"}, False),
+            ({"classifier_scale": 0.0}, False),
+            ({"timesteps": [990, 500]}, False),
+        ],
+        ids=str,
+    )
+    def test_the_score_form_near_pure_noise_is_told(self, caplog, options, warned):
+        scheduler = GuidedDDPMScheduler(
+            beta_schedule="squaredcos_cap_v2", timestep_spacing="trailing", clip_sample=False
+        )
+        drawn(pipeline(scheduler=scheduler), **options)
+        told = [r.getMessage() for r in caplog.records if "sigma / alpha = 20,291" in r.getMessage()]
+        assert len(told) == warned
+
     def test_scale_1_is_the_default(self):
         pipe = pipeline()
         assert torch.equal(drawn(pipe), drawn(pipe, classifier_scale=1.0))

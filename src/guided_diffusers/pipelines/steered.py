@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
+from diffusers.utils import logging
 from torch import Tensor
 
 from guided_diffusers.guidance import (
@@ -20,6 +22,11 @@ from guided_diffusers.noise_level import NoiseLevel
 from guided_diffusers.pipelines import inputs
 from guided_diffusers.pipelines.guided import GuidedPipeline
 from guided_diffusers.pipelines.unprompted import UnpromptedMixin
+from guided_diffusers.schedulers.compat import noise_level
+
+logger = logging.get_logger(__name__)
+
+NEARLY_PURE_NOISE = 1000.0  # sigma / alpha: the linear schedule ends at 157, the cosine one at 20,291
 
 Scales = float | Sequence[float]
 
@@ -65,6 +72,28 @@ class SteeredPipeline(UnpromptedMixin, GuidedPipeline):
         self._settle_guidance(guidance, images)
         self._check_process()
         self._guidance = GuidanceSum(tuple(map(self._with_clean_level, self._guidance.terms)))
+
+    def _begin_schedule(
+        self, steps: int, timesteps: Sequence[int] | None, sigmas: Sequence[float] | None
+    ) -> str:
+        prediction_type = super()._begin_schedule(steps, timesteps, sigmas)
+        self._warn_of_nearly_pure_noise()
+        return prediction_type
+
+    def _warn_of_nearly_pure_noise(self) -> None:
+        """Say so where the score form, unbounded, is active at a step at which its factor is huge."""
+        level = noise_level(self.scheduler, self.scheduler.timesteps[0])
+        ratio = float(level.noise_to_signal)
+        if not NEARLY_PURE_NOISE < ratio < math.inf:
+            return
+        for term in self._own_terms():
+            active = term.scale != term.neutral and (term.interval is None or level in term.interval)
+            if active and term.form == "score" and term.max_gradient_norm is None:
+                logger.warning(
+                    f"The first step is at sigma / alpha = {ratio:,.0f}, where the score form moves x_0 by "
+                    "sigma^2 / alpha times the gradient of a network that knows little. If images are poor, "
+                    "give guidance_interval=(0, 100) or max_gradient_norm."
+                )
 
     def _terms(
         self,
