@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,10 @@ def _without_folders(value: Any) -> Any:
 def recipe(name: str, run: dict[str, Any]) -> str:
     """What one training run saw and how, with its whole configuration folded away."""
     training = run["config"]["training"]
+    figures = run.get("metrics", {})
+    by_level = isinstance(figures, list)  # what `by_noise` says
     metrics = ", ".join(
-        f"{key.replace('_', ' ')} {value:.4g}" for key, value in run.get("metrics", {}).items()
+        f"{key.replace('_', ' ')} {value:.4g}" for key, value in ({} if by_level else figures).items()
     )
     return RECIPE.read_text().format(
         name=name[0].upper() + name[1:],
@@ -47,3 +50,12 @@ def recipe(name: str, run: dict[str, Any]) -> str:
         metrics=f" On the test images: {metrics}." if metrics else "",
         config=json.dumps(run["config"], indent=2),
     )
+
+
+def by_noise(run: Mapping[str, Any]) -> str:
+    """The accuracy by noise level of a noise-aware network, in words."""
+    levels = ", ".join(
+        f"{100 * report['accuracy']['value']:.0f}% at {report['noise_to_signal']:.2g}"
+        for report in run.get("metrics", [])
+    )
+    return f"On noised test images it is right, by σ/α: {levels}." if levels else ""

@@ -9,11 +9,11 @@ The words are in classifier_guidance_card.template.md. Run:
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from _cards import card_parser, write_card
+from _cards import card_parser, run_name, training_command, write_card
 from _guided_points import CONDITIONAL, best_guided, role_of
 from _guided_words import (
     beside,
@@ -28,10 +28,14 @@ from _guided_words import (
     thousandths,
     unconditional,
 )
-from _runs import recipe
+from _runs import by_noise, recipe
 
 TEMPLATE = Path(__file__).with_name("classifier_guidance_card.template.md")
-SCRIPTS = {"unconditional": "unconditional", "conditional": "unconditional", "classifier": "classifier"}
+SCRIPTS = {
+    "unconditional": "train_unconditional",
+    "conditional": "train_unconditional",
+    "classifier": "train_classifier",
+}
 Record = Mapping[str, Any]
 
 
@@ -71,10 +75,12 @@ def card(results: Mapping[str, Any], pictures: str, results_name: str) -> str:
         judge_seed=judge["training"]["seed"],
         classifier=models["classifier"]["class"],
         classifier_seed=models["classifier"]["training"]["config"]["training"]["seed"],
-        by_noise=by_noise(models["classifier"]["training"].get("metrics", [])),
+        by_noise=by_noise(models["classifier"]["training"]),
         sizes=sizes(models),
-        recipes="\n".join(recipe(name, without_metrics(m["training"])) for name, m in models.items()),
-        training_commands="\n".join(training_command(name, model) for name, model in models.items()),
+        recipes="\n".join(recipe(name, model["training"]) for name, model in models.items()),
+        training_commands="\n".join(
+            training_command(model["training"], SCRIPTS[name]) for name, model in models.items()
+        ),
         measure_command=measure_command(results, results_name),
         high=settings["interval"][1],
         **{key: settings[key] for key in ("num_images", "final_images", "seed", "scheduler")},
@@ -133,14 +139,6 @@ def final_pictures(results: Mapping[str, Any], pictures: str) -> list[str]:
     ]
 
 
-def by_noise(reports: Sequence[Mapping[str, Any]]) -> str:
-    """The guiding classifier's accuracy by noise level, in words."""
-    levels = ", ".join(
-        f"{100 * report['accuracy']['value']:.0f}% at {report['noise_to_signal']:.2g}" for report in reports
-    )
-    return f"On noised test images it is right, by σ/α: {levels}." if levels else ""
-
-
 def sizes(models: Mapping[str, Any]) -> str:
     """Parameters and megabytes of each network."""
     return ", ".join(
@@ -149,21 +147,12 @@ def sizes(models: Mapping[str, Any]) -> str:
     )
 
 
-def without_metrics(run: Mapping[str, Any]) -> dict[str, Any]:
-    """A run less the figures by noise level, which are said elsewhere."""
-    return {name: value for name, value in run.items() if name != "metrics"}
-
-
-def training_command(name: str, model: Mapping[str, Any]) -> str:
-    """The command of a run, whose folder has its configuration's name."""
-    config = f"training/configs/{run_name(model)}.yaml"
-    return f"accelerate launch training/train_{SCRIPTS[name]}.py --config {config}"
-
-
 def measure_command(results: Mapping[str, Any], results_name: str) -> str:
     """The command of the measurement with the options that it had."""
     settings = results["settings"]
-    runs = " \\\n    ".join(f"--{name} runs/{run_name(model)}" for name, model in results["models"].items())
+    runs = " \\\n    ".join(
+        f"--{name} runs/{run_name(model['training'])}" for name, model in results["models"].items()
+    )
     low, high = settings["interval"]
     return (
         f"python benchmarks/classifier_guidance.py {runs} \\\n"
@@ -171,11 +160,6 @@ def measure_command(results: Mapping[str, Any], results_name: str) -> str:
         f"--final-images {settings['final_images']} --interval {low:g} {high:g} \\\n"
         f"    --pictures docs/images --save runs/{results['name']} --output model_cards/{results_name}"
     )
-
-
-def run_name(model: Mapping[str, Any]) -> str:
-    """The name of a run's folder."""
-    return Path(model["training"]["config"]["training"]["output_dir"]).name
 
 
 if __name__ == "__main__":

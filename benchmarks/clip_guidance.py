@@ -1,8 +1,8 @@
 r"""Agreement with the prompt of images by a denoiser that knows no text, over scales of a noise-aware CLIP.
 
-    python benchmarks/clip_guidance.py --denoiser runs/fashion_latent_unconditional/final \
-        --clip runs/fashion_noise_aware_clip/final --data data/fashion --judge cache/judge.safetensors \
-        --output runs/clip_guidance.json
+    python benchmarks/clip_guidance.py --denoiser runs/fashion_latent_unconditional \
+        --clip runs/fashion_noise_aware_clip --data data/fashion --judge cache/judge.safetensors \
+        --picture docs/images/fashion-32-clip-guided.png --output model_cards/fashion-32-clip-guided.json
 
 Denoiser and CLIP are what `train_unconditional.py` and `train_clip.py` made of the configurations
 `fashion_latent_unconditional.yaml` and `fashion_noise_aware_clip.yaml`. Each row is 500 images, 50 a class,
@@ -11,19 +11,23 @@ over that of the real test images, and images a second. With `--contrast` what g
 prompt's share among one caption a class, and not the similarity alone. The first step, at a sigma / alpha
 above 10,000, is outside `--interval`: x_0 is shifted by sigma^2 / alpha times a gradient, and no network's is
 small enough there.
-`--save FOLDER` writes the pipeline.
+`--picture FILE` draws eight images a class at the scale of the highest agreement, `--save FOLDER` writes the
+pipeline.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from _fashion import Ruler, Split, generate, load_split
+from _fashion import Generated, Ruler, Split, generate, load_split
+from _models import parameters_millions
 from _pairs import machine, write_json
+from _runs import training_run
 from transformers import CLIPTokenizer
 
 from guided_diffusers import (
@@ -34,9 +38,11 @@ from guided_diffusers import (
     NoiseAwareCLIP,
 )
 from guided_diffusers.evaluation import load_judge
+from guided_diffusers.evaluation.grid import labelled_grid, to_pictures
 from guided_diffusers.guidance import ClassifierGuidance
 from guided_diffusers.guidance.classifier import FORMS
 
+COLUMNS = 8
 SCHEDULERS = {"ddim": GuidedDDIMScheduler, "ddpm": GuidedDDPMScheduler}
 
 
@@ -44,21 +50,42 @@ def main() -> None:
     """Parses the command line, measures scale after scale, writes the JSON file."""
     arguments = _arguments()
     torch.set_num_threads(arguments.threads)
-    pipeline = load(arguments.denoiser, arguments.clip, arguments.scheduler)
+    pipeline = load(arguments.denoiser / "final", arguments.clip / "final", arguments.scheduler)
     if arguments.save is not None:
         pipeline.save_pretrained(arguments.save)
     real = load_split(arguments.data / "test.parquet")
     judge, facts = load_judge(arguments.judge)
     ruler = Ruler(judge, real)
-    chosen = ("images_per_class", "steps", "scheduler", "form", "contrast", "seed")
+    measured = [measure(pipeline, real, ruler, scale, arguments) for scale in arguments.scales]
+    best = max(measured, key=lambda pair: pair[0]["agreement"]["value"])
+    if arguments.picture is not None:
+        draw(best[1], real.names, arguments.picture)
+    chosen = ("images_per_class", "steps", "scheduler", "form", "contrast", "interval", "seed", "batch_size")
     results = {
-        "settings": {name: getattr(arguments, name) for name in chosen},
-        "interval": arguments.interval,
-        "judge": facts,
+        "name": arguments.output.stem if arguments.output is not None else "clip-guided",
+        "settings": {
+            **{name: getattr(arguments, name) for name in chosen},
+            "captions_per_class": len(real.captions[0]),
+        },
+        "judge": {**facts, "class": type(judge).__name__},
+        "models": {
+            "unconditional": model(pipeline.unet, arguments.denoiser),
+            "clip": model(pipeline.clip, arguments.clip),
+        },
         "machine": machine(),
-        "rows": [measured(pipeline, real, ruler, scale, arguments) for scale in arguments.scales],
+        "best_scale": best[0]["guidance"][0]["scale"],
+        "rows": [row for row, _ in measured],
     }
     write_json(arguments.output, results)
+
+
+def model(network: torch.nn.Module, run: Path) -> dict[str, Any]:
+    """What a trained network is, and how it came about."""
+    return {
+        "class": type(network).__name__,
+        "parameters_millions": parameters_millions(network),
+        "training": training_run(run),
+    }
 
 
 def load(denoiser: Path, clip: Path, scheduler: str) -> ClassifierGuidedTextToImagePipeline:
@@ -75,10 +102,10 @@ def load(denoiser: Path, clip: Path, scheduler: str) -> ClassifierGuidedTextToIm
     return pipeline
 
 
-def measured(
+def measure(
     pipeline: Any, real: Split, ruler: Ruler, scale: float, arguments: argparse.Namespace
-) -> dict[str, Any]:
-    """The row of a scale."""
+) -> tuple[dict[str, Any], Generated]:
+    """The row of a scale, and its images."""
     contrast = [captions[0] for captions in real.captions] if arguments.contrast else None
     guidance = ClassifierGuidance(pipeline.log_prob, scale, arguments.interval, form=arguments.form)
     made = generate(
@@ -102,18 +129,26 @@ def measured(
         f"{row['images_per_second']} images/s",
         flush=True,
     )
-    return row
+    return row, made
+
+
+def draw(made: Generated, names: Sequence[str], path: Path) -> None:
+    """A row a class, each image for another wording of its caption."""
+    rows = [to_pictures(made.images[made.labels == label][:COLUMNS]) for label in range(len(names))]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    labelled_grid(rows, list(names), 64).quantize(64).save(path, optimize=True)
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--denoiser", type=Path, required=True, help="folder of an ImagePipeline")
-    parser.add_argument("--clip", type=Path, required=True, help="what training/train_clip.py wrote: final/")
+    parser.add_argument("--denoiser", type=Path, required=True, help="run of train_unconditional.py")
+    parser.add_argument("--clip", type=Path, required=True, help="run of train_clip.py --noise_aware")
     parser.add_argument("--data", type=Path, required=True, help="folder with test.parquet")
     parser.add_argument("--judge", type=Path, required=True, help="what benchmarks/fashion_judge.py wrote")
     parser.add_argument("--output", type=Path, default=None, help="JSON file; printed where absent")
+    parser.add_argument("--picture", type=Path, default=None, help="PNG of the best scale's images")
     parser.add_argument("--save", type=Path, default=None, help="folder to write the pipeline to")
     parser.add_argument("--scales", type=float, nargs="+", default=[0, 1, 2, 4, 8])
     parser.add_argument("--form", choices=FORMS, default="score")

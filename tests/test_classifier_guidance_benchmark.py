@@ -11,6 +11,7 @@ import torch
 from huggingface_hub import ModelCard
 from tiny import tiny_autoencoder
 from tiny_classifier import tiny_image_unet
+from tiny_run import write_run
 
 from guided_diffusers import (
     ClassifierGuidedPipeline,
@@ -67,13 +68,7 @@ def runs(tmp_path_factory):
     report = {"accuracy": {"value": 0.625}, "noise_to_signal": 0.25}
     (folder / "classifier" / "final" / "metrics.json").write_text(json.dumps([report]))
     for seed, name in enumerate(RUNS):
-        training = {"output_dir": f"/somewhere/fashion_{name}", "seed": seed, "num_images": 80}
-        training |= {"batch_size": 8, "learning_rate": 1e-3, "learning_rate_schedule": "cosine"}
-        training |= {"mixed_precision": "no", "ema_half_life_images": 8.0}
-        config = {"training": training, "data": {"path": "/somewhere/fashion"}}
-        (folder / name / "config.json").write_text(json.dumps(config))
-        log = f'{{"images": 50, "seconds": 1}}\n{{"images": {80 + seed}, "seconds": 60.0}}\n'
-        (folder / name / "log.jsonl").write_text(log)
+        write_run(folder / name, name, seed)
     (folder / "data").mkdir()
     for split in ("train", "test"):
         slice_of = (ROOT / "tests" / "data" / "fashion_slice.parquet").read_bytes()
