@@ -11,14 +11,14 @@ over that of the real test images, and images a second. With `--contrast` what g
 prompt's share among one caption a class, and not the similarity alone. The first step, at a sigma / alpha
 above 10,000, is outside `--interval`: x_0 is shifted by sigma^2 / alpha times a gradient, and no network's is
 small enough there.
-`--picture FILE` draws eight images a class at the scale of the highest agreement, `--save FOLDER` writes the
-pipeline.
+`--picture FILE` draws eight images a class at one scale, which the JSON names with the rule by which it was
+chosen; `--save FOLDER` writes the pipeline.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,7 @@ from guided_diffusers.guidance import ClassifierGuidance
 from guided_diffusers.guidance.classifier import FORMS
 
 COLUMNS = 8
+RULE = "the smallest scale whose agreement lies within the interval of the highest"
 SCHEDULERS = {"ddim": GuidedDDIMScheduler, "ddpm": GuidedDDPMScheduler}
 
 
@@ -57,9 +58,10 @@ def main() -> None:
     judge, facts = load_judge(arguments.judge)
     ruler = Ruler(judge, real)
     measured = [measure(pipeline, real, ruler, scale, arguments) for scale in arguments.scales]
-    best = max(measured, key=lambda pair: pair[0]["agreement"]["value"])
+    scales = [scale_of(row) for row, _ in measured]
+    best = gentlest([row["agreement"] for row, _ in measured], scales)
     if arguments.picture is not None:
-        draw(best[1], real.names, arguments.picture)
+        draw(measured[scales.index(best)][1], real.names, arguments.picture)
     chosen = ("images_per_class", "steps", "scheduler", "form", "contrast", "interval", "seed", "batch_size")
     results = {
         "name": arguments.output.stem if arguments.output is not None else "clip-guided",
@@ -73,10 +75,23 @@ def main() -> None:
             "clip": model(pipeline.clip, arguments.clip),
         },
         "machine": machine(),
-        "best_scale": best[0]["guidance"][0]["scale"],
+        "rule": RULE,
+        "best_scale": best,
         "rows": [row for row, _ in measured],
     }
     write_json(arguments.output, results)
+
+
+def scale_of(row: Mapping[str, Any]) -> float:
+    """The scale of a row's one term."""
+    return row["guidance"][0]["scale"]
+
+
+def gentlest(agreements: Sequence[Mapping[str, float]], scales: Sequence[float]) -> float:
+    """The scale by `RULE`."""
+    highest = max(agreements, key=lambda agreement: agreement["value"])
+    pairs = zip(agreements, scales, strict=True)
+    return min(scale for agreement, scale in pairs if agreement["value"] >= highest["low"])
 
 
 def model(network: torch.nn.Module, run: Path) -> dict[str, Any]:

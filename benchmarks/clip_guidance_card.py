@@ -16,6 +16,7 @@ from typing import Any
 from _cards import card_parser, interval, run_name, training_command, write_card
 from _guided_words import percent
 from _runs import by_noise, recipe
+from clip_guidance import scale_of
 
 TEMPLATE = Path(__file__).with_name("clip_guidance_card.template.md")
 MIN_AGREEMENT = 0.75
@@ -41,6 +42,7 @@ def card(results: Mapping[str, Any], pictures: str, results_name: str) -> str:
         picture=f"{pictures}/{results['name']}.png",
         rows="\n".join(map(table_row, rows)),
         best_scale=results["best_scale"],
+        rule=results["rule"],
         images=best["images"],
         captions=settings["captions_per_class"],
         form=FORM_NAMES[settings["form"]],
@@ -60,11 +62,6 @@ def card(results: Mapping[str, Any], pictures: str, results_name: str) -> str:
         training_commands="\n".join(commands(models)),
         measure_command=measure_command(results, results_name),
     )
-
-
-def scale_of(row: Mapping[str, Any]) -> float:
-    """The scale of a row's one term."""
-    return row["guidance"][0]["scale"]
 
 
 def goal(rows: list[Mapping[str, Any]], best: Mapping[str, Any]) -> str:

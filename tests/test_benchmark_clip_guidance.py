@@ -77,6 +77,15 @@ def test_rows_are_of_the_pipeline_that_is_saved(contrast, tmp_path, monkeypatch,
     assert Image.open(tmp_path / "rows.png").height > 10 * 64  # ten rows
 
 
+def test_the_gentlest_scale_is_within_the_interval_of_the_best(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    script = importlib.import_module("clip_guidance")
+    agreements = [{"value": value, "low": value - 0.05} for value in (0.5, 0.91, 0.95, 0.9)]
+    assert script.gentlest(agreements, [1, 4, 8, 2]) == 2
+    assert script.gentlest(agreements[:3], [1, 4, 8]) == 4
+    assert script.gentlest(agreements[:1], [1]) == 1
+
+
 def check_card(results):
     """Its figures are those of the JSON: others there, others here."""
     card = importlib.import_module("clip_guidance_card").card

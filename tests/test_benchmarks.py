@@ -72,7 +72,14 @@ def test_inference_speed(benchmark):
     """On tiny random weights: equal latents, guidance on exactly the steps asked for, all three ratios."""
     script = benchmark("inference_speed")
     arguments = argparse.Namespace(
-        size="tiny", checkpoint=None, batch_size=1, steps=5, guided_steps=2, guidance_scale=3.0, pairs=2
+        size="tiny",
+        checkpoint=None,
+        batch_size=1,
+        steps=5,
+        guided_steps=2,
+        guidance_scale=3.0,
+        pairs=2,
+        compile=False,
     )
     results = script.measure(arguments)
     assert results["largest_difference"] <= 1e-4

@@ -61,6 +61,18 @@ def test_output_types_and_shapes(pipeline: TextToImagePipeline) -> None:
     torch.testing.assert_close(decoded, images["pt"])
 
 
+@pytest.mark.slow
+def test_a_compiled_denoiser_draws_the_same(pipeline: TextToImagePipeline, tmp_path: Path) -> None:
+    """In guided and unguided steps, and it is saved as what it was."""
+    arguments = {"guidance_scale": 3.0, "guidance_interval": (0.2, 5.0)}
+    expected = latents_of(pipeline, **arguments)
+    pipeline.unet = torch.compile(pipeline.unet, backend="aot_eager")
+    torch.testing.assert_close(latents_of(pipeline, **arguments), expected, rtol=0, atol=1e-5)
+    pipeline.save_pretrained(tmp_path)
+    loaded = TextToImagePipeline.from_pretrained(tmp_path)
+    torch.testing.assert_close(latents_of(loaded, **arguments), expected, rtol=0, atol=1e-5)
+
+
 def test_return_dict_false_gives_the_pair(pipeline: TextToImagePipeline) -> None:
     images, flagged = pipeline("a boot", num_inference_steps=1, output_type="pt", return_dict=False)
     assert images.shape == (1, 1, 16, 16) and flagged is None
