@@ -12,7 +12,7 @@ prompt's share among one caption a class, and not the similarity alone. The firs
 above 10,000, is outside `--interval`: x_0 is shifted by sigma^2 / alpha times a gradient, and no network's is
 small enough there.
 `--picture FILE` draws eight images a class at one scale, which the JSON names with the rule by which it was
-chosen; `--save FOLDER` writes the pipeline.
+chosen; `--save FOLDER` writes the pipeline with that as its default guidance.
 """
 
 from __future__ import annotations
@@ -52,8 +52,6 @@ def main() -> None:
     arguments = _arguments()
     torch.set_num_threads(arguments.threads)
     pipeline = load(arguments.denoiser / "final", arguments.clip / "final", arguments.scheduler)
-    if arguments.save is not None:
-        pipeline.save_pretrained(arguments.save)
     real = load_split(arguments.data / "test.parquet")
     judge, facts = load_judge(arguments.judge)
     ruler = Ruler(judge, real)
@@ -62,6 +60,12 @@ def main() -> None:
     best = gentlest([row["agreement"] for row, _ in measured], scales)
     if arguments.picture is not None:
         draw(measured[scales.index(best)][1], real.names, arguments.picture)
+    if arguments.save is not None:
+        guidance = measured[scales.index(best)][0]["guidance"]
+        parts = pipeline.components
+        ClassifierGuidedTextToImagePipeline(**parts, default_guidance=guidance).save_pretrained(
+            arguments.save
+        )
     chosen = ("images_per_class", "steps", "scheduler", "form", "contrast", "interval", "seed", "batch_size")
     results = {
         "name": arguments.output.stem if arguments.output is not None else "clip-guided",

@@ -61,6 +61,8 @@ def test_rows_are_of_the_pipeline_that_is_saved(contrast, tmp_path, monkeypatch,
 
     pipeline = ClassifierGuidedTextToImagePipeline.from_pretrained(tmp_path / "saved")
     pipeline.set_progress_bar_config(disable=True)
+    (default,) = pipeline.config.default_guidance
+    assert default["scale"] == results["best_scale"] and default["interval"] == [0.0, 100.0]
     split = script.load_split(tmp_path / "data" / "test.parquet")
     images = pipeline(
         [captions[number] for captions in split.captions for number in range(2)],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import sys
 from collections.abc import Sequence
@@ -15,8 +16,8 @@ import typer
 if TYPE_CHECKING:
     from PIL import Image
 
-    from guided_diffusers import TextToImagePipeline
     from guided_diffusers.evaluation.generation import Processes
+    from guided_diffusers.pipelines.guided import GuidedPipeline
     from guided_diffusers.pipelines.record import ImageRecord
 
 SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -33,10 +34,17 @@ SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
 """For each scheduler name of the command line: its class, and what overrides the checkpoint's config."""
 
 
+CLASSIFIER_GUIDED = ("ClassifierGuidedPipeline", "ClassifierGuidedTextToImagePipeline")
+PROMPTLESS = ("ImagePipeline", "VAEPipeline")
+
+
 def load_pipeline(
     checkpoint: str, scheduler: str | None = None, device: str | None = None, revision: str | None = None
-) -> TextToImagePipeline:
+) -> GuidedPipeline:
     """The pipeline of a folder, a shipped checkpoint or a Hub repository (owner/name), sought in this order.
+
+    It is one of `CLASSIFIER_GUIDED` where the checkpoint says so, and else a TextToImagePipeline, which reads
+    Stable Diffusion's folders too.
 
     Args:
         checkpoint: Which.
@@ -45,24 +53,35 @@ def load_pipeline(
         revision: Of a Hub repository: branch, tag or commit.
 
     Raises:
-        ValueError: There is no such checkpoint.
+        ValueError: There is no such checkpoint, or it is of a pipeline that draws for no prompt.
         OSError: It could not be read, or fetched.
     """
     import torch
     from diffusers.utils import logging
     from transformers.utils import logging as transformers_logging
 
-    from guided_diffusers import TextToImagePipeline
-
     source = local_folder(checkpoint) or checkpoint
     if isinstance(source, Path) and not (source / "model_index.json").is_file():
         raise ValueError(f"checkpoint={checkpoint!r} is a folder without a model_index.json")
     for library in (logging, transformers_logging):
         library.disable_progress_bar()  # of loading; drawing has its own
-    pipeline = TextToImagePipeline.from_pretrained(source, revision=revision)
+    pipeline = _pipeline_class(source, revision).from_pretrained(source, revision=revision)
     if scheduler is not None:
         pipeline.scheduler = make_scheduler(scheduler, pipeline.scheduler.config)
     return pipeline.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def _pipeline_class(source: Path | str, revision: str | None) -> type[GuidedPipeline]:
+    import guided_diffusers
+    from guided_diffusers import TextToImagePipeline
+
+    name = TextToImagePipeline.load_config(source, revision=revision).get("_class_name")
+    if name in PROMPTLESS:
+        raise ValueError(
+            f"{source} holds the pipeline {name}, which draws for no prompt: load it in Python, with "
+            f"guided_diffusers.{name}.from_pretrained"
+        )
+    return getattr(guided_diffusers, name) if name in CLASSIFIER_GUIDED else TextToImagePipeline
 
 
 def local_folder(checkpoint: str) -> Path | None:
@@ -114,7 +133,7 @@ def make_scheduler(name: str, config: dict[str, Any]) -> Any:
 
 
 def draw_call(
-    pipeline: TextToImagePipeline, call: ImageRecord, processes: Processes | None = None
+    pipeline: GuidedPipeline, call: ImageRecord, processes: Processes | None = None
 ) -> list[Image.Image | None]:
     """An image for each job of a call: the prompt of a number, and the noise of (seed, index) alone.
 
@@ -128,23 +147,38 @@ def draw_call(
 
     Returns:
         The images in the order of the jobs, None in the place of what another process draws.
+
+    Raises:
+        ValueError: Prompts that are none for this pipeline.
     """
     from guided_diffusers.randomness import generator_for
 
     pipeline.set_progress_bar_config(disable=not sys.stderr.isatty())
-    guidance = pipeline.guidance_from_config(call.guidance)
-    negative, images = call.negative_prompt, [None] * len(call.jobs)
+    guidance, images = pipeline.guidance_from_config(call.guidance), [None] * len(call.jobs)
     first, step = (0, 1) if processes is None else (processes.process_index, processes.num_processes)
     for start in range(first * call.batch_size, len(call.jobs), step * call.batch_size):
         batch = call.jobs[start : start + call.batch_size]
         images[start : start + len(batch)] = pipeline(
-            prompt=[call.prompts[prompt] for prompt, _ in batch],
-            negative_prompt=None if negative is None else [negative] * len(batch),
+            **prompt_arguments(pipeline, [call.prompts[prompt] for prompt, _ in batch], call.negative_prompt),
             generator=[generator_for(call.seed, index) for _, index in batch],
             guidance=guidance,
             num_inference_steps=call.steps,
         ).images
     return images
+
+
+def prompt_arguments(pipeline: GuidedPipeline, texts: list[str], negative: str | None) -> dict[str, Any]:
+    """What a pipeline is called with for these prompts, which are classes where it draws classes.
+
+    Raises:
+        ValueError: A negative prompt for a pipeline that takes none.
+    """
+    taken = inspect.signature(pipeline.__call__).parameters
+    if negative is not None and "negative_prompt" not in taken:
+        raise ValueError(f"a negative prompt is given, and a {type(pipeline).__name__} takes none")
+    if "class_labels" in taken and "prompt" not in taken:
+        return {"class_labels": [int(text) if text.isdecimal() else text for text in texts]}
+    return {"prompt": texts, **({} if negative is None else {"negative_prompt": [negative] * len(texts)})}
 
 
 def save(images: Sequence[Image.Image | None], call: ImageRecord, folder: Path) -> list[Path]:

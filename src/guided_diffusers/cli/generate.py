@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from guided_diffusers.cli.drawing import (
+    CLASSIFIER_GUIDED,
     SCHEDULERS,
     check_scheduler_name,
     draw_call,
@@ -22,13 +23,16 @@ from guided_diffusers.cli.drawing import (
 from guided_diffusers.cli.repeat import repeat
 
 if TYPE_CHECKING:
-    from guided_diffusers import TextToImagePipeline
+    from guided_diffusers.pipelines.guided import GuidedPipeline
     from guided_diffusers.pipelines.record import ImageRecord
 
 MOST_AT_ONCE, MOST_STEPS = 1024, 10_000  # what a PNG may ask for is what the command line may
 
 Prompts = Annotated[
-    list[str] | None, typer.Argument(help="What to draw; each prompt gets a row of the grid.")
+    list[str] | None,
+    typer.Argument(
+        help="What to draw; each prompt gets a row of the grid. Classes, where a classifier guides."
+    ),
 ]
 FromImage = Annotated[
     Path | None,
@@ -51,6 +55,21 @@ GuidanceScale = Annotated[
     typer.Option(
         help="How closely to follow the prompt: 1 is unguided; 2 to 8 is usual; more loses variety.",
         show_default="checkpoint's own guidance",
+    ),
+]
+ClassifierScale = Annotated[
+    float | None,
+    typer.Option(
+        help="Of a checkpoint with a classifier or a CLIP that guides: 0 is unguided, 1 is Bayes' rule.",
+        show_default="checkpoint's own guidance",
+    ),
+]
+GuidanceInterval = Annotated[
+    tuple[float, float] | None,
+    typer.Option(
+        metavar="LOW HIGH",
+        help="Guide only where sigma / alpha is in (LOW, HIGH].",
+        show_default="everywhere",
     ),
 ]
 NegativePrompt = Annotated[str | None, typer.Option(help="What to steer away from.")]
@@ -83,6 +102,8 @@ def generate(
     output: Output = Path("outputs"),
     num_images: NumImages = 1,
     guidance_scale: GuidanceScale = None,
+    classifier_scale: ClassifierScale = None,
+    guidance_interval: GuidanceInterval = None,
     negative_prompt: NegativePrompt = None,
     steps: Steps = None,
     seed: Seed = 0,
@@ -118,7 +139,11 @@ def generate(
         pipeline = load_pipeline(checkpoint, scheduler, device, revision)
         call = describe(
             pipeline,
-            guidance_scale,
+            {
+                "guidance_scale": guidance_scale,
+                "classifier_scale": classifier_scale,
+                "guidance_interval": guidance_interval,
+            },
             checkpoint=checkpoint,
             fingerprint=identify(checkpoint, revision),
             prompts=tuple(prompts),
@@ -155,23 +180,29 @@ def _check_overrides(given: set[str]) -> None:
         )
 
 
-def default_steps(pipeline: TextToImagePipeline) -> int:
+def default_steps(pipeline: GuidedPipeline) -> int:
     """The steps of a call that names none."""
     return inspect.signature(pipeline.__call__).parameters["num_inference_steps"].default
 
 
-def describe(pipeline: TextToImagePipeline, guidance_scale: float | None, **call: Any) -> ImageRecord:
+def describe(pipeline: GuidedPipeline, guidance: dict[str, Any], **call: Any) -> ImageRecord:
     """The record of a call: what it was given, and what the pipeline makes of it.
 
     Args:
         pipeline: With the scheduler that is to draw.
-        guidance_scale: Of classifier-free guidance; None for the checkpoint's default.
+        guidance: What the command line says of it; None for what it does not.
         call: The other fields.
     """
     from guided_diffusers.pipelines.record import ImageRecord, made_with, scheduler_config
 
+    given = {name: value for name, value in guidance.items() if value is not None}
+    if "classifier_scale" in given and type(pipeline).__name__ not in CLASSIFIER_GUIDED:
+        raise typer.BadParameter(
+            f"{call['checkpoint']} has no classifier that guides; allowed: --guidance-scale",
+            param_hint="--classifier-scale",
+        )
     return ImageRecord(
-        guidance=pipeline.call_guidance(guidance_scale=guidance_scale).to_config(),
+        guidance=pipeline.call_guidance(**given).to_config(),
         scheduler_class=type(pipeline.scheduler).__name__,
         scheduler_config=scheduler_config(pipeline.scheduler),
         made_with=made_with(pipeline.device),

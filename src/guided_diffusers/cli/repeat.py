@@ -27,7 +27,7 @@ from guided_diffusers.cli.drawing import (
 if TYPE_CHECKING:
     from PIL import Image
 
-    from guided_diffusers import TextToImagePipeline
+    from guided_diffusers.pipelines.guided import GuidedPipeline
     from guided_diffusers.pipelines.record import ImageRecord
 
 
@@ -72,7 +72,7 @@ def repeat(
     return _summary(path, record, target, identical)
 
 
-def _load(path: Path, record: ImageRecord, checkpoint: str | None, device: str | None) -> TextToImagePipeline:
+def _load(path: Path, record: ImageRecord, checkpoint: str | None, device: str | None) -> GuidedPipeline:
     """The pipeline of the record's checkpoint, at its commit, if it is what it was."""
     import torch
 

@@ -62,13 +62,8 @@ class SteeredPipeline(UnpromptedMixin, GuidedPipeline):
         """
         for name, value in given.items():
             inputs.check_one_of("guidance", guidance, name, value, required=False)
-        given = {name: value for name, value in given.items() if value is not None}
         if guidance is None:
-            default = self.config.default_guidance
-            if given or default is None:
-                guidance = self._terms(**given)
-            else:
-                guidance = Guidance.from_config(default, **self._guidance_networks())
+            guidance = self.call_guidance(**given)
         self._settle_guidance(guidance, images)
         self._check_process()
         self._guidance = GuidanceSum(tuple(map(self._with_clean_level, self._guidance.terms)))
@@ -94,6 +89,26 @@ class SteeredPipeline(UnpromptedMixin, GuidedPipeline):
                     "sigma^2 / alpha times the gradient of a network that knows little. If images are poor, "
                     "give guidance_interval=(0, 100) or max_gradient_norm."
                 )
+
+    def call_guidance(
+        self, guidance_scale: Scales | None = None, guidance_interval: Any = None, **options: Any
+    ) -> Guidance:
+        """The guidance of a call with these arguments; with none of them, the checkpoint's default.
+
+        Args:
+            guidance_scale: Of classifier-free guidance.
+            guidance_interval: Where guidance is active.
+            options: `classifier_scale` and what else a call takes of classifier guidance.
+
+        Raises:
+            ValueError: One that is out of range.
+        """
+        options |= {"guidance_scale": guidance_scale, "guidance_interval": guidance_interval}
+        given = {name: value for name, value in options.items() if value is not None}
+        default = self.config.default_guidance
+        if given or default is None:
+            return self._terms(**given)
+        return self.guidance_from_config(default)
 
     def _terms(
         self,
