@@ -43,7 +43,7 @@ generate: $(STAMP)
 test test-all: export OMP_NUM_THREADS := 1
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -q -m "not slow"
+	$(BIN)/python -m pytest -q --numprocesses auto --dist loadfile -m "not slow"
 
 test-all: $(STAMP)
 	$(BIN)/python -m pytest -q

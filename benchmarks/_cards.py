@@ -41,3 +41,8 @@ def run_name(run: dict[str, Any]) -> str:
 def training_command(run: dict[str, Any], script: str = "train_autoencoder") -> str:
     """The command of a run, whose folder has its configuration's name."""
     return f"accelerate launch training/{script}.py --config training/configs/{run_name(run)}.yaml"
+
+
+def scale_of(row: dict[str, Any]) -> float:
+    """The scale of a row's one term."""
+    return row["guidance"][0]["scale"]

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from _cards import scale_of
 from _fashion import Generated, Ruler, Split, generate, load_split
 from _models import parameters_millions
 from _pairs import machine, write_json
@@ -84,11 +85,6 @@ def main() -> None:
         "rows": [row for row, _ in measured],
     }
     write_json(arguments.output, results)
-
-
-def scale_of(row: Mapping[str, Any]) -> float:
-    """The scale of a row's one term."""
-    return row["guidance"][0]["scale"]
 
 
 def gentlest(agreements: Sequence[Mapping[str, float]], scales: Sequence[float]) -> float:

@@ -13,10 +13,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from _cards import card_parser, interval, run_name, training_command, write_card
+from _cards import card_parser, interval, run_name, scale_of, training_command, write_card
 from _guided_words import percent
 from _runs import by_noise, recipe
-from clip_guidance import scale_of
 
 TEMPLATE = Path(__file__).with_name("clip_guidance_card.template.md")
 MIN_AGREEMENT = 0.75
