@@ -39,7 +39,7 @@ generate: $(STAMP)
 	@if [ -n "$$PROMPT" ]; then set -- "$$PROMPT"; else set -- $(PROMPTS); fi; \
 	$(BIN)/guided-diffusers generate --num-images "$$NUM_IMAGES" --output "$$OUTPUT" -- "$$@"
 
-# The tests' models are so small that a second thread only costs.
+# The tests' models are so small that a second thread only costs: a process for each core, a file at a time.
 test test-all: export OMP_NUM_THREADS := 1
 
 test: $(STAMP)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ def write_card(path: Path, text: str) -> None:
     path.write_text(text)
 
 
-def interval(estimate: dict[str, float], show: str = ".3f", unit: float = 1.0) -> str:
+def interval(estimate: Mapping[str, float], show: str = ".3f", unit: float = 1.0) -> str:
     """`value [low, high]`, times a unit."""
     value, low, high = (format(unit * estimate[key], show) for key in ("value", "low", "high"))
     return f"{value} [{low}, {high}]"
@@ -43,6 +44,6 @@ def training_command(run: dict[str, Any], script: str = "train_autoencoder") -> 
     return f"accelerate launch training/{script}.py --config training/configs/{run_name(run)}.yaml"
 
 
-def scale_of(row: dict[str, Any]) -> float:
+def scale_of(row: Mapping[str, Any]) -> float:
     """The scale of a row's one term."""
     return row["guidance"][0]["scale"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from _cards import interval
 from _guided_figures import FORM_NAMES
 from _guided_points import CONDITIONAL, UNCONDITIONAL, best_guided, role_of
 
@@ -81,11 +82,9 @@ def forms(results: Mapping[str, Any]) -> str:
         scales = sorted(score.keys() & shift.keys())
         if scales:
             gaps = [score[scale] - shift[scale] for scale in scales]
-            texts.append(
-                f"{100 * sum(gaps) / len(gaps):+.1f} points on average over {len(gaps)} "
-                f"{'scale' if len(gaps) == 1 else 'scales'} at {steps} steps "
-                f"({100 * min(gaps):+.1f} to {100 * max(gaps):+.1f})"
-            )
+            mean, low, high = (f"{100 * gap:+.1f}" for gap in (sum(gaps) / len(gaps), min(gaps), max(gaps)))
+            several = f" on average over {len(gaps)} scales" if len(gaps) > 1 else ""
+            texts.append(f"{mean} points{several} at {steps} steps{f' ({low} to {high})' if several else ''}")
     finals = {role_of(record["point"]): record for record in results["finals"]}
     text = f"Accuracy of the score form less that of the mean shift, at equal scales: {'; '.join(texts)}."
     if not set(FORM_NAMES) <= set(finals):
@@ -130,6 +129,8 @@ def everywhere(results: Mapping[str, Any]) -> str:
             )
     levels = results["settings"]["first_levels"]
     first = ", ".join(f"{ratio:,.0f} at {steps} steps" for steps, ratio in levels.items())
+    if len({round(ratio) for ratio in levels.values()}) == 1:
+        first = f"{next(iter(levels.values())):,.0f} at any number of steps"
     text = f"The first step starts at σ/α = {first}."
     return f"{text} With the classifier active there too, {'; '.join(texts)}." if texts else text
 
@@ -150,12 +151,6 @@ def nearness(own: Mapping[str, float], other: Mapping[str, float]) -> str:
 def frechet_of(results: Mapping[str, Any]) -> str:
     """The name of the Frechet distance, which carries the feature network's."""
     return next(name for name in results["points"][0]["figures"] if name.startswith("F"))
-
-
-def interval(estimate: Mapping[str, float], show: str, unit: float = 1.0) -> str:
-    """`value [low, high]`, times a unit."""
-    value, low, high = (format(unit * estimate[key], show) for key in ("value", "low", "high"))
-    return f"{value} [{low}, {high}]"
 
 
 def percent(estimate: Mapping[str, float]) -> str:

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from _cards import card_parser, run_name, training_command, write_card
+from _cards import card_parser, interval, run_name, training_command, write_card
 from _guided_points import CONDITIONAL, best_guided, role_of
 from _guided_words import (
     beside,
@@ -21,7 +21,6 @@ from _guided_words import (
     forms,
     frechet_of,
     goal,
-    interval,
     percent,
     point_text,
     records_of,

@@ -10,18 +10,16 @@ import pytest
 import torch
 from huggingface_hub import ModelCard
 from tiny import tiny_autoencoder
-from tiny_classifier import tiny_image_unet
+from tiny_classifier import tiny_image_unet, tiny_noise_aware_classifier
 from tiny_run import write_run
 
 from guided_diffusers import (
     ClassifierGuidedPipeline,
     GuidedDDPMScheduler,
     ImagePipeline,
-    NoiseAwareClassifier,
 )
 from guided_diffusers.evaluation import Judge, JudgeConfig, judge_images, load_judge, save_judge
 from guided_diffusers.randomness import generator_for
-from guided_diffusers.schedulers import describe_process
 
 ROOT = Path(__file__).parents[1]
 SHIPPED = ROOT / "model_cards" / "fashion-32-classifier-guided.json"
@@ -54,16 +52,8 @@ def runs(tmp_path_factory):
     for name, classes in (("unconditional", None), ("conditional", 11)):
         unet = tiny_image_unet(2, num_class_embeds=classes)
         ImagePipeline(unet, scheduler, vae).save_pretrained(folder / name / "final")
-    classifier = NoiseAwareClassifier(
-        sample_size=8,
-        in_channels=2,
-        block_out_channels=(8, 8),
-        layers_per_block=1,
-        attention_head_dim=4,
-        norm_num_groups=4,
-        process=describe_process(scheduler),
-        id2label={number: f"name {number}" for number in range(10)},
-    )
+    names = {number: f"name {number}" for number in range(10)}
+    classifier = tiny_noise_aware_classifier(scheduler, in_channels=2, num_classes=10, id2label=names)
     classifier.save_pretrained(folder / "classifier" / "final")
     report = {"accuracy": {"value": 0.625}, "noise_to_signal": 0.25}
     (folder / "classifier" / "final" / "metrics.json").write_text(json.dumps([report]))

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 from command_line import Run
+from diffusers import DDPMPipeline
 from PIL import Image
 from tiny import tiny_tokenizer
-from tiny_classifier import NAMES, tiny_image_unet
+from tiny_classifier import NAMES, tiny_image_unet, tiny_noise_aware_classifier
 from tiny_clip import tiny_clip
 
 from guided_diffusers import (
@@ -20,7 +21,6 @@ from guided_diffusers import (
     ClassifierGuidedTextToImagePipeline,
     GuidedDDIMScheduler,
     ImagePipeline,
-    NoiseAwareClassifier,
 )
 from guided_diffusers.guidance import ClassifierGuidance
 from guided_diffusers.pipelines.record import KEY
@@ -31,19 +31,11 @@ DEFAULT = ClassifierGuidance(None, 3.0, (0.0, 100.0), max_gradient_norm=2.0)
 
 
 def by_class() -> ClassifierGuidedPipeline:
-    torch.manual_seed(0)
     scheduler = GuidedDDIMScheduler(clip_sample=False)
-    classifier = NoiseAwareClassifier(
-        sample_size=8,
-        in_channels=1,
-        block_out_channels=(8, 8),
-        layers_per_block=1,
-        attention_head_dim=4,
-        norm_num_groups=4,
-        process=describe_process(scheduler),
-        num_classes=3,
-        id2label=NAMES,
-    )
+    classifier = tiny_noise_aware_classifier(scheduler, id2label=NAMES)
+    with torch.no_grad():
+        for parameter in classifier.parameters():
+            parameter *= 3  # its gradient is seen
     return ClassifierGuidedPipeline(
         tiny_image_unet(), scheduler, classifier, default_guidance=DEFAULT.to_config()
     )
@@ -62,6 +54,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("saved")
     unet, scheduler = tiny_image_unet(), GuidedDDIMScheduler()
     pipelines = {"class": by_class(), "text": by_text(), "image": ImagePipeline(unet, scheduler)}
+    pipelines["pixels"] = DDPMPipeline(unet, scheduler)
     for name, pipeline in pipelines.items():
         pipeline.save_pretrained(folder / name)
     return {name: folder / name for name in pipelines}
@@ -94,6 +87,7 @@ def expected(folder: Path, prompts: list[Any], **arguments: Any) -> list[np.ndar
             ("--classifier-scale", 5, "--guidance-interval", 0, 2),
             {"classifier_scale": 5.0, "guidance_interval": (0.0, 2.0)},
         ),
+        ("class", ["coat"], ("--guidance-interval", 0.1, 5), {"guidance_interval": (0.1, 5.0)}),
     ],
     ids=str,
 )
@@ -102,12 +96,13 @@ def test_it_draws_what_python_draws_and_again(run: Run, folders, tmp_path, kind,
     code, output, errors = run("generate", *prompts, *call, *options, "--output", tmp_path)
     assert (code, errors) == (0, "")
     paths = [Path(line) for line in output.split()]
-    wanted = expected(
-        folders[kind], [int(text) if text.isdecimal() else text for text in prompts], **arguments
-    )
+    classes = [int(text) if text.isdecimal() else text for text in prompts]
+    wanted = expected(folders[kind], classes, **arguments)
     assert len(paths) == len(wanted) + 1
     for path, image in zip(paths, wanted, strict=False):
         assert np.abs(pixels(path).astype(int) - image).max() <= 1
+    unguided = expected(folders[kind], classes, classifier_scale=0.0)
+    assert max(np.abs(one.astype(int) - other).max() for one, other in zip(wanted, unguided, strict=True)) > 3
     (term, *_) = json.loads(Image.open(paths[0]).info[KEY])["guidance"]
     assert term["term"] == "ClassifierGuidance" and term["scale"] == arguments.get("classifier_scale", 3.0)
     code, output, errors = run("generate", "--from-image", paths[0], "--output", tmp_path / "again", "--json")
@@ -125,6 +120,7 @@ def test_it_draws_what_python_draws_and_again(run: Run, folders, tmp_path, kind,
         ("class", ("bag", "--guidance-scale", 2), "knows no classes"),
         ("text", ("bag", "--guidance-scale", 2), "is told no text"),
         ("image", ("bag",), "ImagePipeline, which draws for no prompt"),
+        ("pixels", ("bag",), "DDPMPipeline, which draws for no prompt"),
     ],
     ids=str,
 )

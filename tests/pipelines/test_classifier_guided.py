@@ -8,21 +8,24 @@ import pytest
 import torch
 from diffusers import DDPMScheduler, DiffusionPipeline, EulerDiscreteScheduler
 from tiny import tiny_autoencoder
-from tiny_classifier import TinyClassifier, tiny_classifier, tiny_image_unet
+from tiny_classifier import (
+    TinyClassifier,
+    tiny_classifier,
+    tiny_image_unet,
+    tiny_noise_aware_classifier,
+)
 
 from guided_diffusers import (
     ClassifierGuidedPipeline,
     GuidedDDIMScheduler,
     GuidedDDPMScheduler,
     ModelDenoiser,
-    NoiseAwareClassifier,
     NoiseLevel,
     noise_level,
     sampling_loop,
 )
 from guided_diffusers.conditioning import class_condition
 from guided_diffusers.guidance import AutoGuidance, ClassifierFreeGuidance, ClassifierGuidance
-from guided_diffusers.schedulers import describe_process
 
 STEPS = 4
 LATENTS = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(7))
@@ -344,16 +347,7 @@ class TestErrors:
 
     def test_a_noise_aware_classifier_of_another_process(self):
         trained, other = GuidedDDIMScheduler(clip_sample=False), GuidedDDIMScheduler(beta_end=0.01)
-        classifier = NoiseAwareClassifier(
-            sample_size=8,
-            in_channels=1,
-            num_classes=3,
-            block_out_channels=(8, 8),
-            layers_per_block=1,
-            attention_head_dim=4,
-            norm_num_groups=4,
-            process=describe_process(trained),
-        )
+        classifier = tiny_noise_aware_classifier(trained)
         assert drawn(pipeline(scheduler=trained, classifier=classifier)).isfinite().all()
         with pytest.raises(ValueError, match="another process .* beta_end 0.02 for 0.01"):
             self.refused(pipeline(scheduler=other, classifier=classifier), LABELS)

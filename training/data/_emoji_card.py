@@ -6,7 +6,7 @@ import shutil
 from collections import Counter
 from pathlib import Path
 
-from _emoji_sources import PACKAGES, STYLES, package_folder
+from _emoji_packages import PACKAGES, STYLES, package_folder
 
 _CARD = """---
 license: [apache-2.0, cc-by-4.0, mit, cc-by-sa-4.0]

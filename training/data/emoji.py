@@ -2,7 +2,7 @@
 
     python training/data/emoji.py --fetch --source emoji-packages --output emoji
 
-`--fetch` gets what `--source` lacks, which is for each package of `_emoji_sources.PACKAGES` the same as
+`--fetch` gets what `--source` lacks, which is for each package of `_emoji_packages.PACKAGES` the same as
 
     npm pack openmoji@17.0.0 && tar xzf openmoji-17.0.0.tgz && mv package emoji-packages/openmoji
 
@@ -25,7 +25,8 @@ from typing import Any
 
 from _emoji_card import write_card
 from _emoji_names import captions, fraction
-from _emoji_sources import STYLES, Emoji, fetch, pictures, plain, read_emoji
+from _emoji_packages import STYLES, fetch, plain
+from _emoji_sources import Emoji, pictures, read_emoji
 from datasets import Dataset, Features, Image, List, Value
 
 HELD_OUT = 0.05

@@ -33,9 +33,11 @@ SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 """For each scheduler name of the command line: its class, and what overrides the checkpoint's config."""
 
-
 CLASSIFIER_GUIDED = ("ClassifierGuidedPipeline", "ClassifierGuidedTextToImagePipeline")
-PROMPTLESS = ("ImagePipeline", "VAEPipeline")
+"""The pipelines of this package that draw for classes or texts, beside TextToImagePipeline."""
+
+PROMPTLESS = ("DDPMPipeline", "ImagePipeline", "VAEPipeline")
+"""Those that training leaves and that draw for no prompt."""
 
 
 def load_pipeline(
@@ -79,7 +81,7 @@ def _pipeline_class(source: Path | str, revision: str | None) -> type[GuidedPipe
     if name in PROMPTLESS:
         raise ValueError(
             f"{source} holds the pipeline {name}, which draws for no prompt: load it in Python, with "
-            f"guided_diffusers.{name}.from_pretrained"
+            "diffusers.DiffusionPipeline.from_pretrained"
         )
     return getattr(guided_diffusers, name) if name in CLASSIFIER_GUIDED else TextToImagePipeline
 

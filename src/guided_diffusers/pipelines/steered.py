@@ -93,22 +93,21 @@ class SteeredPipeline(UnpromptedMixin, GuidedPipeline):
     def call_guidance(
         self, guidance_scale: Scales | None = None, guidance_interval: Any = None, **options: Any
     ) -> Guidance:
-        """The guidance of a call with these arguments; with none of them, the checkpoint's default.
+        """The guidance of a call; the checkpoint's default where no scale, form or other option is given.
 
         Args:
             guidance_scale: Of classifier-free guidance.
-            guidance_interval: Where guidance is active.
+            guidance_interval: Where all terms are active; None for where they say.
             options: `classifier_scale` and what else a call takes of classifier guidance.
 
         Raises:
             ValueError: One that is out of range.
         """
-        options |= {"guidance_scale": guidance_scale, "guidance_interval": guidance_interval}
+        options["guidance_scale"] = guidance_scale
         given = {name: value for name, value in options.items() if value is not None}
-        default = self.config.default_guidance
-        if given or default is None:
-            return self._terms(**given)
-        return self.guidance_from_config(default)
+        if given or self.config.default_guidance is None:
+            return self._terms(guidance_interval=guidance_interval, **given)
+        return super().call_guidance(guidance_interval=guidance_interval)
 
     def _terms(
         self,
