@@ -10,9 +10,6 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from torch import Tensor, nn
 
-from guided_diffusers import NoiseAwareClassifier
-from guided_diffusers.schedulers import describe_process
-
 NAMES = {0: "boot", 1: "bag", 2: "coat"}
 
 
@@ -48,8 +45,11 @@ def tiny_classifier(seed: int = 0, **overrides: Any) -> TinyClassifier:
     return classifier
 
 
-def tiny_noise_aware_classifier(scheduler: Any, **overrides: Any) -> NoiseAwareClassifier:
+def tiny_noise_aware_classifier(scheduler: Any, **overrides: Any) -> Any:
     """A real one of 8x8 samples and three classes, which knows the scheduler's process."""
+    from guided_diffusers import NoiseAwareClassifier  # a test imports this module before the package
+    from guided_diffusers.schedulers import describe_process
+
     config = {"sample_size": 8, "in_channels": 1, "num_classes": 3, "block_out_channels": (8, 8)}
     config |= {"layers_per_block": 1, "attention_head_dim": 4, "norm_num_groups": 4}
     with torch.random.fork_rng(devices=[]):

@@ -190,6 +190,13 @@ def check_finite(module: Any, name: str) -> None:
         raise OSError(f"{name}: the weight {key!r} has {count} values that are NaN or infinite: refused")
 
 
+def check_schedule(scheduler: Any, name: str) -> None:
+    """Raise OSError if a scheduler's table of abar, where it has one, leaves [0, 1]: by betas above 1."""
+    abar = getattr(scheduler, "alphas_cumprod", None)
+    if isinstance(abar, torch.Tensor) and not bool(((abar >= 0) & (abar <= 1)).all()):
+        raise OSError(f"{name}: its betas lead outside those of a process, from 0 to 1: refused")
+
+
 def check_complete(module: Any, folder: Path, name: str, variant: str | None = None) -> None:
     """Raise OSError if the safetensors of a network's folder hold fewer values than the network.
 

@@ -218,6 +218,26 @@ class TestTables:
             assert actual.dtype == expected.dtype
             torch.testing.assert_close(actual, expected, atol=3e-5, rtol=0)
 
+    def test_betas_above_1_are_refused_from_there_on_only(self):
+        """As diffusers' scheduler takes them; timestep 473 of 1000 is the last below 1."""
+        config = {"beta_start": 0.1, "beta_end": 2.0, "clip_sample": False}
+        ours, theirs = GuidedDDPMScheduler(**config), DDPMScheduler(**config)
+        sample, noise = randn(2, 1, 4, 4, dtype=torch.float32), randn(2, 1, 4, 4, seed=1, dtype=torch.float32)
+        for timestep in (0, 3):
+            one, other = (
+                each.step(noise, timestep, sample, generator=torch.Generator().manual_seed(0)).prev_sample
+                for each in (ours, theirs)
+            )
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+        assert ours.noise_level(473).sigma == 1
+        for use in (
+            lambda: ours.noise_level(474),
+            lambda: ours.step(noise, 999, sample),
+            lambda: ours.add_noise(sample, noise, torch.tensor([0, 999])),
+        ):
+            with pytest.raises(ValueError, match="no noise level: the scheduler's betas reach above 1"):
+                use()
+
     def test_trained_betas(self):
         scheduler = GuidedDDPMScheduler(trained_betas=[0.1, 0.3, 0.5])
         assert scheduler.timesteps.tolist() == [2, 1, 0]

@@ -20,6 +20,7 @@ from guided_diffusers.safety import (
     check_checkpoint,
     check_complete,
     check_finite,
+    check_schedule,
     components_of,
     read_json,
     refused_in_one_line,
@@ -78,6 +79,7 @@ class SafePipeline(PushMixin, DiffusionPipeline):
                     _check_kind(component, f"{where}, {name}", name)
                     check_complete(component, folder / name, f"{where}, {name}", kwargs.get("variant"))
                     check_finite(component, f"{where}, {name}")
+                    check_schedule(component, f"{where}, {name}")
         pipeline.register_to_config(_name_or_path=where)
         return pipeline
 

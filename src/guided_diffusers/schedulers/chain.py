@@ -77,17 +77,31 @@ BETA_SCHEDULES = tuple(_BETAS)
 def abar_table(config: Any) -> Tensor:
     """The table of abar, (num_train_timesteps,) float64, that a scheduler's configuration describes.
 
+    From the first beta above 1 on it is NaN: diffusers makes schedulers of such betas, and there is no such
+    process. What reads a noise level refuses those timesteps (`check_levels`).
+
     Raises:
-        ValueError: An unknown beta_schedule, or trained_betas that are not a list of numbers.
+        ValueError: An unknown beta_schedule, betas below 0, or trained_betas that are not a list of numbers.
     """
     with torch.device("cpu"):  # the values are checked, also of a model that is made on the meta device
         betas = _betas(config)
-    if not ((betas >= 0) & (betas <= 1)).all():
-        low, high = betas.min().item(), betas.max().item()
+    if not (betas >= 0).all():
         name = "beta_start and beta_end give" if config.trained_betas is None else "trained_betas are"
-        raise ValueError(f"{name} betas from {low:g} to {high:g}; allowed: from 0 to 1")
-    abar = torch.cumprod(1 - betas, dim=0)
+        raise ValueError(
+            f"{name} betas from {betas.min().item():g} to {betas.max().item():g}; allowed: from 0 to 1"
+        )
+    impossible = (betas > 1).cumsum(dim=0) > 0
+    abar = torch.cumprod(1 - betas, dim=0).masked_fill(impossible, math.nan)
     return _with_zero_terminal_snr(abar) if config.rescale_betas_zero_snr else abar
+
+
+def check_levels(abar: Tensor, timesteps: Any) -> None:
+    """Raise ValueError where an entry of the table that is read, () or (batch,), is no noise level."""
+    if abar.isnan().any():
+        raise ValueError(
+            f"timestep is {shown(timesteps)}, which has no noise level: the scheduler's betas reach above 1; "
+            "allowed: betas from 0 to 1"
+        )
 
 
 def _betas(config: Any) -> Tensor:
@@ -107,7 +121,7 @@ def _betas(config: Any) -> Tensor:
         )
     limits = {"beta_start": 0.0, "beta_end": 0.0}  # of schedules that have their own
     if config.beta_schedule not in ("squaredcos_cap_v2", "laplace"):
-        limits = {name: check_number(name, getattr(config, name), 0, 1) for name in limits}
+        limits = {name: check_number(name, getattr(config, name), 0, 1e6) for name in limits}
     return _BETAS[config.beta_schedule](count, *limits.values())
 
 
@@ -161,6 +175,11 @@ class Chain:
     def places(self) -> dict[int, int]:
         """The place of each timestep in the list."""
         return {timestep: place for place, timestep in enumerate(self.timesteps)}
+
+    @cached_property
+    def is_whole(self) -> bool:
+        """Whether every listed timestep has a noise level, see `abar_table`."""
+        return not bool(self.abar.isnan().any())
 
     @cached_property
     def alpha(self) -> Tensor:
@@ -230,7 +249,7 @@ class Chain:
 
     def row(self, prediction_type: str, place: Place) -> tuple[Coefficient, Coefficient]:
         """The row of the prediction table at a place: x_0 = c_skip x_t + c_out output."""
-        if isinstance(place, Tensor) or self.abar[0] == 0:  # where epsilon has no row, and says so
+        if isinstance(place, Tensor) or self.abar[0] == 0 or not self.is_whole:  # not every place has a row
             return coefficients(NoiseLevel(alpha=self.alpha[place], sigma=self.sigma[place]), prediction_type)
         if prediction_type not in self._numbers:
             rows = coefficients(NoiseLevel(alpha=self.alpha, sigma=self.sigma), prediction_type)

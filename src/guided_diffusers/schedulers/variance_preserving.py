@@ -20,7 +20,14 @@ from guided_diffusers.checks import (
 )
 from guided_diffusers.noise_level import NoiseLevel, broadcast
 from guided_diffusers.prediction import at_least_float32
-from guided_diffusers.schedulers.chain import Chain, Place, abar_table, shaped, spaced_timesteps
+from guided_diffusers.schedulers.chain import (
+    Chain,
+    Place,
+    abar_table,
+    check_levels,
+    shaped,
+    spaced_timesteps,
+)
 
 PREDICTION_TYPES = ("epsilon", "sample", "v_prediction", "flow_prediction")
 
@@ -109,15 +116,19 @@ class VariancePreservingMixin:
 
     def _place(self, timestep: Tensor | int) -> Place:
         """Where timesteps stand in the list: an int for one, (batch,) for one a sample."""
-        places = self._chain.places
+        chain = self._chain
         wanted = timestep.tolist() if isinstance(timestep, Tensor) else timestep
         try:
-            return torch.tensor([places[t] for t in wanted]) if isinstance(wanted, list) else places[wanted]
+            several = isinstance(wanted, list)
+            place = torch.tensor([chain.places[t] for t in wanted]) if several else chain.places[wanted]
         except (KeyError, TypeError):
             raise ValueError(
-                f"timestep is {shown(timestep)}; it must be one, or (batch,), of the {len(places)} timesteps "
-                f"in {type(self).__name__}.timesteps, which begin {list(places)[:5]}"
+                f"timestep is {shown(timestep)}; it must be one, or (batch,), of the {len(chain.places)} "
+                f"timesteps in {type(self).__name__}.timesteps, which begin {list(chain.places)[:5]}"
             ) from None
+        if not chain.is_whole:
+            check_levels(chain.abar[place], timestep)
+        return place
 
     def previous_timestep(self, timestep: Tensor | int) -> Tensor:
         """The timestep that a step from a listed one arrives at: the next one listed, -1 after the last."""
@@ -189,6 +200,7 @@ class VariancePreservingMixin:
 
     def _mix(self, timesteps: Tensor, first: Tensor, second: Tensor, dtype: torch.dtype) -> Tensor:
         abar = self._abar[self._trained(timesteps)]
+        check_levels(abar, timesteps)
         first, second = at_least_float32(first), at_least_float32(second)
         alpha, sigma = (broadcast(each.sqrt(), first, "timesteps") for each in (abar, 1 - abar))
         return (alpha * first + sigma * second).to(dtype)
