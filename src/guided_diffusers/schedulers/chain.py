@@ -91,7 +91,8 @@ def abar_table(config: Any) -> Tensor:
             f"{name} betas from {betas.min().item():g} to {betas.max().item():g}; allowed: from 0 to 1"
         )
     impossible = (betas > 1).cumsum(dim=0) > 0
-    abar = torch.cumprod(1 - betas, dim=0).masked_fill(impossible, math.nan)
+    abar = torch.cumprod(1 - betas, dim=0)
+    abar[impossible] = math.nan
     return _with_zero_terminal_snr(abar) if config.rescale_betas_zero_snr else abar
 
 
