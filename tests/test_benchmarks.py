@@ -19,15 +19,6 @@ ROOT = Path(__file__).parents[1]
 NAMES = ["boot", "bag"]
 
 
-@pytest.fixture
-def benchmark(monkeypatch):
-    """Imports a script or module of benchmarks/ by its name."""
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    threads = torch.get_num_threads()
-    yield importlib.import_module
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     """A folder as training/data/fashion_mnist.py makes it, with dark boots and bright bags."""
@@ -50,8 +41,8 @@ def data(tmp_path_factory):
     return folder
 
 
-def test_a_ratio_is_the_median_over_pairs(benchmark):
-    pairs = benchmark("_pairs")
+def test_a_ratio_is_the_median_over_pairs(load_benchmark):
+    pairs = load_benchmark("_pairs")
     times = pairs.PairedTimes(first_s=[2.0, 3.0, 40.0], second_s=[1.0, 2.0, 10.0])
     ratio = times.ratio()
     assert ratio.value == 2.0 and (ratio.low, ratio.high) == (1.5, 4.0) and ratio.count == 3
@@ -59,18 +50,18 @@ def test_a_ratio_is_the_median_over_pairs(benchmark):
     assert times.report(bound=4.1)["within_bound"] is True
 
 
-def test_pairs_alternate(benchmark):
+def test_pairs_alternate(load_benchmark):
     calls = []
-    times = benchmark("_pairs").time_pairs(
+    times = load_benchmark("_pairs").time_pairs(
         lambda: calls.append("a"), lambda: calls.append("b"), pairs=4, warmup=1
     )
     assert "".join(calls) == "ab" + "abba" * 2
     assert len(times.first_s) == len(times.second_s) == 4
 
 
-def test_inference_speed(benchmark):
+def test_inference_speed(load_benchmark):
     """On tiny random weights: equal latents, guidance on exactly the steps asked for, all three ratios."""
-    script = benchmark("inference_speed")
+    script = load_benchmark("inference_speed")
     arguments = argparse.Namespace(
         size="tiny",
         checkpoint=None,
@@ -80,6 +71,8 @@ def test_inference_speed(benchmark):
         guidance_scale=3.0,
         pairs=2,
         compile=False,
+        device="cpu",
+        dtype="float32",
     )
     results = script.measure(arguments)
     assert results["largest_difference"] <= 1e-4
@@ -88,17 +81,27 @@ def test_inference_speed(benchmark):
     assert set(script.BOUNDS) < set(results)
 
 
-def test_training_step(benchmark, data):
-    script = benchmark("training_step")
+def test_inference_speed_in_half_precision_compares_what_is_left_of_equality(load_benchmark):
+    script = load_benchmark("inference_speed")
+    theirs = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    assert script.check_agreement(theirs, theirs, exact=True) == 0
+    assert script.check_agreement(1.02 * theirs, theirs, exact=False) == pytest.approx(0.02, rel=0.02)
+    for exact in (True, False):
+        with pytest.raises(SystemExit, match="differ by"):
+            script.check_agreement(1.1 * theirs, theirs, exact)
+
+
+def test_training_step(load_benchmark, data):
+    script = load_benchmark("training_step")
     arguments = argparse.Namespace(
         data=data, size="tiny", batch_size=2, pairs=2, block_steps=2, warmup_steps=1, rows=16
     )
     assert script.measure(arguments)["over_bare_step"]["ratio"]["count"] == 2
 
 
-def test_training_summary_adds_up(benchmark):
+def test_training_summary_adds_up(load_benchmark):
     """Parts and the rest make up a step, save what a thread did beside it; warm-up steps do not count."""
-    script = benchmark("training_speed")
+    script = load_benchmark("training_speed")
     steps = [{"backward": 9.0}] * 2 + [{"backward": 0.3, "data (beside)": 5.0}] * 3
     run = {"ends": [0.0, 9.0, 9.5, 10.0, 10.5], "steps": steps}
     summary = script.summary([run], argparse.Namespace(warmup_steps=1, batch_size=8))
@@ -106,8 +109,8 @@ def test_training_summary_adds_up(benchmark):
     assert summary["step_ms"] == {"backward": 300, "data (beside)": 5000, "the rest": 200}
 
 
-def test_stand_in_transforms(benchmark):
-    transforms = benchmark("_torchvision_stand_in")
+def test_stand_in_transforms(load_benchmark):
+    transforms = load_benchmark("_torchvision_stand_in")
     pixels = torch.arange(4 * 6, dtype=torch.uint8).reshape(4, 6)
     chain = [
         transforms.Resize(4),
@@ -119,9 +122,9 @@ def test_stand_in_transforms(benchmark):
     torch.testing.assert_close(image, (pixels[None, :, 1:5].float() / 127.5 - 1))
 
 
-def test_checkpoint_is_measured_and_described(benchmark, data, tmp_path, monkeypatch):
+def test_checkpoint_is_measured_and_described(load_benchmark, data, tmp_path, monkeypatch):
     """Judge, measures, picture and card, each by its command."""
-    models = benchmark("_models")
+    models = load_benchmark("_models")
     size = models.Size(widths=(32, 32), layers=1, latent_size=8, text_width=32, vae_widths=(8, 8, 8))
     pipeline = TextToImagePipeline(**models.random_components(size), default_guidance=2.0)
     pipeline.save_pretrained(tmp_path / "tiny-32")
@@ -135,7 +138,7 @@ def test_checkpoint_is_measured_and_described(benchmark, data, tmp_path, monkeyp
     def command(name, *options):
         threads = () if name == "fashion_card" else ("--threads", 1)
         monkeypatch.setattr(sys, "argv", [name, *map(str, (*options, *threads))])
-        benchmark(name).main()
+        load_benchmark(name).main()
 
     judge, results, card = tmp_path / "judge.safetensors", tmp_path / "tiny-32.json", tmp_path / "tiny-32.md"
     command(
@@ -190,8 +193,8 @@ def test_checkpoint_is_measured_and_described(benchmark, data, tmp_path, monkeyp
     assert "saw 120,000 images in 10 minutes, 200 a second" in described.text
 
 
-def test_images_do_not_depend_on_the_batch(benchmark, data):
-    fashion, models = benchmark("_fashion"), benchmark("_models")
+def test_images_do_not_depend_on_the_batch(load_benchmark, data):
+    fashion, models = load_benchmark("_fashion"), load_benchmark("_models")
     size = models.Size(widths=(32, 32), layers=1, latent_size=8, text_width=32, vae_widths=(8, 8, 8))
     pipeline = TextToImagePipeline(**models.random_components(size))
     pipeline.set_progress_bar_config(disable=True)
@@ -225,14 +228,14 @@ def draws_text(name):
     [ROOT / "model_cards" / f"{name}.json" for name in shipped() if draws_text(name)],
     ids=lambda path: path.stem,
 )
-def test_shipped_card(benchmark, results):
+def test_shipped_card(load_benchmark, results):
     """A card in the repository is what the command makes of its figures, and they are what was asked for."""
     measured = json.loads(results.read_text())
     names = ("guidance", "sampler", "pictures")
     beside = [results.with_name(f"{results.stem}-{name}.json") for name in names]
     extras = [path if path.is_file() else None for path in beside]
     picture = f"../docs/images/{results.stem}-grid.png"
-    card = benchmark("fashion_card").card(measured, picture, results.name, *extras)
+    card = load_benchmark("fashion_card").card(measured, picture, results.name, *extras)
     assert results.with_suffix(".md").read_text() == card
     assert (ROOT / "docs" / "images" / f"{results.stem}-grid.png").is_file()
     assert measured["judge"]["test_accuracy"]["value"] >= 0.9
@@ -245,11 +248,11 @@ def test_shipped_card(benchmark, results):
     assert 0.9 <= default["sharpness"]["value"] <= 1.1
 
 
-def test_features_are_compared_and_a_point_is_measured_once(benchmark, tmp_path, monkeypatch, capsys):
+def test_features_are_compared_and_a_point_is_measured_once(load_benchmark, tmp_path, monkeypatch, capsys):
     """Every arm on real images; the second run reads the first one's points, another autoencoder does not."""
     from tiny import tiny_autoencoder
 
-    script, slice_of = benchmark("features"), ROOT / "tests" / "data" / "fashion_slice.parquet"
+    script, slice_of = load_benchmark("features"), ROOT / "tests" / "data" / "fashion_slice.parquet"
     folder, output = tmp_path / "data", tmp_path / "features.json"
     folder.mkdir()
     for split in ("train", "test"):
@@ -272,8 +275,8 @@ def test_features_are_compared_and_a_point_is_measured_once(benchmark, tmp_path,
         script.main()
 
 
-def test_features_summary_is_the_mean_and_deviation_over_seeds(benchmark):
-    script = benchmark("features")
+def test_features_summary_is_the_mean_and_deviation_over_seeds(load_benchmark):
+    script = load_benchmark("features")
     points = [
         {"arm": arm, "labels": 5, "accuracy": value + shift}
         for shift, arm in enumerate(script.ARMS)
@@ -285,8 +288,8 @@ def test_features_summary_is_the_mean_and_deviation_over_seeds(benchmark):
     assert script.table({"summary": rows}).splitlines()[2] == "| linear probe | 20.0 ± 10.0 |"
 
 
-def test_algorithm_1_comes_nearer_with_steps(benchmark, tmp_path, monkeypatch, capsys):
-    script, output = benchmark("algorithm_1"), tmp_path / "rows.json"
+def test_algorithm_1_comes_nearer_with_steps(load_benchmark, tmp_path, monkeypatch, capsys):
+    script, output = load_benchmark("algorithm_1"), tmp_path / "rows.json"
     arguments = ["algorithm_1.py", "--steps", "20", "60", "--samples", "200", "--output", str(output)]
     monkeypatch.setattr(sys, "argv", arguments)
     script.main()

@@ -1,6 +1,5 @@
 """The comparison of emoji autoencoders, on tiny random models and a few made-up images."""
 
-import importlib
 import json
 import sys
 from pathlib import Path
@@ -21,17 +20,8 @@ SHIPPED = ROOT / "model_cards" / "emoji-64-vae.json"
 
 
 @pytest.fixture
-def benchmark(monkeypatch):
-    """Imports a script of benchmarks/ by its name."""
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    threads = torch.get_num_threads()
-    yield importlib.import_module
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture
-def script(benchmark):
-    return benchmark("emoji_autoencoder")
+def script(load_benchmark):
+    return load_benchmark("emoji_autoencoder")
 
 
 @pytest.fixture(scope="module")
@@ -115,8 +105,8 @@ def test_bad_arms_and_missing_data_are_named(script, folder, tmp_path):
         script.read_held_out(tmp_path / "test.parquet")
 
 
-def test_the_verdict_follows_the_network_that_no_loss_has_seen(benchmark):
-    card = benchmark("emoji_autoencoder_card")
+def test_the_verdict_follows_the_network_that_no_loss_has_seen(load_benchmark):
+    card = load_benchmark("emoji_autoencoder_card")
 
     def results(plain, perceptual):
         arms = {
@@ -134,9 +124,9 @@ def test_the_verdict_follows_the_network_that_no_loss_has_seen(benchmark):
 
 
 @pytest.mark.skipif(not SHIPPED.is_file(), reason="the figures have not been measured yet")
-def test_shipped_card(benchmark):
+def test_shipped_card(load_benchmark):
     """The card is what the command makes of its figures, and the checkpoint is the arm that it names."""
-    measured, card = json.loads(SHIPPED.read_text()), benchmark("emoji_autoencoder_card")
+    measured, card = json.loads(SHIPPED.read_text()), load_benchmark("emoji_autoencoder_card")
     assert SHIPPED.with_suffix(".md").read_text() == card.card(measured, "../docs/images", SHIPPED.stem)
     assert (ROOT / "docs" / "images" / f"{SHIPPED.stem}.png").is_file()
     assert list(measured["arms"]) == ["l1", "plain", "perceptual"] and measured["images"] == 339

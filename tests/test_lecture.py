@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import re
 import sys
 from pathlib import Path
@@ -35,15 +34,6 @@ DRAWN = [
 """The lecture's own; those of the shipped checkpoint take longer."""
 
 
-@pytest.fixture
-def benchmark(monkeypatch):
-    """Imports a script or module of benchmarks/ by its name."""
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    threads = torch.get_num_threads()
-    yield importlib.import_module
-    torch.set_num_threads(threads)
-
-
 def blocks() -> list[str]:
     return re.findall(r"^```python\n(.*?)^```", TEXT, flags=re.DOTALL | re.MULTILINE)
 
@@ -66,13 +56,13 @@ def test_the_python_runs_in_order():
 
 
 class TestQuotations:
-    def test_each_is_what_stands_at_its_lines(self, benchmark):
-        links = benchmark("lecture_links")
+    def test_each_is_what_stands_at_its_lines(self, load_benchmark):
+        links = load_benchmark("lecture_links")
         assert links.complaints(TEXT) == []
         assert len(links.quotations(TEXT)) == TEXT.count("#L") > 30
 
-    def test_code_that_moved_is_followed_and_code_that_changed_is_not(self, benchmark, tmp_path):
-        links, file = benchmark("lecture_links"), tmp_path / "a" / "b.py"
+    def test_code_that_moved_is_followed_and_code_that_changed_is_not(self, load_benchmark, tmp_path):
+        links, file = load_benchmark("lecture_links"), tmp_path / "a" / "b.py"
         file.parent.mkdir()
         file.write_text("def f(x):\n    y = x\n    return y\n")
         block = "```py\ny = x\nreturn y\n```\n"
@@ -94,8 +84,8 @@ class TestQuotations:
         assert "a/b.py#L5: its quoted code is not there: 'y = x'" in wrong
         assert links.refreshed(moved, tmp_path) == moved
 
-    def test_a_link_to_a_line_without_code_is_refused(self, benchmark, tmp_path):
-        [wrong] = benchmark("lecture_links").complaints("[here](../a/b.py#L7)", tmp_path)
+    def test_a_link_to_a_line_without_code_is_refused(self, load_benchmark, tmp_path):
+        [wrong] = load_benchmark("lecture_links").complaints("[here](../a/b.py#L7)", tmp_path)
         assert "no code follows" in wrong
 
 
@@ -106,7 +96,7 @@ class TestPictures:
         assert (DOCS / path).stat().st_size < 300_000
 
     @pytest.mark.parametrize(("path", "words"), SCRIPTED, ids=lambda value: value.split()[0])
-    def test_the_script_beneath_it_draws_it(self, path: str, words: str, benchmark, monkeypatch):
+    def test_the_script_beneath_it_draws_it(self, path: str, words: str, load_benchmark, monkeypatch):
         """It takes the command's options, and it or a module that it imports says the picture's name."""
         script, *arguments = re.findall(r"^Made by `python benchmarks/(\S+)\.py ([^`]+)`$", words)[0]
         arguments = arguments[0].split()
@@ -118,7 +108,7 @@ class TestPictures:
 
         monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse_and_stop)
         with pytest.raises(Parsed) as stopped:
-            benchmark(script).main()
+            load_benchmark(script).main()
         if script == "lecture_pictures":
             assert stopped.value.options.only == [Path(path).stem.removeprefix("lecture-")]
         else:
@@ -144,11 +134,11 @@ class TestPictures:
         }
 
     @pytest.mark.parametrize("name", DRAWN)
-    def test_it_is_drawn_as_it_is_there(self, name: str, benchmark, monkeypatch, tmp_path):
+    def test_it_is_drawn_as_it_is_there(self, name: str, load_benchmark, monkeypatch, tmp_path):
         """With few points: of the committed picture's size, and neither blank nor the same as another."""
         few = ["--output", tmp_path, "--only", name.removeprefix("lecture-"), "--samples", 0.1]
         monkeypatch.setattr(sys, "argv", ["lecture_pictures", *map(str, few)])
-        benchmark("lecture_pictures").main()
+        load_benchmark("lecture_pictures").main()
         [drawn] = tmp_path.iterdir()
         committed = Image.open(DOCS / "images" / f"{name}.png")
         assert drawn.name == f"{name}.png" and Image.open(drawn).size == committed.size
@@ -171,8 +161,8 @@ class Parsed(Exception):  # noqa: N818  (what a script is stopped by)
 
 
 class TestExactModels:
-    def test_the_mixture_is_that_of_the_laws(self, benchmark):
-        mixture = benchmark("_lecture_guidance").PLANE
+    def test_the_mixture_is_that_of_the_laws(self, load_benchmark):
+        mixture = load_benchmark("_lecture_guidance").PLANE
         level, x = NoiseLevel(alpha=0.6, sigma=0.8), torch.linspace(-2, 2, 10).double().view(5, 2)
         labels = torch.tensor([0, 1, 2, 1, 0])
         for given in (None, labels):
@@ -181,8 +171,8 @@ class TestExactModels:
         exact = MIXTURE.log_posterior(x, level.alpha, level.sigma).gather(1, labels[:, None])[:, 0]
         torch.testing.assert_close(mixture.log_prob(x, level, labels), exact)
 
-    def test_a_class_of_several_components_is_their_mixture(self, benchmark):
-        modes, exact = benchmark("_lecture_guidance").MODES, benchmark("_lecture_exact")
+    def test_a_class_of_several_components_is_their_mixture(self, load_benchmark):
+        modes, exact = load_benchmark("_lecture_guidance").MODES, load_benchmark("_lecture_exact")
         alone = exact.mixture(modes.means[:3].tolist(), modes.deviations[:3].tolist())
         level, x = NoiseLevel(alpha=0.6, sigma=0.8), torch.linspace(-2, 2, 10).double().view(5, 2)
         zeros = torch.zeros(5, dtype=torch.int64)
@@ -191,9 +181,9 @@ class TestExactModels:
         torch.testing.assert_close(both, torch.ones(5, dtype=torch.float64))
 
     @pytest.mark.parametrize("steps", [8, 1000])
-    def test_the_true_step_back_is_a_density_with_the_denoisers_mean(self, benchmark, steps):
+    def test_the_true_step_back_is_a_density_with_the_denoisers_mean(self, load_benchmark, steps):
         """E[x_next | x_t] is the posterior's mean at E[x_0 | x_t], around which a reverse step draws."""
-        theory = benchmark("_lecture_theory")
+        theory = load_benchmark("_lecture_theory")
         level, following = theory._around(theory.scheduler_of(steps), 0.8)
         sample = torch.tensor([[-0.2]], dtype=torch.float64)
         variance, mean = theory._posterior(theory.LINE.denoise(sample, level), sample, level, following)
@@ -204,8 +194,8 @@ class TestExactModels:
         assert (mass @ places).item() == pytest.approx(mean, abs=1e-6)
         assert (mass @ (places - mean) ** 2).item() >= variance * 0.999
 
-    def test_importance_sampling_finds_the_linear_autoencoders_likelihood(self, benchmark):
-        model = benchmark("_lecture_exact").LinearVAE()
+    def test_importance_sampling_finds_the_linear_autoencoders_likelihood(self, load_benchmark):
+        model = load_benchmark("_lecture_exact").LinearVAE()
         images = model.draw(4, seed=1)
         errors = log_likelihood(model, images, 3000) - model.log_density(images)
         assert errors.abs().max() < 0.1
