@@ -15,7 +15,6 @@ from diffusers.image_processor import VaeImageProcessor
 from diffusers.pipelines.pipeline_utils import StableDiffusionMixin
 from diffusers.pipelines.stable_diffusion.pipeline_output import StableDiffusionPipelineOutput
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
-from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
 
@@ -23,6 +22,7 @@ from guided_diffusers.denoiser import ModelDenoiser
 from guided_diffusers.guidance import ClassifierFreeGuidance, Guidance, GuidanceInterval
 from guided_diffusers.pipelines import inputs
 from guided_diffusers.pipelines.guided import GuidedPipeline, default_guidance_config, takes_eta
+from guided_diffusers.pipelines.noise import noise_of
 from guided_diffusers.pipelines.prompts import PromptEncoding
 from guided_diffusers.pipelines.run import PromptedRun
 from guided_diffusers.schedulers.compat import prediction_type_of
@@ -142,7 +142,7 @@ class TextToImagePipeline(PromptEncoding, GuidedPipeline, StableDiffusionMixin):
                 height // self.vae_scale_factor,
                 width // self.vae_scale_factor,
             )
-            latents = randn_tensor(shape, generator=generator, device=device, dtype=dtype)
+            latents = noise_of(shape, generator, device, dtype)
         return latents.to(device, torch.promote_types(latents.dtype, torch.float32))
 
     @torch.no_grad()

@@ -6,8 +6,9 @@ from typing import Any
 
 import torch
 from diffusers.image_processor import VaeImageProcessor
-from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
+
+from guided_diffusers.pipelines.noise import noise_of
 
 
 class UnpromptedMixin:
@@ -22,15 +23,10 @@ class UnpromptedMixin:
         return (count, self.unet.config.in_channels, *((size, size) if isinstance(size, int) else size))
 
     def _noise(self, count: int, generator: Any, given: Tensor | None = None) -> Tensor:
-        """Standard normal noise `(count, channels, height, width)` in the denoiser's dtype, or the given."""
+        """Standard normal noise `(count, channels, height, width)`, or the given."""
         if given is not None:
             return given.to(self._execution_device)
-        return randn_tensor(
-            self._sample_shape(count),
-            generator=generator,
-            device=self._execution_device,
-            dtype=self.unet.dtype,
-        )
+        return noise_of(self._sample_shape(count), generator, self._execution_device, self.unet.dtype)
 
     def _images(self, sample: Tensor, output_type: str) -> Any:
         """Samples decoded, as PIL images, arrays or tensors; "latent" leaves them as they are."""

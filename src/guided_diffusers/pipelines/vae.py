@@ -20,12 +20,12 @@ from typing import Any, Literal
 import torch
 from diffusers import ImagePipelineOutput
 from diffusers.image_processor import VaeImageProcessor
-from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 from torch import Tensor
 
 from guided_diffusers.checks import check_finite, check_number, check_tensor, shown
 from guided_diffusers.pipelines import inputs
+from guided_diffusers.pipelines.noise import noise_of
 from guided_diffusers.pipelines.safe import SafePipeline
 
 OUTPUT_TYPES = ("pil", "np", "pt")
@@ -87,8 +87,7 @@ class VAEPipeline(SafePipeline):
                 if side is not None:
                     inputs.check_size(name, side, self._factor)
             shape = (batch_size, *self.vae.latent_shape(height, width))
-            device = self._execution_device
-            latents = randn_tensor(shape, generator=generator, device=device, dtype=self.vae.dtype)
+            latents = noise_of(shape, generator, self._execution_device, self.vae.dtype).to(self.vae.dtype)
         else:
             self._check_latents(latents)
         return self._output(self._decode(latents), output_type, return_dict)
