@@ -104,7 +104,8 @@ class GuidedDDPMScheduler(VariancePreservingMixin, DDPMScheduler):
                 learned type gives its lower limit, the posterior's.
 
         Returns:
-            Float64 of timestep's shape, or of predicted's shape (at least float32).
+            Float64 of timestep's shape, on the CPU as the tables are; or of predicted's shape (at least
+            float32), where that is.
 
         Raises:
             ValueError: An unknown `config.variance_type`, or a timestep that is not listed.
