@@ -22,12 +22,22 @@ class Size:
     text_width: int
     vae_widths: tuple[int, ...] = (16, 32, 64)
     image_channels: int = 1
+    tokens: int = 24
 
 
 SIZES = {
     "tiny": Size(widths=(32, 32), layers=1, latent_size=8, text_width=32, vae_widths=(8, 8)),
     "4M": Size(widths=(64, 128), layers=1, latent_size=8, text_width=128),
     "27M": Size(widths=(64, 192, 288), layers=2, latent_size=16, text_width=256),
+    "860M": Size(  # Stable Diffusion 1's UNet, at its 512 x 512 pixels
+        widths=(320, 640, 1280, 1280),
+        layers=2,
+        latent_size=64,
+        text_width=768,
+        vae_widths=(128, 256, 512, 512),
+        image_channels=3,
+        tokens=77,
+    ),
 }
 
 
@@ -35,7 +45,7 @@ def random_components(size: Size, seed: int = 0) -> dict[str, Any]:
     """What StableDiffusionPipeline takes, in evaluation mode; its random weights depend on the seed alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        tokenizer = character_tokenizer()
+        tokenizer = character_tokenizer(size.tokens)
         components = {
             "vae": _vae(size),
             "text_encoder": _text_encoder(size, tokenizer),

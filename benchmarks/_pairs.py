@@ -53,9 +53,13 @@ class PairedTimes:
 def time_pairs(
     first: Callable[[], object], second: Callable[[], object], pairs: int = 20, warmup: int = 2
 ) -> PairedTimes:
-    """Times two functions without arguments, `pairs` times each after `warmup` untimed runs of both."""
+    """Times two functions without arguments, `pairs` times each after `warmup` untimed runs of both.
+
+    A time ends when what was queued on a GPU has ended too.
+    """
+    wait = torch.cuda.synchronize if torch.cuda.is_available() else _nothing
     for _ in range(warmup):
-        first(), second()
+        first(), second(), wait()
     times: tuple[list[float], list[float]] = ([], [])
     gc.collect()
     gc.disable()
@@ -63,16 +67,18 @@ def time_pairs(
         for index in range(pairs):
             for which in (0, 1) if index % 2 == 0 else (1, 0):
                 start = time.perf_counter()
-                (first, second)[which]()
+                (first, second)[which](), wait()
                 times[which].append(time.perf_counter() - start)
     finally:
         gc.enable()
     return PairedTimes(first_s=times[0], second_s=times[1])
 
 
-def machine() -> dict[str, Any]:
-    """What the figures were taken on."""
+def machine(device: str = "cpu") -> dict[str, Any]:
+    """What the figures were taken on; of a GPU its name too."""
+    gpu = {"gpu": torch.cuda.get_device_name(device)} if torch.device(device).type == "cuda" else {}
     return {
+        **gpu,
         "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "threads": torch.get_num_threads(),
         "processor": _processor(),
@@ -115,6 +121,10 @@ def _bootstrap_median(values: Tensor, confidence: float, resamples: int, seed: i
 
 def _median(values: list[float]) -> float:
     return torch.tensor(values, dtype=torch.float64).quantile(0.5).item()
+
+
+def _nothing() -> None:
+    """What a CPU has to wait for."""
 
 
 def _rounded(value: float | int) -> float | int:

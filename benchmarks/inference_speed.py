@@ -4,10 +4,12 @@
     python benchmarks/inference_speed.py --size 27M --output speed-27M.json
     python benchmarks/inference_speed.py --checkpoint fashion-32 --output speed-fashion-32.json
     python benchmarks/inference_speed.py --checkpoint fashion-32 --compile --output speed-compiled.json
+    python benchmarks/inference_speed.py --size 860M --device cuda --dtype float16 --output speed-860M.json
 
 Three ratios, each of interleaved pairs, with equal prompts, initial latents, steps and components:
 
-    over_stable_diffusion   our call / StableDiffusionPipeline's; their latents must agree to 1e-4
+    over_stable_diffusion   our call / StableDiffusionPipeline's; their latents must agree to 1e-4 (in half
+                            precision, which it keeps its sample in and we do not, to 5% of their deviation)
     over_network_calls      our call / the same forward passes of the same modules on recorded inputs
     with_interval           our call, guided on 8 of 20 steps / StableDiffusionPipeline's, guided on all
 
@@ -32,6 +34,7 @@ from guided_diffusers import TextToImagePipeline, noise_level, pretrained
 
 BOUNDS = {"over_stable_diffusion": 1.02, "over_network_calls": 1.10, "with_interval": 0.78}
 AGREEMENT = 1e-4
+HALF_AGREEMENT = 0.05  # root mean square, of the deviation
 
 
 def main() -> None:
@@ -47,6 +50,8 @@ def main() -> None:
     parser.add_argument("--guidance-scale", type=float, default=4.0)
     parser.add_argument("--pairs", type=int, default=20)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", choices=["float32", "float16", "bfloat16"], default="float32")
     parser.add_argument("--compile", action="store_true", help="torch.compile the denoiser, which all share")
     parser.add_argument("--output", type=Path, default=None, help="JSON file; printed where absent")
     arguments = parser.parse_args()
@@ -60,7 +65,9 @@ def main() -> None:
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     """All three ratios, with what they were taken on."""
     components = components_of(arguments.checkpoint, arguments.size)
-    ours, theirs = pipelines(components)
+    ours, theirs = (pipeline.to(arguments.device) for pipeline in pipelines(components))
+    if arguments.dtype != "float32":
+        ours.to(getattr(torch, arguments.dtype))  # their modules are the same
     common = call_arguments(ours, arguments)
     interval = interval_of(ours.scheduler, arguments.steps, arguments.guided_steps)
 
@@ -73,10 +80,8 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     def interval_runs() -> Tensor:
         return ours(**common, guidance_interval=interval).images
 
-    latents = [pipeline(**{**common, "output_type": "latent"}).images for pipeline in (ours, theirs)]
-    difference = (latents[0] - latents[1]).abs().max().item()
-    if not difference <= AGREEMENT:
-        raise SystemExit(f"the two pipelines' latents differ by {difference:.2e}, more than {AGREEMENT}")
+    latents = [pipeline(**{**common, "output_type": "latent"}).images.float() for pipeline in (ours, theirs)]
+    difference = check_agreement(*latents, exact=arguments.dtype == "float32")
     guided = guided_steps(ours.unet, interval_runs, arguments.batch_size)
     if guided != arguments.guided_steps:
         raise SystemExit(f"guidance was active on {guided} steps, not on {arguments.guided_steps}")
@@ -99,15 +104,30 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     return {
         "model": arguments.checkpoint or arguments.size,
         "compiled": arguments.compile,
+        "dtype": arguments.dtype,
         "unet_parameters_millions": parameters_millions(ours.unet),
         "batch_size": arguments.batch_size,
         "steps": arguments.steps,
         "guided_steps": guided,
         "network_calls": len(calls),
         "largest_difference": difference,
-        "machine": machine(),
+        "machine": machine(arguments.device),
         **reports,
     }
+
+
+def check_agreement(ours: Tensor, theirs: Tensor, exact: bool) -> float:
+    """The largest difference of latents, or where that means little, the root mean square over the deviation.
+
+    Raises:
+        SystemExit: It is too large for the times to be of the same work.
+    """
+    apart = ours - theirs
+    difference = (apart.abs().max() if exact else apart.square().mean().sqrt() / theirs.std()).item()
+    allowed = AGREEMENT if exact else HALF_AGREEMENT
+    if not difference <= allowed:
+        raise SystemExit(f"the two pipelines' latents differ by {difference:.2e}, more than {allowed}")
+    return difference
 
 
 def components_of(checkpoint: str | None, size: str) -> dict[str, Any]:
@@ -140,7 +160,7 @@ def call_arguments(pipeline: TextToImagePipeline, arguments: argparse.Namespace)
         "prompt": [PROMPTS[index % len(PROMPTS)] for index in range(batch)],
         "num_inference_steps": arguments.steps,
         "guidance_scale": arguments.guidance_scale,
-        "latents": torch.randn(shape, generator=torch.Generator().manual_seed(0)),
+        "latents": torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(pipeline.unet.dtype),
         "height": config.sample_size * pipeline.vae_scale_factor,
         "width": config.sample_size * pipeline.vae_scale_factor,
         "output_type": "pt",
