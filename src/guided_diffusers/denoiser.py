@@ -204,9 +204,7 @@ def _repeated_timestep(timestep: Any, count: int, device: torch.device) -> Any:
 
 def _has_offloading_hooks(model: torch.nn.Module) -> bool:
     """Whether calls move weights, which must not be born in inference mode: training could not use them."""
-    return any(
-        hasattr(module, "_hf_hook") or hasattr(module, "_diffusers_hook") for module in model.modules()
-    )
+    return any("_hf_hook" in vars(each) or "_diffusers_hook" in vars(each) for each in model.modules())
 
 
 def dtype_of(model: Any, default: torch.dtype) -> torch.dtype:
