@@ -103,7 +103,8 @@ def test_every_scheduler_name_draws(run: Run, tiny_folder: Path, tmp_path: Path,
         (("a bag", "--checkpoint", "no/where"), 1, "no/where"),
         (("a bag", "--checkpoint", "TINY", "--guidance-scale", "nan"), 1, "guidance_scale"),
         (("a bag", "--checkpoint", "TINY", "--output", "FILE"), 1, "FILE"),
-        (("a bag", "--checkpoint", "TINY", "--device", "abacus"), 1, "abacus"),
+        (("a bag", "--checkpoint", "TINY", "--device", "abacus"), 1, "device is 'abacus'"),
+        (("a bag", "--checkpoint", "TINY", "--device", "cuda:99"), 1, "device is 'cuda:99', which torch"),
     ],
 )
 def test_bad_input_is_one_line_that_names_it(

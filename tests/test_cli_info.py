@@ -40,6 +40,7 @@ def test_info_of_a_shipped_checkpoint_with_a_network_beside_the_pipeline(run: Ru
     code, output, _ = run("info", "fashion-32")
     assert code == 0
     assert "weak_unet" in output and "float16" in output
+    assert "default guidance: AutoGuidance, scale 2.0, null=True" in output
 
 
 def test_info_counts_shards_once_and_variants_apart(run: Run, tmp_path: Path):

@@ -101,6 +101,8 @@ def test_what_cannot_be_measured_is_named(run, checkpoint, data, tiny_folder):
     assert code == 1 and "crop is 20" in errors
     code, _, errors = run("--checkpoint", tiny_folder, "--data", data[0])
     assert code == 1 and "no autoencoder" in errors
+    code, _, errors = run("--checkpoint", "fashion-32", "--data", data[0])  # one that ships
+    assert code == 1 and "no autoencoder" in errors
     code, _, errors = run(
         "--checkpoint", checkpoint, "--data", data[0], "--crop", 8, "--full", 2, "--variance", "a"
     )

@@ -65,6 +65,7 @@ def test_the_data_sets_parquet():
         (lambda folder: None, "holds no images"),
         (lambda folder: (folder / "x.png").write_bytes(b"no image"), "x.png is no readable image"),
         (lambda folder: (png(folder / "a.png"), png(folder / "b.png", (5, 5))), "b.png is 5 x 5"),
+        (lambda folder: (png(folder / "a.png"), png(folder / "grid.png", (5, 5))), "draw with --no-grid"),
     ],
 )
 def test_what_is_wrong_with_a_folder_is_said(tmp_path, make, message):

@@ -168,7 +168,7 @@ def test_every_failure_is_one_line_that_says_which(errors: dict[str, str]):
         "missing revision": "has no revision 'nope'",
         "private": "there is no repository alice/saved, or it is private",
         "wrong token": "the Hub refuses the token",
-        "impossible name": "is no name of a repository",
+        "impossible name": "no name of a repository",
         "no token": "the Hub refuses the token",
         "another's": "the token may not do this to alice/text",
         "token that reads": "the token may not do this to alice/new",

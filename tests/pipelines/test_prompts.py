@@ -89,6 +89,12 @@ def test_a_long_prompt_is_told_in_a_short_warning(tiny_pipeline: Any, caplog: py
     assert len(told) == 1 and len(told[0]) < 300
 
 
+@pytest.mark.parametrize(("scale", "told"), [(1.0, 1), (2.0, 0)])
+def test_a_negative_prompt_that_does_nothing_is_told(tiny_pipeline: Any, caplog, scale: float, told: int):
+    tiny_pipeline("a bag", negative_prompt="a coat", guidance_scale=scale, num_inference_steps=1)
+    assert sum("negative_prompt has no part" in record.getMessage() for record in caplog.records) == told
+
+
 @pytest.mark.parametrize("length", [0, 1, -5, 2**40, "x", 1e30])
 def test_a_tokenizer_without_a_context_is_named(length: Any):
     pipeline = made("TextToImagePipeline")

@@ -249,6 +249,17 @@ def test_no_caption_column_is_needed_for_pixels(open_slice):
         data.captions([0], [0])
 
 
+@pytest.mark.parametrize("path", ["./my_image", "data/my/images", "/nowhere/images"])
+def test_what_can_only_be_a_folder_is_not_sought_on_the_hub(path):
+    with pytest.raises(FileNotFoundError, match=f"path '{path}' is no folder, nor the name"):
+        load_image_text(DataConfig(path=path))
+
+
+def test_a_name_that_the_hub_does_not_give_may_have_been_a_folders():
+    with pytest.raises(OSError, match="path 'my_image' is no folder here; on the Hub: "):
+        load_image_text(DataConfig(path="my_image"))
+
+
 def test_a_pattern_that_matches_nothing_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"none-\*\.parquet' matches no parquet file"):
         load_image_text(DataConfig(path=str(tmp_path / "none-*.parquet")))

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 if TYPE_CHECKING:
+    import torch
     from PIL import Image
 
     from guided_diffusers.evaluation.generation import Processes
@@ -58,7 +59,6 @@ def load_pipeline(
         ValueError: There is no such checkpoint, or it is of a pipeline that draws for no prompt.
         OSError: It could not be read, or fetched.
     """
-    import torch
     from diffusers.utils import logging
     from transformers.utils import logging as transformers_logging
 
@@ -70,14 +70,37 @@ def load_pipeline(
     pipeline = _pipeline_class(source, revision).from_pretrained(source, revision=revision)
     if scheduler is not None:
         pipeline.scheduler = make_scheduler(scheduler, pipeline.scheduler.config)
-    return pipeline.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    return pipeline.to(device_of(device))
+
+
+def device_of(device: str | None) -> torch.device:
+    """The device of that name; where there is none, cuda if there is one, else cpu.
+
+    Raises:
+        ValueError: It is no device's name, or one that this torch does not see.
+    """
+    import torch
+
+    from guided_diffusers.checks import check_device
+
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    found = check_device("device", device)
+    try:
+        torch.empty(1, device=found)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).split("\n")[0]
+        raise ValueError(f"device is {device!r}, which torch cannot use here: {reason}") from error
+    return found
 
 
 def _pipeline_class(source: Path | str, revision: str | None) -> type[GuidedPipeline]:
     import guided_diffusers
     from guided_diffusers import TextToImagePipeline
+    from guided_diffusers.hub.errors import hub_errors
 
-    name = TextToImagePipeline.load_config(source, revision=revision).get("_class_name")
+    with hub_errors(str(source), revision):
+        name = TextToImagePipeline.load_config(source, revision=revision).get("_class_name")
     if name in PROMPTLESS:
         raise ValueError(
             f"{source} holds the pipeline {name}, which draws for no prompt: load it in Python, with "

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from guided_diffusers.likelihood import Bound
 
 Checkpoint = Annotated[
-    str, typer.Option(help="A pipeline with `unet` and `scheduler`: a folder, or a Hub repository.")
+    str,
+    typer.Option(help="A pipeline with `unet` and `scheduler`: a folder, shipped, or on the Hub."),
 ]
 Data = Annotated[Path, typer.Option(help="Images: a folder, .npz or .parquet.", exists=True)]
 Images = Annotated[int, typer.Option(min=2, help="How many, from the first.")]
@@ -96,21 +97,21 @@ def load_denoiser(
     """The network and the chain of a pipeline of pixels.
 
     Args:
-        checkpoint: A folder or a Hub repository.
+        checkpoint: A folder, a shipped checkpoint or a Hub repository (owner/name).
         steps: Of the chain; None for those of training.
         device: The default is cuda where there is one, else cpu.
 
     Raises:
         ValueError: The pipeline has no `unet`, or an autoencoder: the likelihood would be one of latents.
     """
-    import torch
     from diffusers import DiffusionPipeline
     from diffusers.utils import logging
 
     from guided_diffusers import GuidedDDPMScheduler
+    from guided_diffusers.cli.drawing import device_of, local_folder
 
     logging.disable_progress_bar()  # of loading
-    pipeline = DiffusionPipeline.from_pretrained(checkpoint)
+    pipeline = DiffusionPipeline.from_pretrained(local_folder(checkpoint) or checkpoint)
     parts = pipeline.components
     if parts.get("unet") is None or parts.get("scheduler") is None or parts.get("vae") is not None:
         raise ValueError(
@@ -119,8 +120,7 @@ def load_denoiser(
         )
     scheduler = GuidedDDPMScheduler.from_config(pipeline.scheduler.config)
     scheduler.set_timesteps(steps or scheduler.config.num_train_timesteps)
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    return pipeline.unet.to(device).eval(), scheduler
+    return pipeline.unet.to(device_of(device)).eval(), scheduler
 
 
 def variance_types(unet: nn.Module, scheduler: GuidedDDPMScheduler) -> list[str]:

@@ -136,9 +136,10 @@ def _stacked(sources: Sequence[tuple[str, Path | io.BytesIO]]) -> Tensor:
         except (UnidentifiedImageError, OSError, SyntaxError) as error:
             raise ValueError(f"{name} is no readable image ({error})") from error
         if arrays and array.shape[1:] != arrays[0].shape[1:]:
+            remedy = "take it away, or draw with --no-grid" if Path(name).name == "grid.png" else ""
             raise ValueError(
                 f"{name} is {array.shape[2]} x {array.shape[1]} pixels and the first image "
-                f"{arrays[0].shape[2]} x {arrays[0].shape[1]}: bring all to one size"
+                f"{arrays[0].shape[2]} x {arrays[0].shape[1]}: {remedy or 'bring all to one size'}"
             )
         arrays.append(array)
     if len({len(array) for array in arrays}) > 1:

@@ -74,7 +74,7 @@ def _known(error: BaseException, repo_id: str, revision: str | None) -> str | No
     if isinstance(error, LocalTokenNotFoundError):
         return "there is no token: log in with `hf auth login`, set HF_TOKEN, or give token="
     if isinstance(error, HFValidationError):
-        return f"{repo_id!r} is no name of a repository: {_first_line(error)}"
+        return f"{repo_id!r} is no folder here, and no name of a repository: {_first_line(error)}"
     if isinstance(error, GatedRepoError):
         return f"{repo_id} is gated, and the token has not been granted access to it"
     if isinstance(error, RepositoryNotFoundError):

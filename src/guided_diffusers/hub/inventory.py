@@ -136,10 +136,12 @@ def _image_size(folder: Path) -> int | list[int] | None:
 
 
 def guidance_text(config: Any) -> str:
-    """A guidance's configuration in words, such as `ClassifierFreeGuidance, scale 2`; "none" for none."""
+    """A guidance's configuration in words, such as `AutoGuidance, scale 2, null=True`; "none" for none."""
     texts = []
     for term in config or []:
         text = f"{term['term']}, scale {term['scale']}" if "scale" in term else str(term["term"])
+        rest = {key: term[key] for key in term if key not in ("term", "scale", "interval")}
+        text += "".join(f", {key}={value}" for key, value in rest.items() if value not in (None, False))
         if term.get("interval"):
             low, high = term["interval"]
             text += f" for σ/α in ({low:g}, {'∞' if high is None else format(high, 'g')}]"

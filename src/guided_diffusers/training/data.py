@@ -90,7 +90,7 @@ def load_image_text(config: DataConfig) -> Dataset:
     elif files := _parquet_files(path, base_split):
         dataset = load_dataset("parquet", data_files={base_split: files}, split=config.split)
     else:
-        dataset = load_dataset(path, split=config.split)
+        dataset = _load_by_name(path, config)
     for argument in ("image_column", "caption_column"):
         column = getattr(config, argument)
         if column is not None and column not in dataset.column_names:
@@ -101,6 +101,20 @@ def load_image_text(config: DataConfig) -> Dataset:
     if len(dataset) == 0:
         raise ValueError(f"{config.path!r} has no rows in split {config.split!r}")
     return dataset.cast_column(config.image_column, ImageFeature(decode=False))
+
+
+def _load_by_name(path: str, config: DataConfig) -> Dataset:
+    """A folder of any kind that datasets knows, or a dataset on the Hub."""
+    here = os.path.isdir(path)
+    if not here and (path.startswith((".", "/")) or path.count("/") > 1):
+        raise FileNotFoundError(f"path {config.path!r} is no folder, nor the name of a dataset on the Hub")
+    try:
+        return load_dataset(path, split=config.split)
+    except (OSError, ValueError) as error:
+        if here:
+            raise
+        reason = str(error).split("\n")[0]
+        raise type(error)(f"path {config.path!r} is no folder here; on the Hub: {reason}") from error
 
 
 def _parquet_files(path: str, split: str) -> list[str]:
