@@ -15,6 +15,7 @@ from diffusers.image_processor import VaeImageProcessor
 from diffusers.pipelines.pipeline_utils import StableDiffusionMixin
 from diffusers.pipelines.stable_diffusion.pipeline_output import StableDiffusionPipelineOutput
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
+from diffusers.utils import logging
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
 
@@ -26,6 +27,8 @@ from guided_diffusers.pipelines.noise import noise_of
 from guided_diffusers.pipelines.prompts import PromptEncoding
 from guided_diffusers.pipelines.run import PromptedRun
 from guided_diffusers.schedulers.compat import prediction_type_of
+
+logger = logging.get_logger(__name__)
 
 
 class TextToImagePipeline(PromptEncoding, GuidedPipeline, StableDiffusionMixin):
@@ -241,6 +244,10 @@ class TextToImagePipeline(PromptEncoding, GuidedPipeline, StableDiffusionMixin):
         # A callback may change the scale, and any other term may ask for the null condition.
         others = any(not isinstance(term, ClassifierFreeGuidance) for term in self._guidance.terms)
         wants_null = self.do_classifier_free_guidance or others or callback_on_step_end is not None
+        if negative_prompt is not None and not wants_null:
+            logger.warning(
+                "negative_prompt has no part in this call: its guidance does nothing at this scale"
+            )
         prompt_embeds, negative_prompt_embeds = self.encode_prompt(
             prompt,
             device,
