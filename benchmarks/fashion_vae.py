@@ -153,7 +153,7 @@ class Measurement:
             "real": self.distances("training-images", {}, lambda: _spread(self.training, arguments.samples)),
             "seconds": round(self.kept.seconds),
             "device": arguments.device,
-            "machine": machine(),
+            "machine": machine(arguments.device),
         }
 
     def model(self, name: str, found: dict[str, list[float]] | None) -> dict[str, Any]:
