@@ -108,8 +108,10 @@ def _finals(results: dict[str, Any], pictures: str) -> list[str]:
     distance, verdict, seeds = results["distance"], results["verdict"], results["seeds"]
     count = results["finals"][0]["point"]["images"]
     values = ", ".join(f"{1000 * value:.1f}" for value in seeds["values"])
+    least = results["spec"]["finals"].get("min_agreement", 0)
+    best = f"best points of at least {100 * least:g}% agreement" if least else "best points"
     parts = [
-        f"The second round, {count:,} images a point: the best arms and plain guidance at their best points.",
+        f"The second round, {count:,} images a point: the best arms and plain guidance at their {best}.",
         _table(results["finals"], distance),
         f"![Distance and agreement against compute]({pictures}-compute.png)",
         f"![The same prompts and seeds, a row an arm and number of steps]({pictures}-steps.png)",
