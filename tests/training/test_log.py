@@ -4,7 +4,7 @@ import json
 
 import torch
 
-from guided_diffusers.training.log import ByBin, JsonLines, Meter, flatten
+from guided_diffusers.training.log import ByBin, JsonLines, Meter, flatten, in_words
 
 
 def test_means_are_over_samples_since_the_last_reading():
@@ -50,3 +50,16 @@ def test_going_back_drops_later_records_and_a_line_cut_short(tmp_path):
 def test_flat_names_for_trackers():
     record = {"loss": 1.0, "by": [2.0, None], "rate": {"net": 0.5}}
     assert flatten(record) == {"loss": 1.0, "by/0": 2.0, "rate/net": 0.5}
+
+
+def test_a_record_in_words_says_what_is_left():
+    record = {
+        "loss": 0.9029555805,
+        "by": [1.0, None],
+        "learning_rate": {"unet": 1e-3},
+        "images_per_second": 50.0,
+    }
+    words = "loss 0.903, by/0 1, learning_rate/unet 0.001, images_per_second 50"
+    assert in_words(record, 1000, 7000, 50.0) == f"1,000 of 7,000 images, 2 min left: {words}"
+    assert in_words({}, 6000, 7000, 50.0) == "6,000 of 7,000 images, 20 s left: "
+    assert in_words({}, 0, 7000, 0.0) == "0 of 7,000 images, inf min left: "

@@ -159,7 +159,7 @@ def neighbour_distances(features: Tensor, k: int) -> Tensor:
     """The distance of each row to its k-th nearest other row, `(count,)`."""
     if isinstance(k, bool) or not isinstance(k, Integral) or not 1 <= k < len(features):
         raise ValueError(
-            f"k is {shown(k)} for {len(features)} features; allowed: from 1 to one less than those"
+            f"k is {shown(k)} for {len(features)} images; allowed: from 1 to one less than there are images"
         )
     parts = []
     for first in range(0, len(features), _BLOCK_ROWS):

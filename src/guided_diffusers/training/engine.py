@@ -31,7 +31,7 @@ from .checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from .config import TrainingConfig, to_json
 from .ema import ExponentialMovingAverage
 from .lock import folder_lock
-from .log import JsonLines, Meter, flatten
+from .log import JsonLines, Meter, flatten, in_words
 from .order import data_order
 from .publish import Publisher
 from .schedule import learning_rate_factor
@@ -246,7 +246,7 @@ class Trainer:
             rates = {name: o.param_groups[0]["lr"] for name, o in self.task.optimizers.items()}
             record |= {"learning_rate": rates, "images_per_second": round(speed, 1)}
             self.lines.write(seen, record)
-            logger.info("%d images: %s", seen, record)
+            logger.info(in_words(record, seen, self.config.num_images, speed))
         accelerator.log(flatten(record), step=seen)
 
     def exported(self) -> dict[str, nn.Module]:
@@ -273,6 +273,7 @@ class Trainer:
         if self.accelerator.is_main_process:
             with atomic_folder(self.folder / "final") as folder:
                 self.task.save(folder, self.exported())
+            logger.info("after %d images: %s", seen, self.folder / "final")
             every = self.config.export_every_images
             if self.publisher is not None and (last or seen // every % self.config.push_every == 0):
                 self.publisher.offer(self.folder / "final", seen)

@@ -118,6 +118,21 @@ def flatten(record: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
     return flat
 
 
+def in_words(record: Mapping[str, Any], seen: int, total: int, speed: float) -> str:
+    """A record as a line to read: how far the run is, what is left of it at this speed, and its numbers.
+
+    Args:
+        record: Numbers by name, nested as they are logged.
+        seen: Images so far.
+        total: Images in all.
+        speed: Images a second.
+    """
+    left = (total - seen) / speed if speed > 0 else math.inf
+    ends = f"{left / 60:.0f} min left" if left >= 90 else f"{left:.0f} s left"
+    numbers = ", ".join(f"{name} {value:.4g}" for name, value in flatten(record).items())
+    return f"{seen:,} of {total:,} images, {ends}: {numbers}"
+
+
 def _precise(value: Tensor) -> Tensor:
     return value.float() if value.device.type == "mps" else value.double()  # which has no float64
 
