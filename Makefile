@@ -46,7 +46,7 @@ test: $(STAMP)
 	$(BIN)/python -m pytest -q --numprocesses auto --dist loadfile -m "not slow"
 
 test-all: $(STAMP)
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q --numprocesses auto --dist loadfile
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
