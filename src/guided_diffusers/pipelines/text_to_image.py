@@ -240,19 +240,11 @@ class TextToImagePipeline(PromptEncoding, GuidedPipeline, StableDiffusionMixin):
         prediction_type = self._begin_schedule(num_inference_steps, timesteps, sigmas)
         self._cross_attention_kwargs = cross_attention_kwargs
         device = self._execution_device
-
-        # A callback may change the scale, and any other term may ask for the null condition.
-        others = any(not isinstance(term, ClassifierFreeGuidance) for term in self._guidance.terms)
-        wants_null = self.do_classifier_free_guidance or others or callback_on_step_end is not None
-        if negative_prompt is not None and not wants_null:
-            logger.warning(
-                "negative_prompt has no part in this call: its guidance does nothing at this scale"
-            )
         prompt_embeds, negative_prompt_embeds = self.encode_prompt(
             prompt,
             device,
             num_images_per_prompt,
-            wants_null,
+            self._wants_null(negative_prompt, callback_on_step_end),
             negative_prompt,
             prompt_embeds,
             negative_prompt_embeds,
@@ -337,6 +329,16 @@ class TextToImagePipeline(PromptEncoding, GuidedPipeline, StableDiffusionMixin):
                 )
         inputs.check_images(prompts * num_images_per_prompt)
         inputs.check_generator(generator, prompts * num_images_per_prompt)
+
+    def _wants_null(self, negative_prompt: Any, callback: Any) -> bool:
+        """Whether the call needs the null condition: a callback may change the scale, other terms may ask."""
+        others = any(not isinstance(term, ClassifierFreeGuidance) for term in self._guidance.terms)
+        wanted = self.do_classifier_free_guidance or others or callback is not None
+        if negative_prompt is not None and not wanted:
+            logger.warning(
+                "negative_prompt has no part in this call: its guidance does nothing at this scale"
+            )
+        return wanted
 
     def _default_size(self, height: int | None, width: int | None) -> tuple[int, int]:
         size = self.unet.config.sample_size
