@@ -38,7 +38,7 @@ def _float64(name: str, value: Tensor | float) -> Tensor:
 
 
 def _within(tensor: Tensor, most: float) -> bool:
-    """Whether all are from 0 to `most`; one number is compared as such, which is ten times quicker."""
+    """Whether all are from 0 to `most`; one number is compared as such, which is quicker."""
     if tensor.ndim == 0:
         return 0 <= tensor.item() <= most
     return bool(((tensor >= 0) & (tensor <= most)).all())

@@ -260,6 +260,19 @@ def test_a_name_that_the_hub_does_not_give_may_have_been_a_folders():
         load_image_text(DataConfig(path="my_image"))
 
 
+def test_errors_that_take_more_than_a_message_are_told_too(monkeypatch):
+    class ServerError(OSError):
+        def __init__(self, message: str, *, response: object) -> None:
+            super().__init__(message)
+
+    def unreachable(*_: object, **__: object) -> None:
+        raise ServerError("the server has a bad day", response=object())
+
+    monkeypatch.setattr("guided_diffusers.training.data.load_dataset", unreachable)
+    with pytest.raises(FileNotFoundError, match="no folder here; on the Hub: the server has a bad day"):
+        load_image_text(DataConfig(path="you/images"))
+
+
 def test_a_pattern_that_matches_nothing_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"none-\*\.parquet' matches no parquet file"):
         load_image_text(DataConfig(path=str(tmp_path / "none-*.parquet")))

@@ -106,15 +106,17 @@ def load_image_text(config: DataConfig) -> Dataset:
 def _load_by_name(path: str, config: DataConfig) -> Dataset:
     """A folder of any kind that datasets knows, or a dataset on the Hub."""
     here = os.path.isdir(path)
-    if not here and (path.startswith((".", "/")) or path.count("/") > 1):
+    a_folders = path.startswith((".", "/")) or (path.count("/") > 1 and "://" not in path)
+    if not here and a_folders:
         raise FileNotFoundError(f"path {config.path!r} is no folder, nor the name of a dataset on the Hub")
     try:
         return load_dataset(path, split=config.split)
     except (OSError, ValueError) as error:
         if here:
             raise
+        kind = ValueError if isinstance(error, ValueError) else FileNotFoundError
         reason = str(error).split("\n")[0]
-        raise type(error)(f"path {config.path!r} is no folder here; on the Hub: {reason}") from error
+        raise kind(f"path {config.path!r} is no folder here; on the Hub: {reason}") from error
 
 
 def _parquet_files(path: str, split: str) -> list[str]:
