@@ -1,7 +1,8 @@
 """Puts a checkpoint together from training runs: a TextToImagePipeline in half the size, and a weak network.
 
     python training/export_text_to_image.py --pipeline runs/fashion_text_to_image/final \
-        --autoencoder runs/fashion_autoencoder_decoder/final --weak runs/fashion_text_to_image/snapshots/53760 \
+        --autoencoder runs/fashion_autoencoder_decoder/final \
+        --weak runs/fashion_text_to_image/snapshots/53760 \
         --scheduler GuidedDDPMScheduler --guidance_scale 2 --output fashion-32
 
 Networks are written in float16 and loaded as float32, but for the text encoder, which stays float32:
