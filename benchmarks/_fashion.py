@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,6 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as parquet
 import torch
-from PIL import Image
 from torch import Tensor
 
 from guided_diffusers import TextToImagePipeline
@@ -24,6 +22,7 @@ from guided_diffusers.evaluation import (
     ratio_of_means,
 )
 from guided_diffusers.guidance import Guidance
+from guided_diffusers.image_reader import read_image
 from guided_diffusers.randomness import generator_for
 
 
@@ -63,7 +62,7 @@ def load_split(path: Path) -> Split:
             f"no data at {path}; make it with: python training/data/fashion_mnist.py --output {path.parent}"
         )
     table = parquet.read_table(path).to_pydict()
-    arrays = [np.asarray(Image.open(io.BytesIO(image["bytes"])).convert("L")) for image in table["image"]]
+    arrays = [np.asarray(read_image(image["bytes"], channels=1)) for image in table["image"]]
     labels = torch.tensor(table["label"])
     rows = [table["label"].index(label) for label in range(int(labels.max()) + 1)]
     return Split(

@@ -36,6 +36,7 @@ FLOORS = {
     "config_safety": GROUND,
     "safety": GROUND,  # folders of files, of whatever model
     "files": GROUND,
+    "image_reader": GROUND,
     "launch": GROUND,
     "hub": FIRST,
     "checkpoints": GROUND,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,8 +10,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
+
+from ..image_reader import read_image
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
@@ -105,9 +105,7 @@ def _parquet(path: Path, limit: int | None) -> ImageSet:
     rows = parquet.read_table(path).slice(0, limit).to_pylist()
     if not rows or "image" not in rows[0]:
         raise ValueError(f"{path} has no column named image, or no rows")
-    sources = [
-        (f"{path}, row {number}", io.BytesIO(row["image"]["bytes"])) for number, row in enumerate(rows)
-    ]
+    sources = [(f"{path}, row {number}", row["image"]["bytes"]) for number, row in enumerate(rows)]
     return ImageSet(images=_stacked(sources), **_columns(rows))
 
 
@@ -126,15 +124,19 @@ def _columns(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return columns
 
 
-def _stacked(sources: Sequence[tuple[str, Path | io.BytesIO]]) -> Tensor:
-    """All images as one tensor; transparent ones stand on white, grey ones keep one channel."""
+def _stacked(sources: Sequence[tuple[str, Path | bytes]]) -> Tensor:
+    """All images as one tensor, read as `image_reader` says; with grey ones alone it has one channel."""
     arrays = []
     for name, source in sources:
         try:
-            with Image.open(source) as image:
-                array = _array(image)
-        except (UnidentifiedImageError, OSError, SyntaxError) as error:
-            raise ValueError(f"{name} is no readable image ({error})") from error
+            image = read_image(source)
+        except MemoryError:
+            raise
+        except Exception as error:  # Pillow raises anything for a damaged file
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise ValueError(f"{name} is no readable image ({reason})") from error
+        array = np.asarray(image)
+        array = array[None] if image.mode == "L" else array.transpose(2, 0, 1)
         if arrays and array.shape[1:] != arrays[0].shape[1:]:
             remedy = "take it away, or draw with --no-grid" if Path(name).name == "grid.png" else ""
             raise ValueError(
@@ -145,12 +147,3 @@ def _stacked(sources: Sequence[tuple[str, Path | io.BytesIO]]) -> Tensor:
     if len({len(array) for array in arrays}) > 1:
         arrays = [array.repeat(3, axis=0) if len(array) == 1 else array for array in arrays]
     return torch.from_numpy(np.stack(arrays))
-
-
-def _array(image: Image.Image) -> np.ndarray:
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        white = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
-    if image.mode in ("1", "L"):
-        return np.asarray(image.convert("L"))[None]
-    return np.ascontiguousarray(np.asarray(image.convert("RGB")).transpose(2, 0, 1))

@@ -24,6 +24,7 @@ from PIL import Image
 from torch import Tensor
 
 from guided_diffusers.checks import check_finite, check_number, check_tensor, shown
+from guided_diffusers.image_reader import eight_bit_image
 from guided_diffusers.pipelines import inputs
 from guided_diffusers.pipelines.noise import noise_of
 from guided_diffusers.pipelines.safe import SafePipeline
@@ -41,7 +42,7 @@ class VAEPipeline(SafePipeline):
     Every method gives an `ImagePipelineOutput`, or a tuple with `return_dict=False`; its images are as
     `output_type` says: "pil", "np" ((batch, height, width, channels)) or "pt" ((batch, channels, height,
     width)), both in [0, 1]. Images given are tensors (batch, channels, height, width) in [-1, 1], or PIL
-    images.
+    images of any mode, which are read as in training (`guided_diffusers.image_reader`).
 
     Args:
         vae: The autoencoder.
@@ -217,12 +218,13 @@ class VAEPipeline(SafePipeline):
             several = images if isinstance(images, list | tuple) else [images]
             if not several or not all(isinstance(image, Image.Image) for image in several):
                 raise ValueError(f"{name} is {shown(images)}; allowed: a tensor, or PIL images")
-            if len({image.size for image in several}) > 1:
+            channels = self.vae.config.in_channels
+            if channels not in (1, 3):
+                raise ValueError(f"{name} are PIL images, the vae takes {channels} channels: give a tensor")
+            read = [eight_bit_image(image, channels) for image in several]
+            if len({image.size for image in read}) > 1:
                 raise ValueError(f"{name} are of different sizes; allowed: one size")
-            grey = self.vae.config.in_channels == 1
-            images = VaeImageProcessor(
-                do_resize=False, do_convert_rgb=not grey, do_convert_grayscale=grey
-            ).preprocess(images)
+            images = VaeImageProcessor(do_resize=False).preprocess(read)
         self.vae.latent_shape(*images.shape[2:])  # the sides fit, or it says why not
         images = images.to(self._execution_device, self.vae.dtype)
         return self.vae.destandardise(self.vae.encode(images).latent_dist.mode())

@@ -25,7 +25,6 @@ import numpy as np
 import torch
 from datasets import Image as ImageFeature
 from datasets import load_dataset
-from PIL import Image
 from torch import Tensor
 
 from ..files import new_array, write_atomically
@@ -312,8 +311,11 @@ class ImageTextDataset:
             return decode_image(data, self.config.resolution, self.config.channels, self.config.crop)
         except FileNotFoundError:
             return f"has no image: the file {cell['path']} does not exist"
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            return f"has a corrupt image, {cell.get('path') or 'stored in the row'}: {error}"
+        except MemoryError:
+            raise
+        except Exception as error:  # Pillow raises anything for a damaged file
+            reason = " ".join(str(error).split()) or type(error).__name__
+            return f"has a corrupt image, {cell.get('path') or 'stored in the row'}: {reason}"
 
     def _report(self, row: int, problem: str) -> str:
         message = f"row {row} of {self.config.path!r} {problem}"

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import io
-
 import numpy as np
 from PIL import Image, ImageOps
+
+from ..image_reader import read_image
 
 
 def decode_image(data: bytes, resolution: int, channels: int, crop: int | None = None) -> np.ndarray:
     """Decodes an image file and brings it to size.
 
-    The orientation of the file's EXIF data is applied, transparency is laid over white, the middle `crop` x
-    `crop` pixels are cut out if asked for, the shorter side is resized to `resolution` (bicubic, with
-    antialiasing) and the middle is cut out. An image of the right size is left as it is, to the bit.
+    The file is read as `image_reader` says, the middle `crop` x `crop` pixels are cut out if asked for, the
+    shorter side is resized to `resolution` (bicubic, with antialiasing) and the middle is cut out. An image
+    of the right size is left as it is, to the bit.
 
     Args:
         data: The file's bytes.
@@ -26,16 +26,10 @@ def decode_image(data: bytes, resolution: int, channels: int, crop: int | None =
         `(channels, resolution, resolution)`, uint8.
 
     Raises:
-        OSError, SyntaxError, ValueError: As PIL does for files that are corrupt, or an image smaller than
-            `crop`.
+        Exception: Whatever Pillow raises for a file that is damaged. ValueError: an image smaller than
+            `crop`, or one whose range of values is not known.
     """
-    image = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
-    if image.mode.startswith("I;16"):
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    image = image.convert("L" if channels == 1 else "RGB")
+    image = read_image(data, channels)
     if crop is not None:
         image = _middle(image, crop)
     if image.size != (resolution, resolution):
