@@ -1,19 +1,18 @@
 """Guidance of every kind for any diffusers scheduler, and the training and evaluation that it needs.
 
-Public names are imported when they are first used, so importing the package costs little more than diffusers
-itself. Importing it also teaches diffusers' loader the classes of this library: see `_registration.py`.
+Public names are imported when they are first used: importing the package imports neither torch nor diffusers.
+Where diffusers is imported, before or later, its loader learns the classes of this library: see
+`_registration.py`.
 """
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from guided_diffusers import _registration
-from guided_diffusers.noise_level import NoiseLevel
-
-# Importing that module bound its name here. The public `noise_level` is the function: `__getattr__` finds it.
-del globals()["noise_level"]
 
 if TYPE_CHECKING:
     from guided_diffusers.checkpoints import pretrained
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
     from guided_diffusers.models.image_classifier import ImageClassifier
     from guided_diffusers.models.noise_aware_classifier import NoiseAwareClassifier
     from guided_diffusers.models.noise_aware_clip import NoiseAwareCLIP
+    from guided_diffusers.noise_level import NoiseLevel
     from guided_diffusers.pipelines.classifier_guided import ClassifierGuidedPipeline
     from guided_diffusers.pipelines.classifier_guided_text_to_image import ClassifierGuidedTextToImagePipeline
     from guided_diffusers.pipelines.image import ImagePipeline
@@ -75,6 +75,7 @@ _HOME = {
     "ModelDenoiser": "guided_diffusers.denoiser",
     "NoiseAwareCLIP": "guided_diffusers.models.noise_aware_clip",
     "NoiseAwareClassifier": "guided_diffusers.models.noise_aware_classifier",
+    "NoiseLevel": "guided_diffusers.noise_level",
     "TextToImagePipeline": "guided_diffusers.pipelines.text_to_image",
     "VAEPipeline": "guided_diffusers.pipelines.vae",
     "VariationalAutoencoder": "guided_diffusers.models.autoencoder",
@@ -120,6 +121,15 @@ def __dir__() -> list[str]:
     return sorted({*(name for name in globals() if name.startswith("__")), *__all__, *_SUBMODULES})
 
 
+class _Package(ModuleType):
+    """The package: its `noise_level` is the function, whoever imports the module of that name."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name != "noise_level" or not isinstance(value, ModuleType):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
 _registration.register(
     pipelines=(
         "ClassifierGuidedPipeline",

@@ -144,10 +144,11 @@ def identify(checkpoint: str, revision: str | None = None) -> str:
     return f"commit:{Path(index).parent.name}"  # a snapshot's folder has the name of its commit
 
 
-def check_scheduler_name(name: str | None) -> None:
-    """Refuse a scheduler that SCHEDULERS does not have, as wrong usage."""
+def check_scheduler_name(name: str | None) -> str | None:
+    """The name, unless SCHEDULERS does not have it, which is wrong usage."""
     if name is not None and name not in SCHEDULERS:
         raise typer.BadParameter(f"{name!r} is none of {', '.join(SCHEDULERS)}", param_hint="--scheduler")
+    return name
 
 
 def make_scheduler(name: str, config: dict[str, Any]) -> Any:

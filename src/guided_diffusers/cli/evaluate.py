@@ -27,7 +27,12 @@ GuidanceScale = Annotated[
 ]
 Steps = Annotated[int, typer.Option(min=1, help="Denoising steps of drawing.")]
 Scheduler = Annotated[
-    str | None, typer.Option(help=f"One of: {', '.join(SCHEDULERS)}.", show_default="checkpoint's own")
+    str | None,
+    typer.Option(
+        help=f"One of: {', '.join(SCHEDULERS)}.",
+        show_default="checkpoint's own",
+        callback=check_scheduler_name,
+    ),
 ]
 Seed = Annotated[int, typer.Option(min=0, help="Image i is drawn from this and i only.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Images drawn at once.")]
@@ -154,7 +159,6 @@ def _drawn(
     from guided_diffusers.pipelines.drawer import OWN_SCHEDULER, PipelineDrawer
     from guided_diffusers.pipelines.guided import FALLBACK_GUIDANCE_SCALE
 
-    check_scheduler_name(scheduler)
     pipeline = load_pipeline(checkpoint, device=device)
     guidance = pipeline.config.default_guidance
     if guidance_scale is not None or guidance is None:

@@ -80,7 +80,11 @@ Steps = Annotated[
 Seed = Annotated[int, typer.Option(min=0, help="Image k of a prompt depends on this and k only.")]
 Scheduler = Annotated[
     str | None,
-    typer.Option(help=f"The sampler, one of: {', '.join(SCHEDULERS)}.", show_default="checkpoint's own"),
+    typer.Option(
+        help=f"The sampler, one of: {', '.join(SCHEDULERS)}.",
+        show_default="checkpoint's own",
+        callback=check_scheduler_name,
+    ),
 ]
 BatchSize = Annotated[
     int, typer.Option(min=1, max=MOST_AT_ONCE, help="Images drawn at once: fewer take less memory.")
@@ -122,10 +126,6 @@ def generate(
 
     Under `accelerate launch` the processes share the drawing, and the images are the same.
     """
-    from PIL import Image
-
-    from guided_diffusers.launch import processes
-
     given = {name for name in context.params if context.get_parameter_source(name).name == "COMMANDLINE"}
     if from_image is not None:
         _check_overrides(given)
@@ -134,7 +134,10 @@ def generate(
     else:
         if not prompts:
             raise typer.BadParameter("Missing argument PROMPTS: say what to draw, or give --from-image")
-        check_scheduler_name(scheduler)
+        from PIL import Image
+
+        from guided_diffusers.launch import processes
+
         sharing = processes(device)
         pipeline = load_pipeline(checkpoint, scheduler, device, revision)
         call = describe(
