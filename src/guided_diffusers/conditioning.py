@@ -47,7 +47,8 @@ class Condition:
         """
         if self.negative is None:
             raise ValueError(
-                "this Condition has no negative: classifier-free guidance needs Condition(positive, negative)"
+                "this Condition has no negative, and guidance asks for the null condition: give "
+                "Condition(positive, negative)"
             )
         return Condition(self.negative)
 

@@ -69,14 +69,16 @@ def sampling_loop(
         The sample, of noise's shape, in float32 (float64 where the noise is).
 
     Raises:
-        ValueError: An unsupported scheduler, steps that are not positive, both timesteps and sigmas, or
-            epsilon prediction from zero terminal SNR.
+        ValueError: An unsupported scheduler, steps that are not positive, both timesteps and sigmas, a
+            Condition without the null that guidance asks for, or epsilon prediction from zero terminal SNR.
     """
     if not hasattr(denoiser, "run"):
         check_callable("denoiser", denoiser, "a denoiser, (sample, level, condition) -> x_0")
     if not isinstance(noise, Tensor) or not noise.is_floating_point() or noise.ndim < 2 or not noise.numel():
         raise ValueError(f"noise is {shown(noise)}; allowed: a floating-point tensor (batch, ...)")
     _check_generator(generator, len(noise))
+    if any(term.needs_null for term in getattr(denoiser, "guidance", ())):
+        getattr(condition, "null", None)  # a Condition that has none says so before anything is computed
     if callback is not None:
         check_callable("callback", callback)
     if step_kwargs is not None and not isinstance(step_kwargs, Mapping):

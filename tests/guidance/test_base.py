@@ -5,16 +5,19 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 import torch
+from diffusers import DDIMScheduler
 from laws.exact import draw, exact_denoiser, level_at
 
-from guided_diffusers import Condition, Denoised
+from guided_diffusers import Condition, Denoised, sampling_loop
 from guided_diffusers.guidance import (
     AutoGuidance,
+    CFGPlusPlus,
     ClassifierFreeGuidance,
     ClassifierGuidance,
     Guidance,
     GuidanceInterval,
     GuidanceSum,
+    ProjectedGuidance,
     Query,
     Step,
 )
@@ -228,6 +231,40 @@ class TestAlgebra:
             return torch.full_like(sample, 2 * condition)
 
         assert Asks()(base)(torch.zeros(1, 1), level_at(1.0), 1).item() == 1 + 3 + 1000 + 70000 + 3000000
+
+    @pytest.mark.parametrize(
+        ("guidance", "gamma", "needs_null"),
+        [
+            (ClassifierFreeGuidance(3.0), 3.0, True),
+            (ClassifierFreeGuidance(1.0), 1.0, False),
+            (ClassifierFreeGuidance([1.0, 2.0]), (1.0, 2.0), True),
+            (ProjectedGuidance(4.0), 4.0, True),
+            (CFGPlusPlus(0.6), None, True),
+            (CFGPlusPlus(1.0), None, True),
+            (AutoGuidance(print, 2.0), None, False),
+            (AutoGuidance(print, 2.0, null=True), None, True),
+            (AutoGuidance(print, 1.0, null=True), None, False),
+            (ClassifierGuidance(print, 2.0), None, False),
+            (ClassifierGuidance(print, 2.0) + ClassifierFreeGuidance(3.0), 3.0, True),
+            (ClassifierFreeGuidance(2.0) + ClassifierFreeGuidance(3.0), None, True),
+            (GuidanceSum(), None, False),
+        ],
+    )
+    def test_terms_say_their_gamma_and_whether_they_need_the_null(self, guidance, gamma, needs_null):
+        assert guidance.gamma == gamma and guidance.needs_null is needs_null
+
+    @pytest.mark.parametrize("null", [True, False])
+    def test_a_null_that_is_not_there_is_missed_before_the_network_runs(self, null):
+        calls = []
+
+        def denoiser(sample, level, condition):
+            calls.append(condition)
+            return sample
+
+        term = AutoGuidance(denoiser, 2.0, (0, 0.5), null=True) if null else CFGPlusPlus(0.5, (0, 0.5))
+        with pytest.raises(ValueError, match="no negative"):
+            sampling_loop(term(denoiser), DDIMScheduler(), torch.ones(1, 2), Condition({}), 10)
+        assert not calls
 
     def test_a_condition_without_negative_is_refused(self):
         with pytest.raises(ValueError, match="no negative"):

@@ -25,7 +25,7 @@ from guided_diffusers import (
     sampling_loop,
 )
 from guided_diffusers.conditioning import class_condition
-from guided_diffusers.guidance import AutoGuidance, ClassifierFreeGuidance, ClassifierGuidance
+from guided_diffusers.guidance import AutoGuidance, CFGPlusPlus, ClassifierFreeGuidance, ClassifierGuidance
 
 STEPS = 4
 LATENTS = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(7))
@@ -314,6 +314,11 @@ class TestErrors:
             ({"classifier_scale": [1.0, 2.0]}, "classifier_scale has 2 values for 3 images"),
             ({"guidance_scale": math.nan}, "guidance_scale is nan; allowed: finite"),
             ({"guidance_scale": 2.0}, "guidance_scale is 2.0; allowed: 1 .*knows no classes"),
+            (
+                {"guidance": AutoGuidance(lambda *asked: None, 2.0, (0, 0.5), null=True)},
+                "guidance has AutoGuidance; .*knows no classes",
+            ),
+            ({"guidance": CFGPlusPlus(0.6, (0, 0.5))}, "guidance has CFGPlusPlus; .*knows no classes"),
             ({"guidance": ClassifierFreeGuidance(2.0)}, "guidance_scale is 2.0; allowed: 1"),
             ({"form": "algorithm"}, "form is 'algorithm'; allowed: 'score', 'mean_shift'"),
             ({"through": "x0"}, "through is 'x0'"),

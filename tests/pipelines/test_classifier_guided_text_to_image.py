@@ -22,7 +22,7 @@ from guided_diffusers import (
     sampling_loop,
 )
 from guided_diffusers.conditioning import TextCondition, tokenize
-from guided_diffusers.guidance import ClassifierFreeGuidance, ClassifierGuidance
+from guided_diffusers.guidance import AutoGuidance, ClassifierFreeGuidance, ClassifierGuidance
 from guided_diffusers.schedulers import describe_process
 
 STEPS = 4
@@ -164,6 +164,7 @@ class TestErrors:
             ({"class_labels": 1}, "class_labels is 1; allowed: None: the denoiser has no classes"),
             ({"form": "algorithm"}, "form is 'algorithm'"),
             ({"guidance": ClassifierFreeGuidance(2.0)}, "guidance has ClassifierFreeGuidance"),
+            ({"guidance": AutoGuidance(print, 2.0, (0, 0.5), null=True)}, "guidance has AutoGuidance"),
             ({"guidance": ClassifierFreeGuidance(1.0), "form": "score"}, "guidance and form were both given"),
             ({"output_type": "jpeg"}, "output_type is 'jpeg'"),
             ({"latents": torch.zeros(2, 1, 8, 8)}, r"latents is \(2, 1, 8, 8\); allowed: .*\(3, 1, 8, 8\)"),

@@ -57,6 +57,11 @@ class AutoGuidance(Guidance):
             check_callable("weak", self.weak, _WEAK)
         check_bool("null", self.null)
 
+    @property
+    def needs_null(self) -> bool:
+        """Whether the weak network is asked under the null condition."""
+        return self.null and not self.idle
+
     def queries(self, step: Step) -> tuple[Query, ...]:
         """The weak network's prediction under the same condition, or under its null."""
         check_callable("weak", self.weak, _WEAK)

@@ -91,12 +91,25 @@ class Guidance:
         """The terms of the sum; a single term is its own sum."""
         return (self,)
 
+    @property
+    def idle(self) -> bool:
+        """Whether the scale is neutral for every sample: the term does nothing at any step."""
+        scales = self.scale if isinstance(self.scale, tuple) else (self.scale,)
+        return all(s == self.neutral for s in scales)
+
+    @property
+    def gamma(self) -> Scale | None:
+        """The scale of classifier-free guidance, 1 unguided; None for what has none, or several."""
+        return None
+
+    @property
+    def needs_null(self) -> bool:
+        """Whether it asks for the null of the condition at some step. A term that does says so here."""
+        return False
+
     def active(self, step: Step) -> bool:
         """Whether the term does anything at this step: inside its interval, its scale not neutral."""
-        scales = self.scale if isinstance(self.scale, tuple) else (self.scale,)
-        return any(s != self.neutral for s in scales) and (
-            self.interval is None or self.interval.touches(step.level)
-        )
+        return not self.idle and (self.interval is None or self.interval.touches(step.level))
 
     def queries(self, step: Step) -> tuple[Query, ...]:
         """The predictions that `shift` needs beside the denoiser's own under `step.condition`."""
@@ -156,6 +169,22 @@ class GuidanceSum(Guidance):
     def terms(self) -> tuple[Guidance, ...]:
         """The terms, in the order they were added."""
         return self.parts
+
+    @property
+    def idle(self) -> bool:
+        """Whether no term does anything."""
+        return all(term.idle for term in self.parts)
+
+    @property
+    def gamma(self) -> Scale | None:
+        """The gamma of the only term that has one."""
+        gammas = [term.gamma for term in self.parts if term.gamma is not None]
+        return gammas[0] if len(gammas) == 1 else None
+
+    @property
+    def needs_null(self) -> bool:
+        """Whether any term asks for the null."""
+        return any(term.needs_null for term in self.parts)
 
 
 @dataclass(frozen=True)

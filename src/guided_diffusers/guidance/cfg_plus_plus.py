@@ -42,6 +42,11 @@ class CFGPlusPlus(ClassifierFreeGuidance):
 
     neutral: ClassVar[float] = math.nan  # equal to no scale
 
+    @property
+    def gamma(self) -> None:
+        """None: it is another one at each step."""
+        return None
+
     def shift(self, step: Step, own: Denoised, answers: Sequence[Denoised]) -> Tensor:
         """(gamma_t - 1) (D_cond - D_null)."""
         if step.next_level is None:

@@ -38,6 +38,16 @@ class ClassifierFreeGuidance(Guidance):
     scale: Scale
     interval: GuidanceInterval | None = None
 
+    @property
+    def gamma(self) -> Scale | None:
+        """The scale."""
+        return self.scale
+
+    @property
+    def needs_null(self) -> bool:
+        """Whether the scale is not 1."""
+        return not self.idle
+
     def queries(self, step: Step) -> tuple[Query, ...]:
         """The prediction under the null condition."""
         return (Query(condition=getattr(step.condition, "null", None)),)

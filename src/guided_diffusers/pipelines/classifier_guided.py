@@ -16,7 +16,7 @@ from torch import Tensor
 
 from guided_diffusers.conditioning import ClassCondition, class_condition
 from guided_diffusers.denoiser import ModelDenoiser
-from guided_diffusers.guidance import ClassifierFreeGuidance, Guidance, GuidanceInterval
+from guided_diffusers.guidance import Guidance, GuidanceInterval
 from guided_diffusers.noise_level import NoiseLevel
 from guided_diffusers.pipelines import inputs
 from guided_diffusers.pipelines.clipping import clip_before_guidance
@@ -149,9 +149,8 @@ class ClassifierGuidedPipeline(SteeredPipeline):
         labels = labels_of(class_indices(class_labels, self.classifier.config), batch_size)
         self._check_networks()
         inputs.check_callback(callback_on_step_end)
-        self._check_call(
-            len(labels), latents, generator, eta, output_type, callback_on_step_end_tensor_inputs
-        )
+        names = inputs.tensor_inputs(callback_on_step_end, callback_on_step_end_tensor_inputs)
+        self._check_call(len(labels), latents, generator, eta, output_type, names)
         self._begin_classifier_guidance(
             guidance,
             len(labels),
@@ -174,7 +173,7 @@ class ClassifierGuidedPipeline(SteeredPipeline):
             GuidedRun(self, ModelDenoiser(self.unet, prediction_type, clip), condition),
             scheduler,
             self._noise(len(labels), generator, latents),
-            (callback_on_step_end, callback_on_step_end_tensor_inputs),
+            (callback_on_step_end, names),
             num_inference_steps=num_inference_steps,
             timesteps=timesteps,
             sigmas=sigmas,
@@ -186,13 +185,15 @@ class ClassifierGuidedPipeline(SteeredPipeline):
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
     def _check_null_class(self) -> None:
-        free = [term for term in self._guidance.terms if isinstance(term, ClassifierFreeGuidance)]
-        if self._null_class() is None and any(term.scale != term.neutral for term in free):
+        asking = [term for term in self._guidance.terms if term.needs_null]
+        if asking and self._null_class() is None:
+            gamma, name = asking[0].gamma, type(asking[0]).__name__
+            given = f"guidance has {name}" if gamma is None else f"guidance_scale is {gamma!r}"
             known = self._knows_classes()
             why = "has no null class, one embedding more than classes" if known else "knows no classes"
             raise ValueError(
-                f"guidance_scale is {free[0].scale!r}; allowed: 1 or None, because this denoiser {why}, and "
-                "classifier-free guidance needs its null class"
+                f"{given}; allowed: 1 or None, or terms that need no null class, because this denoiser "
+                f"{why}, and {name} needs its null class"
             )
 
     def _knows_classes(self) -> bool:

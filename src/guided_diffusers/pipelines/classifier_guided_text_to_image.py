@@ -17,7 +17,7 @@ from torch import Tensor
 from guided_diffusers.checks import shown
 from guided_diffusers.conditioning import TextCondition, tokenize
 from guided_diffusers.denoiser import ModelDenoiser
-from guided_diffusers.guidance import ClassifierFreeGuidance, Guidance, GuidanceInterval
+from guided_diffusers.guidance import Guidance, GuidanceInterval
 from guided_diffusers.noise_level import NoiseLevel
 from guided_diffusers.pipelines import inputs
 from guided_diffusers.pipelines.clipping import clip_before_guidance
@@ -155,9 +155,8 @@ class ClassifierGuidedTextToImagePipeline(SteeredPipeline):
         prompts = [text for text in prompts for _ in range(num_images_per_prompt)]
         self._check_networks()
         classes = self._classes(class_labels, len(prompts))
-        self._check_call(
-            len(prompts), latents, generator, eta, output_type, callback_on_step_end_tensor_inputs
-        )
+        names = inputs.tensor_inputs(callback_on_step_end, callback_on_step_end_tensor_inputs)
+        self._check_call(len(prompts), latents, generator, eta, output_type, names)
         self._begin_classifier_guidance(
             guidance,
             len(prompts),
@@ -177,7 +176,7 @@ class ClassifierGuidedTextToImagePipeline(SteeredPipeline):
             GuidedRun(self, ModelDenoiser(self.unet, prediction_type, clip), condition),
             scheduler,
             self._noise(len(prompts), generator, latents),
-            (callback_on_step_end, callback_on_step_end_tensor_inputs),
+            (callback_on_step_end, names),
             num_inference_steps=num_inference_steps,
             timesteps=timesteps,
             sigmas=sigmas,
@@ -228,11 +227,11 @@ class ClassifierGuidedTextToImagePipeline(SteeredPipeline):
         return ids.long().expand(images).to(self._execution_device)
 
     def _check_null(self) -> None:
-        terms = self._guidance.terms
-        if any(isinstance(term, ClassifierFreeGuidance) and term.scale != term.neutral for term in terms):
+        asking = [type(term).__name__ for term in self._guidance.terms if term.needs_null]
+        if asking:
             raise ValueError(
-                "guidance has ClassifierFreeGuidance; allowed: terms without the null condition, because the "
-                "denoiser of this pipeline is told no text"
+                f"guidance has {asking[0]}; allowed: terms without the null condition, because the denoiser "
+                "of this pipeline is told no text"
             )
 
     def _check_networks(self) -> None:

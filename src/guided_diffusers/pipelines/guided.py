@@ -33,6 +33,7 @@ class GuidedPipeline(SafePipeline):
 
     _guidance: Guidance = GuidanceSum()
     _guidance_scale: Scale | None = None
+    _null_is_off: bool = False
     _num_timesteps: int = 0
     _interrupt: bool = False
 
@@ -43,9 +44,8 @@ class GuidedPipeline(SafePipeline):
 
     @property
     def do_classifier_free_guidance(self) -> bool:
-        """Whether the current call has a classifier-free term whose scale is not neutral."""
-        terms = self._current_guidance().terms
-        return any(isinstance(term, ClassifierFreeGuidance) and term.scale != term.neutral for term in terms)
+        """Whether the guidance of the current call, as it stands, asks for the null condition."""
+        return self._current_guidance().needs_null
 
     @property
     def num_timesteps(self) -> int:
@@ -114,15 +114,10 @@ class GuidedPipeline(SafePipeline):
         if not isinstance(guidance, Guidance):
             raise ValueError(f"guidance is {a_kind_of(guidance)}; allowed: a guidance term or a sum of terms")
         for term in guidance.terms:
-            if isinstance(term.scale, tuple) and len(term.scale) != images:
-                name = "classifier_scale" if isinstance(term, ClassifierGuidance) else "guidance_scale"
-                raise ValueError(
-                    f"{name} has {len(term.scale)} values for {images} images; give one or as many"
-                )
-        free = [term for term in guidance.terms if isinstance(term, ClassifierFreeGuidance)]
-        self._guidance = guidance
-        self._guidance_scale = free[0].scale if len(free) == 1 else None
-        self._interrupt = False
+            name = "classifier_scale" if isinstance(term, ClassifierGuidance) else "guidance_scale"
+            check_count_of_scales(name, term.scale, images)
+        self._guidance, self._guidance_scale = guidance, guidance.gamma
+        self._null_is_off = self._interrupt = False
 
     def _guidance_networks(self) -> dict[str, Any]:
         """The networks of the pipeline's own that its default guidance may need, by the term's argument."""
@@ -130,15 +125,33 @@ class GuidedPipeline(SafePipeline):
 
     def _current_guidance(self) -> Guidance:
         """The call's guidance with the scale as it stands: a callback may have set `_guidance_scale`."""
-        scale = self._guidance_scale
-        if scale is None or all(
-            term.scale == scale for term in self._guidance.terms if isinstance(term, ClassifierFreeGuidance)
-        ):
+        scale, terms = self._guidance_scale, self._guidance.terms
+        if self._null_is_off and self._scale_is_at_most_1():
+            return GuidanceSum(tuple(term for term in terms if not term.needs_null))
+        if scale is None or scale == self._guidance.gamma:
             return self._guidance
-        terms = self._guidance.terms
-        return GuidanceSum(
-            tuple(replace(t, scale=scale) if isinstance(t, ClassifierFreeGuidance) else t for t in terms)
-        )
+        return GuidanceSum(tuple(t if t.gamma is None else replace(t, scale=scale) for t in terms))
+
+    def _scale_is_at_most_1(self) -> bool:
+        """Whether Stable Diffusion would take the scale as it stands for guidance switched off."""
+        scale = self._guidance_scale
+        return scale is not None and max(scale if isinstance(scale, tuple) else (scale,)) <= 1
+
+    def _check_set_scale(self, images: int) -> None:
+        """Raise ValueError where a callback has set `_guidance_scale` to what is no scale."""
+        if self._guidance_scale is not None:
+            self._guidance_scale = checked_scale(self._guidance_scale, "_guidance_scale")
+        check_count_of_scales("_guidance_scale", self._guidance_scale, images)
+
+    def _check_scale_is_taken(self) -> None:
+        """Raise ValueError where a callback has set `_guidance_scale`, and no term has a gamma."""
+        off = self._null_is_off and self._scale_is_at_most_1()
+        if not off and all(term.gamma is None for term in self._guidance.terms):
+            names = " + ".join(type(term).__name__ for term in self._guidance.terms)
+            raise ValueError(
+                f"_guidance_scale was set to {self._guidance_scale}; allowed: leaving it, because the "
+                f"guidance of this call ({names or 'none'}) has no gamma"
+            )
 
     def _sample(
         self,
@@ -168,6 +181,12 @@ class GuidedPipeline(SafePipeline):
         prediction_type = prediction_type_of(self.scheduler)
         coefficients(noise_level(self.scheduler, self.scheduler.timesteps[0]), prediction_type)
         return prediction_type
+
+
+def check_count_of_scales(name: str, scale: Scale | None, images: int) -> None:
+    """Raise ValueError where scales one an image are not as many as images."""
+    if isinstance(scale, tuple) and len(scale) != images:
+        raise ValueError(f"{name} has {len(scale)} values for {images} images; give one or as many")
 
 
 def takes_eta(scheduler: Any) -> bool:

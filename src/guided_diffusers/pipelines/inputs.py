@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from diffusers.callbacks import IPAdapterScaleCutoffCallback
 from torch import Tensor
 
 from guided_diffusers.checks import (
@@ -90,15 +91,15 @@ def check_embeds(name: str, value: Any, width: int | None) -> None:
     check_finite(name, value)
 
 
-def check_latents(value: Any, expected: Sequence[int]) -> None:
-    """Raise ValueError where `latents` is not a floating-point tensor of a shape; None passes."""
+def check_latents(value: Any, expected: Sequence[int], name: str = "latents") -> None:
+    """Raise ValueError where latents are not a floating-point tensor of a shape; None passes."""
     if value is None:
         return
     floating = isinstance(value, Tensor) and value.is_floating_point()
     if not floating or tuple(value.shape) != tuple(expected):
         given = tuple(value.shape) if floating else shown(value)
-        raise ValueError(f"latents is {given}; allowed: a floating-point tensor of shape {tuple(expected)}")
-    check_finite("latents", value)
+        raise ValueError(f"{name} is {given}; allowed: a floating-point tensor of shape {tuple(expected)}")
+    check_finite(name, value)
 
 
 def check_generator(value: Any, batch_size: int) -> None:
@@ -125,9 +126,52 @@ def check_names(name: str, values: Any, allowed: Sequence[str]) -> None:
 
 
 def check_callback(value: Any) -> None:
-    """Raise ValueError where `callback_on_step_end` is neither None nor a function."""
+    """Raise ValueError where `callback_on_step_end` is neither None nor a function for these pipelines."""
     if value is not None and not callable(value):
         raise ValueError(f"callback_on_step_end is {shown(value)}; allowed: None, or a function")
+    if any(isinstance(each, IPAdapterScaleCutoffCallback) for each in getattr(value, "callbacks", [value])):
+        raise ValueError(
+            "callback_on_step_end has an IPAdapterScaleCutoffCallback; allowed: others, because this "
+            "pipeline has no IP-Adapter"
+        )
+
+
+def tensor_inputs(callback: Any, names: Sequence[str]) -> Sequence[str]:
+    """Which tensors a callback gets: diffusers' own say so themselves, others are given the names."""
+    return getattr(callback, "tensor_inputs", names)
+
+
+def checked_return(value: Any, allowed: Sequence[str]) -> Mapping[str, Any]:
+    """What a callback returned: tensors by name, of the allowed names; nothing at all is none."""
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise ValueError(
+            f"callback_on_step_end returned {shown(value)}; allowed: None, or a mapping of names to tensors"
+        )
+    for name, tensor in value.items():
+        if name not in allowed:
+            names = ", ".join(map(repr, allowed))
+            raise ValueError(f"callback_on_step_end returned {shown(name)}; allowed: {names}")
+        if not isinstance(tensor, Tensor) and (tensor is not None or name != "negative_prompt_embeds"):
+            raise ValueError(f"callback_on_step_end's {name} is {shown(tensor)}; allowed: a tensor")
+    return value
+
+
+def check_rows(
+    name: str, value: Any, like: Tensor, rows: Sequence[int], *, any_length: bool = False
+) -> Tensor:
+    """Embeddings in the dtype and on the device of others, where they have one of these numbers of rows.
+
+    Raises:
+        ValueError: No embeddings, or of another shape.
+    """
+    check_embeds(name, value, like.shape[2])
+    if len(value) not in rows or not (any_length or value.shape[1] == like.shape[1]):
+        count = " or ".join(map(str, rows))
+        allowed = f"({count}, {'length' if any_length else like.shape[1]}, {like.shape[2]})"
+        raise ValueError(f"{name} has shape {tuple(value.shape)}; allowed: {allowed}")
+    return value.to(like)
 
 
 def check_mapping(name: str, value: Any) -> None:

@@ -73,6 +73,7 @@ class PromptEncoding:
         if prompt_embeds is None:
             inputs.check_prompts("prompt", prompt)
             prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+            self._check_encodes("prompt")
             prompt_embeds = self._embed(prompts, device, clip_skip=clip_skip)
         inputs.check_embeds("prompt_embeds", prompt_embeds, None)
         inputs.check_embeds("negative_prompt_embeds", negative_prompt_embeds, None)
@@ -84,6 +85,7 @@ class PromptEncoding:
                     f"negative_prompt has {len(negatives)} entries for {len(prompt_embeds)} prompts; "
                     "allowed: one for all, or one a prompt"
                 )
+            self._check_encodes("negative_prompt", ", or guidance_scale=1")
             negative_prompt_embeds = self._embed(negatives, device, prompt_embeds.shape[1])
         prompt_embeds = self._repeated(prompt_embeds, device, num_images_per_prompt)
         if do_classifier_free_guidance:
@@ -100,6 +102,15 @@ class PromptEncoding:
         if clip_skip is not None:
             config = getattr(self.text_encoder, "config", None)  # there may be embeddings and no text encoder
             check_int("clip_skip", clip_skip, 0, getattr(config, "num_hidden_layers", MAX_COUNT))
+
+    def _check_encodes(self, name: str, otherwise: str = "") -> None:
+        """Raise ValueError where there is nothing to encode a prompt with."""
+        missing = [part for part in ("text_encoder", "tokenizer") if getattr(self, part) is None]
+        if missing:
+            raise ValueError(
+                f"{name} is to be encoded, and the pipeline has no {missing[0]}; give {name}_embeds"
+                f"{otherwise}"
+            )
 
     def _embed(
         self,

@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
 
 from guided_diffusers.denoiser import ModelDenoiser
-from guided_diffusers.guidance import ClassifierFreeGuidance, Guidance, GuidanceInterval
+from guided_diffusers.guidance import Guidance, GuidanceInterval
 from guided_diffusers.pipelines import inputs
 from guided_diffusers.pipelines.guided import GuidedPipeline, default_guidance_config, takes_eta
 from guided_diffusers.pipelines.noise import noise_of
@@ -201,7 +201,9 @@ class TextToImagePipeline(PromptEncoding, GuidedPipeline, StableDiffusionMixin):
             cross_attention_kwargs: Further arguments of the network's attention processors.
             clip_skip: Layers of the text encoder to leave out at its end.
             callback_on_step_end: `(pipeline, index, timestep, tensors) -> tensors` after each step; it may
-                replace the tensors and set `pipeline._guidance_scale` or `pipeline._interrupt`.
+                replace the tensors and set `pipeline._guidance_scale` or `pipeline._interrupt`. While
+                guidance asks for the null, `prompt_embeds` has its rows before those of the prompts; one that
+                gives the latter back alone, and sets a scale of at most 1, switches that guidance off.
             callback_on_step_end_tensor_inputs: Which tensors it gets, of `_callback_tensor_inputs`.
             guidance: Any sum of guidance terms, instead of `guidance_scale`.
             guidance_interval: Where guidance is active: a GuidanceInterval or a pair (low, high] in sigma /
@@ -215,8 +217,7 @@ class TextToImagePipeline(PromptEncoding, GuidedPipeline, StableDiffusionMixin):
             ValueError: An argument that is out of range, of the wrong type or shape, or contradicts another;
                 each message names it. Raised before anything is computed.
         """
-        if hasattr(callback_on_step_end, "tensor_inputs"):
-            callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
+        names = inputs.tensor_inputs(callback_on_step_end, callback_on_step_end_tensor_inputs)
         height, width = self._default_size(height, width)
         self.check_inputs(
             prompt,
@@ -229,7 +230,7 @@ class TextToImagePipeline(PromptEncoding, GuidedPipeline, StableDiffusionMixin):
             generator,
             eta,
             output_type,
-            callback_on_step_end_tensor_inputs,
+            names,
         )
         prompts = 1 if isinstance(prompt, str) else len(prompt) if prompt is not None else len(prompt_embeds)
         images = prompts * num_images_per_prompt
@@ -240,6 +241,7 @@ class TextToImagePipeline(PromptEncoding, GuidedPipeline, StableDiffusionMixin):
         prediction_type = self._begin_schedule(num_inference_steps, timesteps, sigmas)
         self._cross_attention_kwargs = cross_attention_kwargs
         device = self._execution_device
+        given_null = (negative_prompt, negative_prompt_embeds)
         prompt_embeds, negative_prompt_embeds = self.encode_prompt(
             prompt,
             device,
@@ -251,15 +253,22 @@ class TextToImagePipeline(PromptEncoding, GuidedPipeline, StableDiffusionMixin):
             None,
             clip_skip,
         )
+
+        def encode_null() -> Tensor:
+            once = prompt_embeds[::num_images_per_prompt]
+            return self.encode_prompt(
+                None, device, num_images_per_prompt, True, given_null[0], once, given_null[1]
+            )[1]
+
         noise = self.prepare_latents(images, height, width, prompt_embeds.dtype, device, generator, latents)
-        run = PromptedRun(
-            self, ModelDenoiser(self.unet, prediction_type), prompt_embeds, negative_prompt_embeds
-        )
+        denoiser = ModelDenoiser(self.unet, prediction_type)
+        arguments = self._network_arguments()
+        run = PromptedRun(self, denoiser, prompt_embeds, negative_prompt_embeds, encode_null, arguments)
         sample = self._sample(
             run,
             self.scheduler,
             noise,
-            (callback_on_step_end, callback_on_step_end_tensor_inputs),
+            (callback_on_step_end, names),
             num_inference_steps=num_inference_steps,
             timesteps=timesteps,
             sigmas=sigmas,
@@ -331,14 +340,20 @@ class TextToImagePipeline(PromptEncoding, GuidedPipeline, StableDiffusionMixin):
         inputs.check_generator(generator, prompts * num_images_per_prompt)
 
     def _wants_null(self, negative_prompt: Any, callback: Any) -> bool:
-        """Whether the call needs the null condition: a callback may change the scale, other terms may ask."""
-        others = any(not isinstance(term, ClassifierFreeGuidance) for term in self._guidance.terms)
-        wanted = self.do_classifier_free_guidance or others or callback is not None
-        if negative_prompt is not None and not wanted:
+        """Whether the call needs the null condition from its first step on."""
+        wanted = self.do_classifier_free_guidance
+        if negative_prompt is not None and not wanted and callback is None:
             logger.warning(
                 "negative_prompt has no part in this call: its guidance does nothing at this scale"
             )
         return wanted
+
+    def _network_arguments(self) -> dict[str, Any]:
+        """What the network is told beside the embeddings, the same with and without the condition."""
+        arguments: dict[str, Any] = {"return_dict": False}
+        if self.cross_attention_kwargs is not None:
+            arguments["cross_attention_kwargs"] = self.cross_attention_kwargs
+        return arguments
 
     def _default_size(self, height: int | None, width: int | None) -> tuple[int, int]:
         size = self.unet.config.sample_size
