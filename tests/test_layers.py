@@ -33,6 +33,7 @@ FLOORS = {
     "training": THIRD,
     "stock": THIRD,
     "checks": GROUND,
+    "columns": GROUND,
     "config_safety": GROUND,
     "safety": GROUND,  # folders of files, of whatever model
     "files": GROUND,

@@ -25,6 +25,7 @@ from guided_diffusers.training.cache import cached_latents
 from guided_diffusers.training.config import TrainingConfig, arguments, option, parse_config
 from guided_diffusers.training.data import DataConfig, ImageTextDataset
 from guided_diffusers.training.engine import make_accelerator, train
+from guided_diffusers.training.labels import class_labels
 from guided_diffusers.training.setup import run_script
 
 
@@ -34,7 +35,7 @@ class UnconditionalConfig:
 
     training: TrainingConfig
     data: DataConfig
-    label_column: str | None = option(None, "column of class numbers; null: unconditional")
+    label_column: str | None = option(None, "column of class numbers or names; null: unconditional")
     autoencoder: str | None = option(None, "folder, fashion-32/vae or Hub id; null: pixels")
     unet: dict[str, Any] = arguments("UNet2DModel's arguments", UNet2DModel)
     unet_pretrained: str | None = option(None, "folder or Hub id of a UNet2DModel to start from")
@@ -60,19 +61,21 @@ def make_unet(config: UnconditionalConfig, vae: Any, learned: bool, classes: int
     return UNet2DModel(**{**sizes, **config.unet})
 
 
-def labels_of(data: ImageTextDataset, column: str | None) -> Tensor | None:
-    """The class of each row."""
-    return None if column is None else torch.tensor(data.column(column), dtype=torch.int64)
+def labels_of(
+    data: ImageTextDataset, column: str | None, names: list[str] | None = None
+) -> tuple[Tensor | None, list[str] | None]:
+    """The class of each row, and the classes' names where they have any."""
+    return (None, None) if column is None else class_labels(data, column, names)
 
 
-def held_out(config: UnconditionalConfig) -> tuple[Tensor, Tensor | None] | None:
+def held_out(config: UnconditionalConfig, names: list[str] | None) -> tuple[Tensor, Tensor | None] | None:
     """The held-out images whose bits/dim are estimated while training, and their classes."""
     count = config.validation.bound_images
     if count == 0 or config.autoencoder is not None:
         return None
     split = f"{config.validation.split}[:{count}]"
     data = ImageTextDataset(dataclasses.replace(config.data, split=split, mirror=False))
-    return data.pixels(range(len(data))), labels_of(data, config.label_column)
+    return data.pixels(range(len(data))), labels_of(data, config.label_column, names)[0]
 
 
 def make_task(config: UnconditionalConfig, device: torch.device) -> un.UnconditionalTask:
@@ -82,7 +85,9 @@ def make_task(config: UnconditionalConfig, device: torch.device) -> un.Unconditi
     if config.autoencoder is not None:
         vae = VariationalAutoencoder.from_pretrained(component_source(config.autoencoder))
         vae.requires_grad_(False).eval()
-    labels = labels_of(data, config.label_column)
+    labels, names = labels_of(data, config.label_column)
+    if names is not None:
+        logging.info("classes: %s", ", ".join(f"{number} {name}" for number, name in enumerate(names)))
     scheduler = GuidedDDPMScheduler(**config.scheduler)
     learned = scheduler.config.variance_type in ("learned", "learned_range")
     return un.UnconditionalTask(
@@ -94,7 +99,7 @@ def make_task(config: UnconditionalConfig, device: torch.device) -> un.Unconditi
         config.training,
         labels=labels,
         vae=vae,
-        held_out=held_out(config),
+        held_out=held_out(config, names),
     )
 
 

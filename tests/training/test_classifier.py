@@ -307,7 +307,7 @@ def test_names_may_be_the_labels(run):
             "labels up to 9, and classifier.num_classes is 4",
         ),
         (None, ("--label_column", "kind"), "column 'kind' is not in"),
-        (None, ("--label_column", "text"), "row 0 has .* in label_column 'text'; allowed: a class number"),
+        (None, ("--label_column", "text"), "row 0 has .* in label_column 'text' of .*; allowed: a class"),
     ],
 )
 def test_options_that_do_not_go_together_are_named(run, tree, more, words):

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import datasets
 import pytest
 import torch
 import yaml
@@ -16,6 +17,7 @@ from safetensors.torch import load_file
 from guided_diffusers import GuidedDDPMScheduler, VariationalAutoencoder, pretrained
 from guided_diffusers.checkpoints import component_source
 from guided_diffusers.training.config import TrainingConfig
+from guided_diffusers.training.data import DataConfig, ImageTextDataset
 from guided_diffusers.training.unconditional import ObjectiveConfig, UnconditionalTask, ValidationConfig
 
 ROOT = Path(__file__).parents[2]
@@ -161,6 +163,56 @@ def test_classes_are_those_of_the_column_and_change_what_is_drawn(run):
         drawn([1, 2, 3])
 
 
+def test_names_may_be_the_classes(run):
+    """Another run with the numbers that the names stand for has the same weights."""
+    options = ("--num_images", "16", "--validation.images", "0")
+    named = run("named", "--label_column", "name", *options)
+    rows = datasets.Dataset.from_parquet(str(SLICE), cache_dir=str(named / "cache"))
+    names = sorted(set(rows["name"]))
+    numbered = rows.map(lambda row: {"label": names.index(row["name"])}, load_from_cache_file=False)
+    numbered.to_parquet(named / "numbered.parquet")
+    path = ("--data.path", str(named / "numbered.parquet"))
+    weights = [
+        load_file(folder / "final" / "unet" / "diffusion_pytorch_model.safetensors")
+        for folder in (named, run("numbered", "--label_column", "label", *options, *path))
+    ]
+    assert len(weights[0]["class_embedding.weight"]) == 10
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+
+
+@pytest.mark.parametrize(
+    ("kind", "labels", "message"),
+    [
+        (datasets.Value("int64"), [0, 1, -1], "row 2 has -1, which is no class in label_column 'kind' of"),
+        (datasets.ClassLabel(names=["cat", "dog"]), [0, 1, None], "row 2 has None in label_column 'kind' of"),
+        (datasets.Value("float64"), [0.5, 1.0, 0.0], "row 0 has 0.5 in label_column 'kind' of"),
+        (datasets.Value("string"), ["cat", None, "dog"], "row 1 has None in label_column 'kind' of"),
+    ],
+)
+def test_a_row_without_a_class_is_named(script, tmp_path, kind, labels, message):
+    image = {"bytes": (ROOT / "docs" / "images" / "fashion-32-loss.png").read_bytes(), "path": None}
+    features = datasets.Features(image=datasets.Image(), kind=kind)
+    rows = datasets.Dataset.from_dict({"image": [image] * 3, "kind": labels}, features=features)
+    rows.to_parquet(tmp_path / "train.parquet")
+    config = DataConfig(path=str(tmp_path), caption_column=None, resolution=8, cache_dir=str(tmp_path))
+    with pytest.raises(ValueError, match=message):
+        script.labels_of(ImageTextDataset(config), "kind")
+
+
+def test_a_split_that_numbers_its_classes_otherwise_is_read_by_name(script, tmp_path):
+    image = {"bytes": (ROOT / "docs" / "images" / "fashion-32-loss.png").read_bytes(), "path": None}
+    found, names = [], None
+    for split, classes in (("train", ["cat", "dog", "owl"]), ("test", ["owl", "cat"])):
+        features = datasets.Features(image=datasets.Image(), kind=datasets.ClassLabel(names=classes))
+        rows = {"image": [image] * len(classes), "kind": list(range(len(classes)))}
+        datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / f"{split}.parquet")
+        options = {"caption_column": None, "resolution": 8, "cache_dir": str(tmp_path)}
+        config = DataConfig(path=str(tmp_path), split=split, **options)
+        labels, names = script.labels_of(ImageTextDataset(config), "kind", names)
+        found.append(labels.tolist())
+    assert found == [[0, 1, 2], [2, 0]] and names == ["cat", "dog", "owl"]
+
+
 def test_latents_of_an_autoencoder(run, tiny_folder):
     from diffusers import DiffusionPipeline
 
@@ -297,6 +349,7 @@ def test_the_stop_gradient_is_the_hybrids(loss):
             {"class_dropout": 0.1, "classes": 4, "labels": torch.arange(50) % 4},
             "num_class_embeds is 4; class_dropout needs 5",
         ),
+        ({"classes": 3, "labels": torch.arange(50) % 4}, "num_class_embeds is 3, .* labels up to 3"),
     ],
 )
 def test_parts_that_do_not_suit_each_other_are_named(arguments, words):

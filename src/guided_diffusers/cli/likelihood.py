@@ -157,7 +157,6 @@ def load_images(
         )
     condition = None
     if unet.class_embedding is not None:
-        if found.labels is None:
-            raise ValueError(f"the network takes classes, and {data} has no column `label`")
-        condition = {"class_labels": found.labels.to(unet.device)}
+        labels = found.need("labels", f"the network takes classes, and {data} has no column `label` of them")
+        condition = {"class_labels": labels.to(unet.device)}
     return (pixels.float() / 127.5 - 1).to(unet.device), condition

@@ -98,6 +98,10 @@ def _ruler(spec: SweepSpec, data: ImageSet) -> Ruler:
     from guided_diffusers.evaluation.reference import Reference, reference_features
     from guided_diffusers.evaluation.sweep import Ruler
 
+    if spec.judge is not None:
+        data.need(
+            "labels", f"a judge needs the class of each image, and {spec.data} has no column `label` of them"
+        )
     network = feature_network(spec.features)
     return Ruler(
         network=network,

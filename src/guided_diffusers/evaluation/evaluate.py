@@ -48,12 +48,11 @@ def evaluate_images(
     Raises:
         ValueError: A judge without labels, a CLIP model without captions, or images that do not fit.
     """
-    if judge is not None and generated.labels is None:
-        raise ValueError("agreement needs the class that each image was asked for: labels in metadata.jsonl")
-    if clip is not None and generated.captions is None:
-        raise ValueError(
-            "the CLIP score needs the text that each image was asked for: text in metadata.jsonl"
-        )
+    asked = "needs the {} that each image was asked for: {} in metadata.jsonl"
+    if judge is not None:
+        generated.need("labels", "agreement " + asked.format("class", "label"))
+    if clip is not None:
+        generated.need("captions", "the CLIP score " + asked.format("text", "text"))
     features = extract_features(network, generated.images)
     report = distance_report(
         Reference(reference_features(real.images, network)),

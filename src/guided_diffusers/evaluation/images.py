@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ..columns import captions_of, class_numbers
 from ..image_reader import read_image
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
@@ -26,16 +27,25 @@ class ImageSet:
         labels: `(count,)` int64 classes, or None.
         captions: At least one text an image, or None.
         names: The name of each class by its number, or None.
+        unread: Why `labels` or `captions` is None though the data have such a column, by attribute.
     """
 
     images: Tensor
     labels: Tensor | None = None
     captions: list[list[str]] | None = None
     names: list[str] | None = None
+    unread: dict[str, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
         """How many images."""
         return len(self.images)
+
+    def need(self, attribute: Literal["labels", "captions"], reason: str) -> Any:
+        """The labels or captions; ValueError with `reason`, and why they could not be read, without them."""
+        if getattr(self, attribute) is None:
+            unread = self.unread.get(attribute)
+            raise ValueError(f"{reason}; {unread}" if unread else reason)
+        return getattr(self, attribute)
 
 
 def read_images(path: Path | str, *, limit: int | None = None) -> ImageSet:
@@ -74,7 +84,7 @@ def _folder(path: Path, limit: int | None) -> ImageSet:
         rows, files = [], sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)[:limit]
     if not files:
         raise ValueError(f"{path} holds no images; looked for {', '.join(SUFFIXES)}")
-    return ImageSet(images=_stacked([(str(file), file) for file in files]), **_columns(rows))
+    return ImageSet(images=_stacked([(str(file), file) for file in files]), **_columns(rows, metadata))
 
 
 def _chunks(path: Path, limit: int | None) -> ImageSet:
@@ -106,22 +116,31 @@ def _parquet(path: Path, limit: int | None) -> ImageSet:
     if not rows or "image" not in rows[0]:
         raise ValueError(f"{path} has no column named image, or no rows")
     sources = [(f"{path}, row {number}", row["image"]["bytes"]) for number, row in enumerate(rows)]
-    return ImageSet(images=_stacked(sources), **_columns(rows))
+    return ImageSet(images=_stacked(sources), **_columns(rows, path))
 
 
-def _columns(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Labels, captions and class names of rows that have them."""
-    columns: dict[str, Any] = {}
-    if rows and all("text" in row for row in rows):
-        texts = [row["text"] for row in rows]
-        columns["captions"] = [[text] if isinstance(text, str) else list(text) for text in texts]
-    if rows and all(isinstance(row.get("label"), int) for row in rows):
-        labels = [row["label"] for row in rows]
-        columns["labels"] = torch.tensor(labels)
-        if all("name" in row for row in rows):
-            named = {row["label"]: row["name"] for row in rows}
-            columns["names"] = [named.get(label, str(label)) for label in range(max(labels) + 1)]
+def _columns(rows: Sequence[dict[str, Any]], path: Path) -> dict[str, Any]:
+    """Labels, captions and class names of rows that have them; of others, why they cannot be read."""
+    columns: dict[str, Any] = {"unread": {}}
+    for name, column, read in (("captions", "text", captions_of), ("labels", "label", _labels)):
+        cells = [row.get(column) for row in rows]
+        if any(cell is not None for cell in cells):
+            try:
+                columns[name] = read(cells, f"column {column!r} of {path}")
+            except ValueError as error:
+                columns["unread"][name] = str(error)
+    if "labels" in columns and all("name" in row for row in rows):
+        named = {row["label"]: row["name"] for row in rows}
+        columns["names"] = [named.get(label, str(label)) for label in range(max(named) + 1)]
     return columns
+
+
+def _labels(cells: Sequence[Any], where: str) -> Tensor:
+    """Class numbers; names are none, for nothing says which number a judge or a network gives to each."""
+    numbers, names = class_numbers(cells, where)
+    if names is not None:
+        raise ValueError(f"row 0 has {cells[0]!r} in {where}; allowed: the class's number")
+    return numbers
 
 
 def _stacked(sources: Sequence[tuple[str, Path | bytes]]) -> Tensor:

@@ -36,8 +36,7 @@ def stratified_prompts(data: ImageSet, count: int) -> Prompts:
     Raises:
         ValueError: The data set has no captions, or count is below 1.
     """
-    if data.captions is None:
-        raise ValueError("the data have no captions; give a parquet file or a folder with metadata.jsonl")
+    data.need("captions", "the data have no captions; give a parquet file or a folder with metadata.jsonl")
     if count < 1:
         raise ValueError(f"count is {count}; allowed: at least 1")
     rows = len(data.captions)

@@ -27,6 +27,7 @@ from datasets import Image as ImageFeature
 from datasets import load_dataset
 from torch import Tensor
 
+from ..columns import captions_of
 from ..files import new_array, write_atomically
 from ..randomness import seed_for
 from .config import option
@@ -262,14 +263,8 @@ class ImageTextDataset:
         config = self.config
         if self._captions is None:
             raise ValueError(f"caption_column is None: name a column of {config.path!r} to train on text")
-        options = [_texts(cell) for cell in self._captions[rows][config.caption_column]]
-        for row, texts in zip(rows, options, strict=True):
-            if not texts:
-                raise ValueError(
-                    f"row {row} of {config.path!r} has no caption in column {config.caption_column!r}: "
-                    'give it one (an empty string "" trains the unconditional case) or drop the row'
-                )
-        return options
+        where = f"column {config.caption_column!r} of {config.path!r}"
+        return captions_of(self._captions[rows][config.caption_column], where, rows)
 
     def _decode(self, stem: Path) -> None:
         config, count = self.config, len(self._dataset)
@@ -328,10 +323,6 @@ class ImageTextDataset:
 def _save_rows(path: Path, rows: list[int]) -> None:
     with path.open("wb") as file:  # given a name, NumPy would append .npy to it
         np.save(file, np.array(rows, dtype=np.int64))
-
-
-def _texts(options: str | Sequence[str | None] | None) -> list[str]:
-    return [options] if isinstance(options, str) else [text for text in options or () if text is not None]
 
 
 def default_cache_dir() -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..columns import class_numbers
 from ..randomness import seed_for
 from .data import ImageTextDataset
 
@@ -23,20 +24,15 @@ def class_labels(
         (rows,) int64, and the names by class number. A column of names gets its classes in sorted order.
 
     Raises:
-        ValueError: a row without a class, a name outside `names`, or what is neither number nor name.
+        ValueError: a row without a class (-1 is none), a class outside `names`, or what is neither number nor
+            name.
     """
-    values = data.column(column)
-    if any(isinstance(value, str) for value in values):
-        names = sorted({value for value in values if value is not None}) if names is None else names
-        numbers = {name: number for number, name in enumerate(names)}
-        values = [numbers.get(value, value) for value in values]
-    else:
-        names = data.class_names(column) or names
-    for row, value in enumerate(values):
-        if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-            allowed = "a class number, 0 or more, or a class's name" if names is None else f"one of {names}"
-            raise ValueError(f"row {row} has {value!r} in label_column {column!r}; allowed: {allowed}")
-    return torch.tensor(values, dtype=torch.int64), names
+    values, own = data.column(column), data.class_names(column)
+    if own is not None and names is not None and own != names:  # another split numbers its classes otherwise
+        values = [
+            own[value] if isinstance(value, int) and 0 <= value < len(own) else value for value in values
+        ]
+    return class_numbers(values, f"label_column {column!r} of {data.config.path!r}", names or own)
 
 
 def stratified_subset(labels: Tensor, count: int, seed: int, sources: int | None = None) -> Tensor:

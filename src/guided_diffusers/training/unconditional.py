@@ -158,18 +158,24 @@ class UnconditionalTask:
                 "classes need both label_column and unet.num_class_embeds (or class_embed_type); one of "
                 "them is given without the other"
             )
-        if self.objective.class_dropout > 0:
-            self._check_null_class()
+        self._check_classes()
 
-    def _check_null_class(self) -> None:
+    def _check_classes(self) -> None:
+        null = self.objective.class_dropout > 0
         if self.labels is None:
-            raise ValueError("class_dropout needs classes: name their column in label_column")
-        known, classes = self.unet.config.num_class_embeds, int(self.labels.max()) + 1
-        if known is None or known <= classes:
+            if null:
+                raise ValueError("class_dropout needs classes: name their column in label_column")
+            return
+        held_out = None if self.held_out is None else self.held_out[1]
+        classes = 1 + max(int(labels.max()) for labels in (self.labels, held_out) if labels is not None)
+        known = self.unet.config.num_class_embeds
+        if null and (known is None or known <= classes):
             raise ValueError(
                 f"unet.num_class_embeds is {known}; class_dropout needs {classes + 1}: {classes} classes and "
                 "the null class"
             )
+        if known is not None and known < classes:
+            raise ValueError(f"unet.num_class_embeds is {known}, but there are labels up to {classes - 1}")
 
     def batch(self, indices: list[int], positions: list[int]) -> dict[str, Any]:
         """Images, eps, uniform numbers that become timesteps, labels."""
