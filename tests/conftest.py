@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import importlib
 import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+
+ROOT = Path(__file__).parents[1]
 
 # Frozen when huggingface_hub is first imported, so before that.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -49,13 +52,26 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 
 
 @pytest.fixture
-def load_benchmark(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], ModuleType]]:
-    """Imports a script or module of benchmarks/ by its name; scripts set torch's number of threads."""
+def load_script(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], ModuleType]]:
+    """Imports a module of a study, of benchmarks/speed or of docs/lecture, as in a process of its own.
+
+    `load("studies/likelihood/card")`: the folder's other modules are imported by their bare names, which
+    other folders have too, so those are forgotten first. Scripts set torch's number of threads.
+    """
     import torch
 
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
+    def load(place: str) -> ModuleType:
+        path = ROOT / (place if place.startswith("docs/") else f"benchmarks/{place}")
+        for name, module in list(sys.modules.items()):
+            file = Path(getattr(module, "__file__", None) or "/")
+            script = any(file.is_relative_to(ROOT / folder) for folder in ("benchmarks", "docs"))
+            if script and file.parent != path.parent:
+                monkeypatch.delitem(sys.modules, name)
+        monkeypatch.syspath_prepend(str(path.parent))
+        return importlib.import_module(path.name)
+
     threads = torch.get_num_threads()
-    yield importlib.import_module
+    yield load
     torch.set_num_threads(threads)
 
 

@@ -1,8 +1,7 @@
-"""benchmarks/clip_guidance.py runs on tiny components, its rows are of the pipeline it says, and its card."""
+"""The study of CLIP guidance runs on tiny components, its rows are of the pipeline it says, and its card."""
 
 from __future__ import annotations
 
-import importlib
 import json
 import sys
 from pathlib import Path
@@ -26,10 +25,9 @@ WAYS = ("down", "Encoder"), ("up", "Decoder")
 
 
 @pytest.mark.parametrize("contrast", [False, True])
-def test_rows_are_of_the_pipeline_that_is_saved(contrast, tmp_path, monkeypatch, capsys):
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+def test_rows_are_of_the_pipeline_that_is_saved(contrast, load_script, tmp_path, monkeypatch, capsys):
     script, scheduler, threads = (
-        importlib.import_module("clip_guidance"),
+        load_script("studies/clip_guidance/measure"),
         GuidedDDPMScheduler(),
         torch.get_num_threads(),
     )
@@ -75,22 +73,21 @@ def test_rows_are_of_the_pipeline_that_is_saved(contrast, tmp_path, monkeypatch,
     labels = torch.arange(10).repeat_interleave(2)
     found = judge_images(judge, (images * 255).round().to(torch.uint8)).argmax(1) == labels
     assert results["rows"][1]["agreement"]["value"] == pytest.approx(found.float().mean().item())
-    check_card(results)
+    check_card(results, load_script)
     assert Image.open(tmp_path / "rows.png").height > 10 * 64  # ten rows
 
 
-def test_the_gentlest_scale_is_within_the_interval_of_the_best(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    script = importlib.import_module("clip_guidance")
+def test_the_gentlest_scale_is_within_the_interval_of_the_best(load_script):
+    script = load_script("studies/clip_guidance/measure")
     agreements = [{"value": value, "low": value - 0.05} for value in (0.5, 0.91, 0.95, 0.9)]
     assert script.gentlest(agreements, [1, 4, 8, 2]) == 2
     assert script.gentlest(agreements[:3], [1, 4, 8]) == 4
     assert script.gentlest(agreements[:1], [1]) == 1
 
 
-def check_card(results):
+def check_card(results, load_script):
     """Its figures are those of the JSON: others there, others here."""
-    card = importlib.import_module("clip_guidance_card").card
+    card = load_script("studies/clip_guidance/card").card
     text = card(results, "images", "rows.json")
     assert text.count("\n| ") == 1 + 2 and "runs/fashion_denoiser --clip runs/fashion_clip" in text
     assert "right on 93.8% [93.0, 94.0]" in text and "--seed 3" in text and "/somewhere" not in text
@@ -102,12 +99,11 @@ def check_card(results):
     assert "87.7%" not in text and "does not reach the 75%" in text
 
 
-def test_the_shipped_figures_and_their_card(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+def test_the_shipped_figures_and_their_card(load_script):
     results = json.loads(SHIPPED.read_text())
     agreement = {row["guidance"][0]["scale"]: row["agreement"] for row in results["rows"]}
     assert agreement[0]["high"] < 0.2 and agreement[results["best_scale"]]["low"] >= 0.75
     assert all(figure["count"] >= 500 for figure in agreement.values())
-    card = importlib.import_module("clip_guidance_card").card(results, "../docs/images", SHIPPED.name)
+    card = load_script("studies/clip_guidance/card").card(results, "../docs/images", SHIPPED.name)
     assert SHIPPED.with_suffix(".md").read_text() == card
     assert (ROOT / "docs" / "images" / f"{SHIPPED.stem}.png").is_file()

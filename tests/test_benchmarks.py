@@ -14,6 +14,7 @@ from PIL import Image as PILImage
 
 from guided_diffusers import TextToImagePipeline, pretrained
 from guided_diffusers.checkpoints import shipped
+from guided_diffusers.evaluation import labelled
 
 ROOT = Path(__file__).parents[1]
 NAMES = ["boot", "bag"]
@@ -41,8 +42,8 @@ def data(tmp_path_factory):
     return folder
 
 
-def test_a_ratio_is_the_median_over_pairs(load_benchmark):
-    pairs = load_benchmark("_pairs")
+def test_a_ratio_is_the_median_over_pairs(load_script):
+    pairs = load_script("speed/pairs")
     times = pairs.PairedTimes(first_s=[2.0, 3.0, 40.0], second_s=[1.0, 2.0, 10.0])
     ratio = times.ratio()
     assert ratio.value == 2.0 and (ratio.low, ratio.high) == (1.5, 4.0) and ratio.count == 3
@@ -50,18 +51,18 @@ def test_a_ratio_is_the_median_over_pairs(load_benchmark):
     assert times.report(bound=4.1)["within_bound"] is True
 
 
-def test_pairs_alternate(load_benchmark):
+def test_pairs_alternate(load_script):
     calls = []
-    times = load_benchmark("_pairs").time_pairs(
+    times = load_script("speed/pairs").time_pairs(
         lambda: calls.append("a"), lambda: calls.append("b"), pairs=4, warmup=1
     )
     assert "".join(calls) == "ab" + "abba" * 2
     assert len(times.first_s) == len(times.second_s) == 4
 
 
-def test_inference_speed(load_benchmark):
+def test_inference_speed(load_script):
     """On tiny random weights: equal latents, guidance on exactly the steps asked for, all three ratios."""
-    script = load_benchmark("inference_speed")
+    script = load_script("speed/inference_speed")
     arguments = argparse.Namespace(
         size="tiny",
         checkpoint=None,
@@ -81,8 +82,8 @@ def test_inference_speed(load_benchmark):
     assert set(script.BOUNDS) < set(results)
 
 
-def test_inference_speed_in_half_precision_compares_what_is_left_of_equality(load_benchmark):
-    script = load_benchmark("inference_speed")
+def test_inference_speed_in_half_precision_compares_what_is_left_of_equality(load_script):
+    script = load_script("speed/inference_speed")
     theirs = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     assert script.check_agreement(theirs, theirs, exact=True) == 0
     assert script.check_agreement(1.02 * theirs, theirs, exact=False) == pytest.approx(0.02, rel=0.02)
@@ -91,17 +92,17 @@ def test_inference_speed_in_half_precision_compares_what_is_left_of_equality(loa
             script.check_agreement(1.1 * theirs, theirs, exact)
 
 
-def test_training_step(load_benchmark, data):
-    script = load_benchmark("training_step")
+def test_training_step(load_script, data):
+    script = load_script("speed/training_step")
     arguments = argparse.Namespace(
         data=data, size="tiny", batch_size=2, pairs=2, block_steps=2, warmup_steps=1, rows=16
     )
     assert script.measure(arguments)["over_bare_step"]["ratio"]["count"] == 2
 
 
-def test_training_summary_adds_up(load_benchmark):
+def test_training_summary_adds_up(load_script):
     """Parts and the rest make up a step, save what a thread did beside it; warm-up steps do not count."""
-    script = load_benchmark("training_speed")
+    script = load_script("speed/training_speed")
     steps = [{"backward": 9.0}] * 2 + [{"backward": 0.3, "data (beside)": 5.0}] * 3
     run = {"ends": [0.0, 9.0, 9.5, 10.0, 10.5], "steps": steps}
     summary = script.summary([run], argparse.Namespace(warmup_steps=1, batch_size=8))
@@ -109,8 +110,8 @@ def test_training_summary_adds_up(load_benchmark):
     assert summary["step_ms"] == {"backward": 300, "data (beside)": 5000, "the rest": 200}
 
 
-def test_stand_in_transforms(load_benchmark):
-    transforms = load_benchmark("_torchvision_stand_in")
+def test_stand_in_transforms(load_script):
+    transforms = load_script("speed/torchvision_stand_in")
     pixels = torch.arange(4 * 6, dtype=torch.uint8).reshape(4, 6)
     chain = [
         transforms.Resize(4),
@@ -122,9 +123,9 @@ def test_stand_in_transforms(load_benchmark):
     torch.testing.assert_close(image, (pixels[None, :, 1:5].float() / 127.5 - 1))
 
 
-def test_checkpoint_is_measured_and_described(load_benchmark, data, tmp_path, monkeypatch):
+def test_checkpoint_is_measured_and_described(load_script, data, tmp_path, monkeypatch):
     """Judge, measures, picture and card, each by its command."""
-    models = load_benchmark("_models")
+    models = load_script("speed/models")
     size = models.Size(widths=(32, 32), layers=1, latent_size=8, text_width=32, vae_widths=(8, 8, 8))
     pipeline = TextToImagePipeline(**models.random_components(size), default_guidance=2.0)
     pipeline.save_pretrained(tmp_path / "tiny-32")
@@ -136,18 +137,18 @@ def test_checkpoint_is_measured_and_described(load_benchmark, data, tmp_path, mo
     (run / "log.jsonl").write_text('{"images": 50, "seconds": 1}\n{"images": 120000, "seconds": 600.0}\n')
 
     def command(name, *options):
-        threads = () if name == "fashion_card" else ("--threads", 1)
+        threads = () if name == "card" else ("--threads", 1)
         monkeypatch.setattr(sys, "argv", [name, *map(str, (*options, *threads))])
-        load_benchmark(name).main()
+        load_script(f"studies/fashion_32/{name}").main()
 
     judge, results, card = tmp_path / "judge.safetensors", tmp_path / "tiny-32.json", tmp_path / "tiny-32.md"
     command(
-        "fashion_judge", "--data", data, "--output", judge, "--epochs", 8, "--batch-size", 16, "--width", 4
+        "judge", "--data", data, "--output", judge, "--epochs", 8, "--batch-size", 16, "--width", 4
     )
     options = ["--gammas", 0, 1, "--images-per-class", 2, "--steps", 2, "--batch-size", 3, "--grid-images", 2]
     options += ["--data", data, "--judge", judge, "--run", f"denoiser={run}"]
     command(
-        "fashion_checkpoint",
+        "measure",
         "--checkpoint",
         tmp_path / "tiny-32",
         *options,
@@ -158,7 +159,7 @@ def test_checkpoint_is_measured_and_described(load_benchmark, data, tmp_path, mo
     )
     first = json.loads(results.read_text())
     command(
-        "fashion_checkpoint",
+        "measure",
         "--checkpoint",
         tmp_path / "tiny-32",
         *options,
@@ -173,11 +174,11 @@ def test_checkpoint_is_measured_and_described(load_benchmark, data, tmp_path, mo
     components = {**pipeline.components, "weak_unet": network}
     TextToImagePipeline(**components, default_guidance=auto).save_pretrained(weak)
     again = [*options[options.index("--images-per-class") : -2], "--gammas", 1, "--training-from", results]
-    command("fashion_checkpoint", "--checkpoint", weak, *again, "--output", tmp_path / "weak.json")
+    command("measure", "--checkpoint", weak, *again, "--output", tmp_path / "weak.json")
     by_weak = json.loads((tmp_path / "weak.json").read_text())
     assert [row["default"] for row in by_weak["rows"]] == [False, True]
     assert by_weak["training"] == first["training"] and by_weak["rows"][1]["guidance"][0]["null"]
-    command("fashion_card", "--results", results, "--output", card)
+    command("card", "--results", results, "--output", card)
 
     measured = json.loads(results.read_text())
     assert [row["guidance"][0]["scale"] for row in measured["rows"]] == [0, 1, 2]
@@ -193,16 +194,16 @@ def test_checkpoint_is_measured_and_described(load_benchmark, data, tmp_path, mo
     assert "saw 120,000 images in 10 minutes, 200 a second" in described.text
 
 
-def test_images_do_not_depend_on_the_batch(load_benchmark, data):
-    fashion, models = load_benchmark("_fashion"), load_benchmark("_models")
+def test_images_do_not_depend_on_the_batch(load_script, data):
+    models = load_script("speed/models")
     size = models.Size(widths=(32, 32), layers=1, latent_size=8, text_width=32, vae_widths=(8, 8, 8))
     pipeline = TextToImagePipeline(**models.random_components(size))
     pipeline.set_progress_bar_config(disable=True)
-    captions = fashion.load_split(data / "test.parquet").captions
+    captions = labelled.load_split(data / "test.parquet").captions
     assert captions == [["boot", "a boot"], ["bag", "a bag"]]
     guidance = importlib.import_module("guided_diffusers.guidance").ClassifierFreeGuidance(2.0)
     made = [
-        fashion.generate(
+        labelled.generate(
             pipeline,
             captions,
             guidance=guidance,
@@ -228,14 +229,14 @@ def draws_text(name):
     [ROOT / "model_cards" / f"{name}.json" for name in shipped() if draws_text(name)],
     ids=lambda path: path.stem,
 )
-def test_shipped_card(load_benchmark, results):
+def test_shipped_card(load_script, results):
     """A card in the repository is what the command makes of its figures, and they are what was asked for."""
     measured = json.loads(results.read_text())
     names = ("guidance", "sampler", "pictures")
     beside = [results.with_name(f"{results.stem}-{name}.json") for name in names]
     extras = [path if path.is_file() else None for path in beside]
     picture = f"../docs/images/{results.stem}-grid.png"
-    card = load_benchmark("fashion_card").card(measured, picture, results.name, *extras)
+    card = load_script("studies/fashion_32/card").card(measured, picture, results.name, *extras)
     assert results.with_suffix(".md").read_text() == card
     assert (ROOT / "docs" / "images" / f"{results.stem}-grid.png").is_file()
     assert measured["judge"]["test_accuracy"]["value"] >= 0.9
@@ -248,11 +249,12 @@ def test_shipped_card(load_benchmark, results):
     assert 0.9 <= default["sharpness"]["value"] <= 1.1
 
 
-def test_features_are_compared_and_a_point_is_measured_once(load_benchmark, tmp_path, monkeypatch, capsys):
+def test_features_are_compared_and_a_point_is_measured_once(load_script, tmp_path, monkeypatch, capsys):
     """Every arm on real images; the second run reads the first one's points, another autoencoder does not."""
     from tiny import tiny_autoencoder
 
-    script, slice_of = load_benchmark("features"), ROOT / "tests" / "data" / "fashion_slice.parquet"
+    script = load_script("studies/autoencoders/features")
+    slice_of = ROOT / "tests" / "data" / "fashion_slice.parquet"
     folder, output = tmp_path / "data", tmp_path / "features.json"
     folder.mkdir()
     for split in ("train", "test"):
@@ -275,8 +277,8 @@ def test_features_are_compared_and_a_point_is_measured_once(load_benchmark, tmp_
         script.main()
 
 
-def test_features_summary_is_the_mean_and_deviation_over_seeds(load_benchmark):
-    script = load_benchmark("features")
+def test_features_summary_is_the_mean_and_deviation_over_seeds(load_script):
+    script = load_script("studies/autoencoders/features")
     points = [
         {"arm": arm, "labels": 5, "accuracy": value + shift}
         for shift, arm in enumerate(script.ARMS)
@@ -288,8 +290,8 @@ def test_features_summary_is_the_mean_and_deviation_over_seeds(load_benchmark):
     assert script.table({"summary": rows}).splitlines()[2] == "| linear probe | 20.0 ± 10.0 |"
 
 
-def test_algorithm_1_comes_nearer_with_steps(load_benchmark, tmp_path, monkeypatch, capsys):
-    script, output = load_benchmark("algorithm_1"), tmp_path / "rows.json"
+def test_algorithm_1_comes_nearer_with_steps(load_script, tmp_path, monkeypatch, capsys):
+    script, output = load_script("studies/algorithm_1/measure"), tmp_path / "rows.json"
     arguments = ["algorithm_1.py", "--steps", "20", "60", "--samples", "200", "--output", str(output)]
     monkeypatch.setattr(sys, "argv", arguments)
     script.main()

@@ -60,7 +60,7 @@ def runs(tmp_path_factory):
 
 
 @pytest.fixture
-def command(load_benchmark, monkeypatch, runs, tmp_path):
+def command(load_script, monkeypatch, runs, tmp_path):
     """Runs the measurement in a folder of its own; returns its results, or None where it wrote none."""
     monkeypatch.setenv("GUIDED_DIFFUSERS_CACHE", str(tmp_path / "cache"))
 
@@ -70,7 +70,7 @@ def command(load_benchmark, monkeypatch, runs, tmp_path):
         paths += ["--data", runs / "data", "--judge", judge, "--features", judge]
         paths += ["--kept", tmp_path / kept, "--output", output]
         monkeypatch.setattr(sys, "argv", list(map(str, ["classifier_guidance", *paths, *SIZES, *options])))
-        load_benchmark("classifier_guidance").main()
+        load_script("studies/classifier_guidance/measure").main()
         return json.loads(output.read_text()) if output.is_file() else None
 
     return run
@@ -80,8 +80,8 @@ def without_run(results):
     return {name: value for name, value in results.items() if name != "run"}
 
 
-def test_the_points_are_all_that_were_asked_for_each_once(load_benchmark):
-    groups = load_benchmark("_guided_points").first_round([25, 50], 250, 500, (0.0, 100.0))
+def test_the_points_are_all_that_were_asked_for_each_once(load_script):
+    groups = load_script("studies/classifier_guidance/points").first_round([25, 50], 250, 500, (0.0, 100.0))
     points = [point for group in groups.values() for point in group]
     assert len({point.name for point in points}) == len(points) == 11 + 11 + 9 + 2 + 3
     check_points([point.to_dict() for point in points])
@@ -102,8 +102,8 @@ def check_points(points):
     assert {point["images"] for point in points} == {500}
 
 
-def test_the_finals_are_chosen_by_the_rule(load_benchmark):
-    module = load_benchmark("_guided_points")
+def test_the_finals_are_chosen_by_the_rule(load_script):
+    module = load_script("studies/classifier_guidance/points")
     groups = module.first_round([25, 50], 250, 500, (0.0, 100.0))
 
     def record(point):
@@ -164,7 +164,7 @@ def test_what_was_stopped_or_shared_ends_with_the_same_figures(command, monkeypa
 
 @pytest.mark.slow
 def test_the_measurement_its_pictures_its_pipeline_and_its_card(
-    command, load_benchmark, runs, tmp_path, monkeypatch
+    command, load_script, runs, tmp_path, monkeypatch
 ):
     results = command("whole", "--pictures", tmp_path / "pictures", "--save", tmp_path / "saved")
     assert "/somewhere" not in json.dumps(results) and str(tmp_path) not in json.dumps(results)
@@ -179,7 +179,7 @@ def test_the_measurement_its_pictures_its_pipeline_and_its_card(
     grid = [r for r in by_name.values() if r["point"]["denoiser"] == "conditional"]
     assert {(r["point"]["gamma"], r["compute"]["forwards"]["unet"]) for r in grid} == {(1, 2), (2, 4), (3, 4)}
     check_saved(results, runs, tmp_path / "saved")
-    check_card(results, load_benchmark, tmp_path, monkeypatch)
+    check_card(results, load_script, tmp_path, monkeypatch)
 
 
 def check_saved(results, runs, folder):
@@ -199,12 +199,12 @@ def check_saved(results, runs, folder):
     assert best["figures"]["agreement"]["value"] == pytest.approx(found.float().mean().item())
 
 
-def check_card(results, load_benchmark, folder, monkeypatch):
+def check_card(results, load_script, folder, monkeypatch):
     """Its figures are those of the JSON: others there, others here."""
     path, card = folder / "whole" / "tiny-guided.json", folder / "tiny-guided.md"
     paths = ["--results", path, "--output", card, "--pictures", "images"]
     monkeypatch.setattr(sys, "argv", list(map(str, ["classifier_guidance_card", *paths])))
-    script = load_benchmark("classifier_guidance_card")
+    script = load_script("studies/classifier_guidance/card")
     script.main()
     text = ModelCard.load(card).text
     assert text.count("\n| ") == 3 + 36 + 3  # three heads
@@ -225,18 +225,19 @@ def check_card(results, load_benchmark, folder, monkeypatch):
 
 
 @pytest.mark.skipif(not SHIPPED.is_file(), reason="the measurement has not been made yet")
-def test_the_shipped_figures_and_their_card(load_benchmark):
+def test_the_shipped_figures_and_their_card(load_script):
     results = json.loads(SHIPPED.read_text())
     check_points([record["point"] for record in results["points"]])
     for record in [*results["points"], *results["finals"]]:
         assert record["figures"]["agreement"]["count"] == record["point"]["images"]
     assert {record["point"]["images"] for record in results["finals"]} == {5000}
-    assert {load_benchmark("_guided_points").role_of(r["point"]) for r in results["finals"]} == {
+    points = load_script("studies/classifier_guidance/points")
+    assert {points.role_of(r["point"]) for r in results["finals"]} == {
         "score", "mean_shift", "grid"
     }  # fmt: skip
-    best = load_benchmark("_guided_points").best_guided(results)["figures"]["agreement"]
+    best = points.best_guided(results)["figures"]["agreement"]
     assert best["value"] >= 0.85
-    card = load_benchmark("classifier_guidance_card").card(results, "../docs/images", SHIPPED.name)
+    card = load_script("studies/classifier_guidance/card").card(results, "../docs/images", SHIPPED.name)
     assert SHIPPED.with_suffix(".md").read_text() == card
     pictures = re.findall(r"\]\((\.\./docs/images/[^)]*)\)", card)
     assert len(pictures) == 5 and all((SHIPPED.parent / picture).is_file() for picture in pictures)

@@ -20,8 +20,8 @@ SHIPPED = ROOT / "model_cards" / "emoji-64-vae.json"
 
 
 @pytest.fixture
-def script(load_benchmark):
-    return load_benchmark("emoji_autoencoder")
+def script(load_script):
+    return load_script("studies/emoji_autoencoder/measure")
 
 
 @pytest.fixture(scope="module")
@@ -105,8 +105,8 @@ def test_bad_arms_and_missing_data_are_named(script, folder, tmp_path):
         script.read_held_out(tmp_path / "test.parquet")
 
 
-def test_the_verdict_follows_the_network_that_no_loss_has_seen(load_benchmark):
-    card = load_benchmark("emoji_autoencoder_card")
+def test_the_verdict_follows_the_network_that_no_loss_has_seen(load_script):
+    card = load_script("studies/emoji_autoencoder/card")
 
     def results(plain, perceptual):
         arms = {
@@ -124,9 +124,9 @@ def test_the_verdict_follows_the_network_that_no_loss_has_seen(load_benchmark):
 
 
 @pytest.mark.skipif(not SHIPPED.is_file(), reason="the figures have not been measured yet")
-def test_shipped_card(load_benchmark):
+def test_shipped_card(load_script):
     """The card is what the command makes of its figures, and the checkpoint is the arm that it names."""
-    measured, card = json.loads(SHIPPED.read_text()), load_benchmark("emoji_autoencoder_card")
+    measured, card = json.loads(SHIPPED.read_text()), load_script("studies/emoji_autoencoder/card")
     assert SHIPPED.with_suffix(".md").read_text() == card.card(measured, "../docs/images", SHIPPED.stem)
     assert (ROOT / "docs" / "images" / f"{SHIPPED.stem}.png").is_file()
     assert list(measured["arms"]) == ["l1", "plain", "perceptual"] and measured["images"] == 339

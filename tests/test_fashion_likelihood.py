@@ -16,7 +16,8 @@ SLICE = ROOT / "tests" / "data" / "fashion_slice.parquet"
 
 
 def command(name, *arguments):
-    subprocess.run([sys.executable, ROOT / "benchmarks" / f"{name}.py", *map(str, arguments)], check=True)
+    script = ROOT / "benchmarks" / "studies" / "likelihood" / f"{name}.py"
+    subprocess.run([sys.executable, script, *map(str, arguments)], check=True)
 
 
 @pytest.fixture
@@ -56,7 +57,7 @@ def test_the_measurement_and_its_card(run_folder, tmp_path):
     results, card, pictures = (tmp_path / name for name in ("tiny.json", "tiny.md", "pictures"))
     sizes = ("--images", 12, "--draws", 4, "--full", 5, "--steps", 8, "--samples", 4, "--sampling-steps", 2)
     paths = ("--run", run_folder, "--data", SLICE, "--output", results, "--pictures", pictures)
-    command("fashion_likelihood", *paths, *sizes, "--threads", 1)
+    command("measure", *paths, *sizes, "--threads", 1)
     measured = json.loads(results.read_text())
     assert list(measured["bounds"]) == ["fixed_small", "fixed_large", "learned_range"]
     for bound in measured["bounds"].values():
@@ -65,7 +66,7 @@ def test_the_measurement_and_its_card(run_folder, tmp_path):
         assert same["holds_zero"] == (same["low"] <= 0 <= same["high"]) and same["count"] == 5
     assert "/somewhere" not in results.read_text() and measured["training"]["images_seen"] == 64
     assert {path.name for path in pictures.iterdir()} == {"tiny-terms.png", "tiny-samples.png"}
-    command("fashion_likelihood_card", "--results", results, "--output", card)
+    command("card", "--results", results, "--output", card)
     text = card.read_text()
     for bound in measured["bounds"].values():
         assert f"{bound['estimate']['value']:.3f} [" in text

@@ -65,7 +65,7 @@ def make_run(folder, kind):
 
 
 @pytest.fixture
-def command(load_benchmark, monkeypatch, data, tmp_path):
+def command(load_script, monkeypatch, data, tmp_path):
     """Runs the measurement of three tiny runs, with more options; returns its results and its output."""
     monkeypatch.setenv("GUIDED_DIFFUSERS_CACHE", str(tmp_path / "cache"))
     judge = tmp_path / "judge.safetensors"
@@ -79,14 +79,14 @@ def command(load_benchmark, monkeypatch, data, tmp_path):
         sizes = ["--images", 20, "--spatial-images", 12, "--draws", 4, "--samples", 12, "--threads", 1]
         output = ["--output", tmp_path / "tiny-16.json"]
         monkeypatch.setattr(sys, "argv", list(map(str, ["fashion_vae", *paths, *sizes, *output, *options])))
-        load_benchmark("fashion_vae").main()
+        load_script("studies/autoencoders/measure").main()
         return json.loads((tmp_path / "tiny-16.json").read_text())
 
     return run
 
 
 @pytest.mark.filterwarnings("ignore:FD-judge of")
-def test_the_measurement_and_its_card(command, load_benchmark, tmp_path, monkeypatch, capsys):
+def test_the_measurement_and_its_card(command, load_script, tmp_path, monkeypatch, capsys):
     pictures = tmp_path / "pictures"
     measured = command("--pictures", pictures)
     kinds = ("samples", "traversal", "interpolation", "reconstructions")
@@ -112,7 +112,7 @@ def test_the_measurement_and_its_card(command, load_benchmark, tmp_path, monkeyp
     paths = ["--results", tmp_path / "tiny-16.json", "--output", card, "--pictures", "images"]
     paths += ["--features", features]
     monkeypatch.setattr(sys, "argv", list(map(str, ["fashion_vae_card", *paths])))
-    load_benchmark("fashion_vae_card").main()
+    load_script("studies/autoencoders/card").main()
     text = ModelCard.load(card).text
     for value in (vector["elbo"]["nats"]["value"], vector["iwae"]["nats"]["value"], exact):
         assert f"{value:,.1f} [" in text
@@ -142,15 +142,15 @@ def test_a_stopped_measurement_goes_on_and_a_new_model_is_measured_anew(command,
     assert other["models"]["spatial"]["psnr"] != first["models"]["spatial"]["psnr"]
 
 
-def test_a_run_of_another_kind_is_refused(load_benchmark, tmp_path):
+def test_a_run_of_another_kind_is_refused(load_script, tmp_path):
     run = make_run(tmp_path / "run", "spatial")
     with pytest.raises(ValueError, match="latent of .* is 'spatial'; wanted here: 'vector'"):
-        load_benchmark("_vae_figures").load_autoencoder(run, latent="vector")
+        load_script("studies/autoencoders/figures").load_autoencoder(run, latent="vector")
 
 
 @pytest.mark.parametrize("kind", ["vector", "spatial"])
-def test_likelihoods_do_not_depend_on_parts_or_batches(load_benchmark, kind):
-    figures, model, images = load_benchmark("_vae_figures"), autoencoder(kind), levels(7)
+def test_likelihoods_do_not_depend_on_parts_or_batches(load_script, kind):
+    figures, model, images = load_script("studies/autoencoders/figures"), autoencoder(kind), levels(7)
     whole = figures.likelihoods(model, images, 0, 6, 1, 7)
     parts = [figures.likelihoods(model, images[a:b], a, 6, 1, 2) for a, b in ((0, 3), (3, 7))]
     for name in ("elbo", "kl", "iwae"):
@@ -161,9 +161,10 @@ def test_likelihoods_do_not_depend_on_parts_or_batches(load_benchmark, kind):
     assert min(whole["kl"]) > 0 and whole["elbo"] != whole["iwae"]
 
 
-def test_the_vae_that_is_pca_has_its_exact_likelihood(load_benchmark):
+def test_the_vae_that_is_pca_has_its_exact_likelihood(load_script):
     """Both on the same dequantised images, in the same nats: with a linear decoder they are one model."""
-    figures, ppca, images = load_benchmark("_vae_figures"), load_benchmark("_ppca"), levels(60)
+    figures, ppca = (load_script(f"studies/autoencoders/{name}") for name in ("figures", "ppca"))
+    images = levels(60)
     fitted = ppca.fit(figures.dequantised(images, 0), 3)
     loadings = fitted.directions * (fitted.variances - fitted.noise_variance).sqrt()
     model = LinearVAE(loadings, fitted)
@@ -210,8 +211,8 @@ class LinearVAE:
         return evidence.log_likelihood(self, images, draws, **options)
 
 
-def test_the_fitted_gaussian_has_the_codes_mean_and_covariance(load_benchmark):
-    figures, model = load_benchmark("_vae_figures"), autoencoder("plain")
+def test_the_fitted_gaussian_has_the_codes_mean_and_covariance(load_script):
+    figures, model = load_script("studies/autoencoders/figures"), autoencoder("plain")
     mixing = torch.tensor([[2.0, 0.0, 0.0], [1.5, 0.5, 0.0], [0.0, 0.0, 0.0]])
     found = torch.randn(500, 3, generator=torch.Generator().manual_seed(0)) @ mixing.T + 3
     drawn = figures.fitted_latents(model, found, 20_000, seed=0)
@@ -220,8 +221,8 @@ def test_the_fitted_gaussian_has_the_codes_mean_and_covariance(load_benchmark):
     torch.testing.assert_close(torch.cov(drawn.flatten(1).T), torch.cov(found.T), rtol=0.05, atol=0.02)
 
 
-def test_the_verdicts_follow_the_intervals(load_benchmark):
-    card = load_benchmark("fashion_vae_card")
+def test_the_verdicts_follow_the_intervals(load_script):
+    card = load_script("studies/autoencoders/card")
     words = [card.verdict({"low": low, "high": high}) for low, high in ((1, 2), (-1, 1), (-2, -1))]
     assert "beats" in words[0] and "No difference" in words[1] and "does not beat" in words[2]
 
@@ -235,12 +236,12 @@ def test_the_verdicts_follow_the_intervals(load_benchmark):
 
 
 @pytest.mark.skipif(not SHIPPED.is_file(), reason="the figures have not been measured yet")
-def test_shipped_card(load_benchmark):
+def test_shipped_card(load_script):
     """The card in the repository is what the command makes of its figures, which are what was asked for."""
     measured = json.loads(SHIPPED.read_text())
     path = SHIPPED.with_name("fashion-28-features.json")
     features = json.loads(path.read_text())
-    card = load_benchmark("fashion_vae_card").card
+    card = load_script("studies/autoencoders/card").card
     card = card(measured, features, "../docs/images", SHIPPED.name, path.name)
     assert SHIPPED.with_suffix(".md").read_text() == card
     assert {(row["labels"], row["seeds"]) for row in features["summary"]} == {

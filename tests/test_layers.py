@@ -14,6 +14,7 @@ PACKAGE = ROOT / "src" / "guided_diffusers"
 GROUND, FIRST, SECOND, THIRD, TOP = range(5)
 FLOORS = {
     "noise_level": GROUND,
+    "exact": GROUND,
     "prediction": GROUND,
     "randomness": GROUND,
     "distributions": GROUND,
@@ -109,7 +110,7 @@ def test_imports_go_down_or_sideways(path: Path):
     assert not upwards, f"{module} imports from a floor above: {sorted(upwards)}"
 
 
-@pytest.mark.parametrize("name", ["noise_level", "prediction", "randomness"])
+@pytest.mark.parametrize("name", ["exact", "noise_level", "prediction", "randomness"])
 def test_ground_floor_needs_torch_only(name: str):
     imported = imports_of(PACKAGE / f"{name}.py", f"guided_diffusers.{name}")
     libraries = {item.split(".")[0] for item in imported}
@@ -125,25 +126,28 @@ def test_guidance_knows_no_scheduler_model_or_pipeline(path: Path):
     assert not forbidden
 
 
+SCRIPT_FOLDERS = ("training", "benchmarks", "pipelines", "docs")
+
+
 def scripts() -> list[Path]:
-    """Every script; a module whose name begins with an underscore is what scripts share."""
-    folders = ("training", "benchmarks", "pipelines")
-    found = [path for folder in folders for path in modules_under(ROOT / folder)]
-    return [path for path in found if not path.name.startswith("_")]
+    """Every script and every module of a folder of scripts."""
+    return [path for folder in SCRIPT_FOLDERS for path in modules_under(ROOT / folder)]
 
 
 @pytest.mark.parametrize("path", scripts(), ids=lambda path: str(path.relative_to(ROOT)))
-def test_scripts_import_no_script(path: Path):
-    names = imports_of(path, path.stem)
-    neighbours = {other.stem for other in scripts()} | {"training", "benchmarks", "pipelines", "tests"}
-    found = {name for name in names if name.split(".")[0] in neighbours}
-    assert not found, f"{path.relative_to(ROOT)} imports another script: {sorted(found)}"
+def test_scripts_need_the_package_and_their_own_folder(path: Path):
+    """A study's modules import one another; nothing imports what stands in another folder of scripts."""
+    imported = {name.split(".")[0] for name in imports_of(path, path.stem)}
+    own = {other.stem for other in path.parent.glob("*.py")}
+    elsewhere = {other.stem for other in scripts()} - own | {*SCRIPT_FOLDERS, "tests"}
+    found = {name for name in imported & elsewhere if name not in sys.stdlib_module_names}
+    assert not found, f"{path.relative_to(ROOT)} imports from other scripts: {sorted(found)}"
 
 
 def test_the_package_imports_no_script_or_test():
     for path in modules_under(PACKAGE):
         roots = {name.split(".")[0] for name in imports_of(path, dotted(path))}
-        assert not roots & {"training", "benchmarks", "tests", "pipelines"}, path
+        assert not roots & {*SCRIPT_FOLDERS, "tests"}, path
 
 
 def test_the_check_sees_an_upward_import(tmp_path: Path):

@@ -1,4 +1,4 @@
-"""docs/lecture.md is true: its Python runs, its quotations are code, its pictures are drawn as it says."""
+"""docs/lecture/lecture.md is true: Python runs, quotations are code, pictures are drawn as it says."""
 
 from __future__ import annotations
 
@@ -15,16 +15,17 @@ from laws.mixture import MIXTURE
 from PIL import Image
 
 from guided_diffusers import NoiseLevel
+from guided_diffusers.exact import GaussianMixture
 from guided_diffusers.models.evidence import log_likelihood
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
-TEXT = (DOCS / "lecture.md").read_text(encoding="utf-8")
+TEXT = (DOCS / "lecture" / "lecture.md").read_text(encoding="utf-8")
 PROSE = re.sub(r"```.*?```|`[^`\n]*`", "code", TEXT, flags=re.DOTALL)
 LINKS = sorted(set(re.findall(r"(?<!!)\[[^\]]+\]\(((?!http)[^)]+)\)", PROSE)))
-PICTURES = re.findall(r"^!\[[^\]]+\]\((images/\S+\.png)\)\\\n(.*)", TEXT, flags=re.MULTILINE)
+PICTURES = re.findall(r"^!\[[^\]]+\]\((\.\./images/\S+\.png)\)\\\n(.*)", TEXT, flags=re.MULTILINE)
 
-SCRIPTED = [(path, words) for path, words in PICTURES if words.startswith("Made by `python benchmarks/")]
+SCRIPTED = [(path, words) for path, words in PICTURES if words.startswith("Made by `python ")]
 SWEPT = [(path, words) for path, words in PICTURES if words.startswith("Made by `guided-diffusers sweep")]
 DRAWN = [
     pytest.param(Path(path).stem, marks=[pytest.mark.slow] * ("latents" in path or "scales" in path))
@@ -56,17 +57,17 @@ def test_the_python_runs_in_order():
 
 
 class TestQuotations:
-    def test_each_is_what_stands_at_its_lines(self, load_benchmark):
-        links = load_benchmark("lecture_links")
+    def test_each_is_what_stands_at_its_lines(self, load_script):
+        links = load_script("docs/lecture/links")
         assert links.complaints(TEXT) == []
         assert len(links.quotations(TEXT)) == TEXT.count("#L") > 30
 
-    def test_code_that_moved_is_followed_and_code_that_changed_is_not(self, load_benchmark, tmp_path):
-        links, file = load_benchmark("lecture_links"), tmp_path / "a" / "b.py"
+    def test_code_that_moved_is_followed_and_code_that_changed_is_not(self, load_script, tmp_path):
+        links, file = load_script("docs/lecture/links"), tmp_path / "a" / "b.py"
         file.parent.mkdir()
         file.write_text("def f(x):\n    y = x\n    return y\n")
         block = "```py\ny = x\nreturn y\n```\n"
-        page = f"At [`b.py:2`](../a/b.py#L2) `y = x`\nand [`b.py:2`](../a/b.py#L2-L3)\n{block}"
+        page = f"At [`b.py:2`](../../a/b.py#L2) `y = x`\nand [`b.py:2`](../../a/b.py#L2-L3)\n{block}"
         assert links.complaints(page, tmp_path) == []
 
         file.write_text("import z\n\n\n" + file.read_text())
@@ -84,21 +85,21 @@ class TestQuotations:
         assert "a/b.py#L5: its quoted code is not there: 'y = x'" in wrong
         assert links.refreshed(moved, tmp_path) == moved
 
-    def test_a_link_to_a_line_without_code_is_refused(self, load_benchmark, tmp_path):
-        [wrong] = load_benchmark("lecture_links").complaints("[here](../a/b.py#L7)", tmp_path)
+    def test_a_link_to_a_line_without_code_is_refused(self, load_script, tmp_path):
+        [wrong] = load_script("docs/lecture/links").complaints("[here](../../../a/b.py#L7)", tmp_path)
         assert "no code follows" in wrong
 
 
 class TestPictures:
     @pytest.mark.parametrize("path", [path for path, _ in PICTURES])
     def test_it_is_there_and_small(self, path: str):
-        assert (DOCS / path).is_file()
-        assert (DOCS / path).stat().st_size < 300_000
+        assert (DOCS / "lecture" / path).is_file()
+        assert (DOCS / "lecture" / path).stat().st_size < 300_000
 
     @pytest.mark.parametrize(("path", "words"), SCRIPTED, ids=lambda value: value.split()[0])
-    def test_the_script_beneath_it_draws_it(self, path: str, words: str, load_benchmark, monkeypatch):
+    def test_the_script_beneath_it_draws_it(self, path: str, words: str, load_script, monkeypatch):
         """It takes the command's options, and it or a module that it imports says the picture's name."""
-        script, *arguments = re.findall(r"^Made by `python benchmarks/(\S+)\.py ([^`]+)`$", words)[0]
+        script, *arguments = re.findall(r"^Made by `python (\S+)\.py ([^`]+)`$", words)[0]
         arguments = arguments[0].split()
         monkeypatch.setattr(sys, "argv", [script, *arguments])
         parse = argparse.ArgumentParser.parse_args
@@ -108,14 +109,14 @@ class TestPictures:
 
         monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse_and_stop)
         with pytest.raises(Parsed) as stopped:
-            load_benchmark(script).main()
-        if script == "lecture_pictures":
+            load_script(script.removeprefix("benchmarks/")).main()
+        if script.startswith("docs/lecture/"):
             assert stopped.value.options.only == [Path(path).stem.removeprefix("lecture-")]
         else:
             name, _, kind = Path(path).stem.rpartition("-")
             options = stopped.value.options
             assert name in (options.output.stem, getattr(options, "checkpoint", None))
-            assert re.search(rf'"{kind}"|-{kind}\.png', sources(ROOT / "benchmarks" / f"{script}.py"))
+            assert re.search(rf'"{kind}"|-{kind}\.png', sources(ROOT / f"{script}.py"))
 
     @pytest.mark.parametrize(("path", "words"), SWEPT, ids=lambda value: value.split()[0])
     def test_the_sweep_beneath_it_draws_it(self, path: str, words: str):
@@ -129,16 +130,16 @@ class TestPictures:
 
     def test_every_picture_has_a_command(self):
         assert TEXT.count("![") == len(PICTURES) == len(SCRIPTED) + len(SWEPT)
-        assert {f"images/{path.name}" for path in (DOCS / "images").glob("lecture-*")} <= {
+        assert {f"../images/{path.name}" for path in (DOCS / "images").glob("lecture-*")} <= {
             p for p, _ in PICTURES
         }
 
     @pytest.mark.parametrize("name", DRAWN)
-    def test_it_is_drawn_as_it_is_there(self, name: str, load_benchmark, monkeypatch, tmp_path):
+    def test_it_is_drawn_as_it_is_there(self, name: str, load_script, monkeypatch, tmp_path):
         """With few points: of the committed picture's size, and neither blank nor the same as another."""
         few = ["--output", tmp_path, "--only", name.removeprefix("lecture-"), "--samples", 0.1]
-        monkeypatch.setattr(sys, "argv", ["lecture_pictures", *map(str, few)])
-        load_benchmark("lecture_pictures").main()
+        monkeypatch.setattr(sys, "argv", ["pictures", *map(str, few)])
+        load_script("docs/lecture/pictures").main()
         [drawn] = tmp_path.iterdir()
         committed = Image.open(DOCS / "images" / f"{name}.png")
         assert drawn.name == f"{name}.png" and Image.open(drawn).size == committed.size
@@ -146,10 +147,11 @@ class TestPictures:
 
 
 def sources(script: Path) -> str:
-    """A script and the modules of benchmarks/ that it imports, in their own words."""
+    """A script and the modules of its folder that it imports, in their own words."""
     text = script.read_text(encoding="utf-8")
-    helpers = re.findall(r"^from (_[a-z]\w+) import|^import (_[a-z]\w+)", text, flags=re.MULTILINE)
-    return text + "".join(sources(script.with_name(f"{''.join(names)}.py")) for names in helpers)
+    names = re.findall(r"^(?:from|import) (\w+)", text, flags=re.MULTILINE)
+    helpers = [path for name in names if (path := script.with_name(f"{name}.py")).is_file()]
+    return text + "".join(map(sources, helpers))
 
 
 class Parsed(Exception):  # noqa: N818  (what a script is stopped by)
@@ -161,8 +163,8 @@ class Parsed(Exception):  # noqa: N818  (what a script is stopped by)
 
 
 class TestExactModels:
-    def test_the_mixture_is_that_of_the_laws(self, load_benchmark):
-        mixture = load_benchmark("_lecture_guidance").PLANE
+    def test_the_mixture_is_that_of_the_laws(self, load_script):
+        mixture = load_script("docs/lecture/guidance").PLANE
         level, x = NoiseLevel(alpha=0.6, sigma=0.8), torch.linspace(-2, 2, 10).double().view(5, 2)
         labels = torch.tensor([0, 1, 2, 1, 0])
         for given in (None, labels):
@@ -171,9 +173,9 @@ class TestExactModels:
         exact = MIXTURE.log_posterior(x, level.alpha, level.sigma).gather(1, labels[:, None])[:, 0]
         torch.testing.assert_close(mixture.log_prob(x, level, labels), exact)
 
-    def test_a_class_of_several_components_is_their_mixture(self, load_benchmark):
-        modes, exact = load_benchmark("_lecture_guidance").MODES, load_benchmark("_lecture_exact")
-        alone = exact.mixture(modes.means[:3].tolist(), modes.deviations[:3].tolist())
+    def test_a_class_of_several_components_is_their_mixture(self, load_script):
+        modes = load_script("docs/lecture/guidance").MODES
+        alone = GaussianMixture.of(modes.means[:3].tolist(), modes.deviations[:3].tolist())
         level, x = NoiseLevel(alpha=0.6, sigma=0.8), torch.linspace(-2, 2, 10).double().view(5, 2)
         zeros = torch.zeros(5, dtype=torch.int64)
         torch.testing.assert_close(modes.denoise(x, level, zeros), alone.denoise(x, level))
@@ -181,9 +183,9 @@ class TestExactModels:
         torch.testing.assert_close(both, torch.ones(5, dtype=torch.float64))
 
     @pytest.mark.parametrize("steps", [8, 1000])
-    def test_the_true_step_back_is_a_density_with_the_denoisers_mean(self, load_benchmark, steps):
+    def test_the_true_step_back_is_a_density_with_the_denoisers_mean(self, load_script, steps):
         """E[x_next | x_t] is the posterior's mean at E[x_0 | x_t], around which a reverse step draws."""
-        theory = load_benchmark("_lecture_theory")
+        theory = load_script("docs/lecture/theory")
         level, following = theory._around(theory.scheduler_of(steps), 0.8)
         sample = torch.tensor([[-0.2]], dtype=torch.float64)
         variance, mean = theory._posterior(theory.LINE.denoise(sample, level), sample, level, following)
@@ -194,8 +196,8 @@ class TestExactModels:
         assert (mass @ places).item() == pytest.approx(mean, abs=1e-6)
         assert (mass @ (places - mean) ** 2).item() >= variance * 0.999
 
-    def test_importance_sampling_finds_the_linear_autoencoders_likelihood(self, load_benchmark):
-        model = load_benchmark("_lecture_exact").LinearVAE()
+    def test_importance_sampling_finds_the_linear_autoencoders_likelihood(self, load_script):
+        model = load_script("docs/lecture/linear_vae").LinearVAE()
         images = model.draw(4, seed=1)
         errors = log_likelihood(model, images, 3000) - model.log_density(images)
         assert errors.abs().max() < 0.1
@@ -226,12 +228,12 @@ class TestWords:
     def test_links_lead_somewhere(self, link: str):
         path, _, anchor = link.partition("#")
         if path:
-            assert (DOCS / path).exists()
+            assert (DOCS / "lecture" / path).exists()
             return
         headings = re.findall(r"^#+ (.+)$", TEXT, flags=re.MULTILINE)
         anchors = {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
         assert anchor in anchors
 
     def test_files_and_scripts_that_it_names_are_there(self):
-        named = re.findall(r"`((?:training|benchmarks)/\w+\.py)`", TEXT)
+        named = re.findall(r"`((?:training|benchmarks|docs)/[\w/]+\.py)`", TEXT)
         assert len(named) >= 4 and all((ROOT / path).is_file() for path in named)

@@ -15,7 +15,7 @@ from guided_diffusers.likelihood import (
     with_variance,
 )
 
-FILE = Path(__file__).parents[1] / "benchmarks" / "_discretised_gaussian.py"
+FILE = Path(__file__).parents[1] / "benchmarks" / "studies" / "bound_gap" / "discretised_gaussian.py"
 SPEC = importlib.util.spec_from_file_location("_discretised_gaussian", FILE)
 gaussian = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(gaussian)

@@ -1,20 +1,16 @@
 """Probabilistic PCA: its density is the multivariate normal's, its closed form the likelihood's maximum."""
 
-import importlib
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 
-ROOT = Path(__file__).parents[1]
 LATENT = 3
 
 
 @pytest.fixture
-def ppca(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    return importlib.import_module("_ppca")
+def ppca(load_script):
+    return load_script("studies/autoencoders/ppca")
 
 
 @pytest.fixture

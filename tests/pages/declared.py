@@ -10,8 +10,8 @@ from pathlib import Path
 
 from pages.blocks import ROOT
 
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-RUN_ELSEWHERE = {"docs/lecture.md": "lecture"}
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+RUN_ELSEWHERE = {"docs/lecture/lecture.md": "lecture"}
 """Pages whose blocks another test runs, with a word of that test's name."""
 
 SOURCE = "fashion-idx"  # four small IDX files, made of tests/data/fashion_slice.parquet
@@ -24,7 +24,7 @@ SHORTER: tuple[tuple[str, str], ...] = (
     ),
     (r"configs/fashion_unconditional\.yaml", "--validation.bound_images 8"),
     (r"training/data/fashion_mnist\.py", f"--source {SOURCE}"),
-    (r"benchmarks/fashion_judge\.py", "--epochs 1 --width 4"),
+    (r"benchmarks/studies/fashion_32/judge\.py", "--epochs 1 --width 4"),
     (r"guided-diffusers generate (?!.*--from-image)", "--steps 2 --num-images 4"),
     (r"guided.diffusers evaluate .*--checkpoint", "--num-images 10 --steps 2 --batch-size 5"),
     (r"guided-diffusers likelihood .*--plot", "--images 4 --draws 3"),

@@ -48,7 +48,7 @@ EXAMPLES: dict[Callable[..., Any], tuple[str, ...]] = {
         "evaluate runs/drawn --real data/fashion/test.parquet --checkpoint fashion-32 --num-images 2000",
     ),
     sweep: (
-        "sweep benchmarks/sweeps/fashion-32.yaml --output runs/sweep",
+        "sweep benchmarks/studies/fashion_32/sweep.yaml --output runs/sweep",
         "sweep my.yaml --output runs/mine --adopt checkpoint/",
     ),
     likelihood: ("likelihood --checkpoint runs/pixels/final --data data/fashion/test.parquet --crop 28",),

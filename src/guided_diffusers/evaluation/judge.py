@@ -205,7 +205,9 @@ def load_judge(path: Path | str) -> tuple[Judge, dict[str, object]]:
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"`path`: no judge at {path}; train one first (benchmarks/fashion_judge.py).")
+        raise FileNotFoundError(
+            f"`path`: no judge at {path}; train one first (benchmarks/studies/fashion_32/judge.py)"
+        )
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata() or {}
     if "config" not in metadata:

@@ -112,7 +112,7 @@ class CardFacts:
 
 
 def _of_results(results: Mapping[str, Any]) -> dict[str, Any]:
-    """Facts from what benchmarks/fashion_checkpoint.py measured: the figures of the default row, the runs."""
+    """Facts from what a study of a checkpoint measured: the figures of the default row, the runs."""
     row = next(row for row in results["rows"] if row["default"])
     figures = {
         name: value
