@@ -21,6 +21,7 @@ FLOORS = {
     "schedulers": FIRST,
     "models": FIRST,
     "denoiser": FIRST,
+    "networks": FIRST,
     "conditioning": FIRST,
     "guidance": SECOND,
     "sampling": SECOND,

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from guided_diffusers.checks import as_number, check_callable, check_choice, check_number, shown
+from guided_diffusers.networks import WITHOUT_A_BATCH, Network
 from guided_diffusers.noise_level import NoiseLevel, broadcast
 from guided_diffusers.prediction import PREDICTION_TYPES, at_least_float32, to_denoised
 
@@ -55,21 +56,24 @@ def as_denoised(answer: Tensor | Denoised) -> Denoised:
 class ModelDenoiser:
     """A network as a denoiser.
 
-    The network is called as `model(input_scale * x_t, timestep, **condition)` in its own dtype and may return
-    a tensor, a tuple that begins with one, or an output object with `.sample`. Twice the sample's channels
-    mean learned variance: the second half becomes `Denoised.extra`. Where nobody asks for gradients, a module
-    in evaluation mode runs under `torch.inference_mode`, which is a few per cent faster on a small one; what
-    it answers is a plain tensor all the same.
+    The network is called as `model(input_scale * x_t, timestep, **condition)` in its own dtype, a transformer
+    of diffusers as `guided_diffusers.networks` says (by name, on its own scale of timesteps); it may return a
+    tensor, a tuple that begins with one, or an output object with `.sample`. Twice the sample's channels mean
+    learned variance: the second half becomes `Denoised.extra`. Where nobody asks for gradients, a module in
+    evaluation mode runs under `torch.inference_mode`, which is a few per cent faster on a small one; what it
+    answers is a plain tensor all the same.
 
     Args:
-        model: The network, such as a `UNet2DConditionModel`.
+        model: The network, such as a `UNet2DConditionModel` or an `SD3Transformer2DModel`. What its
+            configuration says that it has to be told must be in the condition.
         prediction_type: What it predicts: one of `guided_diffusers.prediction.PREDICTION_TYPES`.
         clip: What is done to x_0 before any guidance sees it: None, nothing; a number c, clipping to [-c, c];
             a function `x_0 -> x_0`, such as `DynamicThreshold`.
 
     Raises:
         TypeError: A model that cannot be called.
-        ValueError: An unknown prediction type, or a clip that is not positive.
+        ValueError: An unknown prediction type, a clip that is not positive, or a network of diffusers that is
+            called in a way which is not known.
     """
 
     def __init__(
@@ -84,6 +88,7 @@ class ModelDenoiser:
         if clip is not None and not callable(clip) and not (number is not None and number > 0):
             raise ValueError(f"clip is {shown(clip)}; allowed: None, a number above 0, or a function of x_0")
         self.model = model
+        self.network = Network(model)
         self.prediction_type = prediction_type
         self.clip = clip
         self._may_infer = isinstance(model, torch.nn.Module) and not _has_offloading_hooks(model)
@@ -111,7 +116,7 @@ class ModelDenoiser:
     def _forward(self, scaled: Tensor, timestep: Any, arguments: Mapping[str, Any]) -> Tensor:
         infer = self._may_infer and not torch.is_grad_enabled() and not self.model.training
         with torch.inference_mode() if infer else nullcontext():
-            output = self.model(scaled, timestep, **arguments)
+            output = self.network(scaled, timestep, arguments)
         output = output if isinstance(output, Tensor) else output[0]
         if not isinstance(output, Tensor) or output.ndim < 2 or len(output) != len(scaled):
             raise ValueError(f"the network's output is {shown(output)} for a batch of {len(scaled)}")
@@ -186,6 +191,8 @@ def _concatenated(many: Sequence[Any], path: str = "") -> Any:
                 f"conditions of one step differ in their arguments{path and f' under {path}'}: {list(many)}"
             )
         return {key: _concatenated([each[key] for each in many], f"{path}.{key}".strip(".")) for key in first}
+    if path in WITHOUT_A_BATCH and all(_equal(other, first) for other in many):
+        return first
     if isinstance(first, Tensor):
         if any(not isinstance(other, Tensor) or other.shape[1:] != first.shape[1:] for other in many):
             shapes = ", ".join(str(tuple(getattr(other, "shape", ()))) for other in many)
@@ -194,6 +201,16 @@ def _concatenated(many: Sequence[Any], path: str = "") -> Any:
     if any(other is not first and other != first for other in many):
         raise ValueError(f"condition {path!r} is no tensor and differs between the conditions of one step")
     return first
+
+
+def _equal(one: Any, other: Any) -> bool:
+    """Whether two arguments without a batch are the same: tensors, or sequences of them."""
+    if one is other:
+        return True
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return one.shape == other.shape and torch.equal(one, other)
+    several = isinstance(one, list | tuple) and isinstance(other, list | tuple) and len(one) == len(other)
+    return several and all(map(_equal, one, other))
 
 
 def _repeated_timestep(timestep: Any, count: int, device: torch.device) -> Any:

@@ -206,6 +206,7 @@ class ClassifierGuidedPipeline(SteeredPipeline):
 
     def _check_networks(self) -> None:
         """Raise ValueError where classifier and denoiser differ in the samples or the classes they know."""
+        self._check_unet()
         self._check_channels("classifier", self.classifier.config.get("in_channels"))
         classes, embeds = class_count(self.classifier.config), self.unet.config.num_class_embeds
         if embeds is not None and embeds not in (classes, classes + 1):

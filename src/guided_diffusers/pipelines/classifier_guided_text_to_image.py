@@ -236,6 +236,7 @@ class ClassifierGuidedTextToImagePipeline(SteeredPipeline):
 
     def _check_networks(self) -> None:
         """Raise ValueError where `clip` and denoiser, or `clip` and tokenizer, do not fit."""
+        self._check_unet()
         image, text = self.clip.image_encoder.config, self.clip.text_encoder.config
         self._check_channels("clip", image.in_channels)
         sizes = self._sample_shape(1)[2:]

@@ -62,6 +62,7 @@ class ImagePipeline(UnpromptedMixin, SafePipeline):
             ValueError: Classes for a network without, none for a network with, or not one an image; another
                 argument that is out of range or of the wrong type.
         """
+        self._check_unet()
         inputs.check_choice("output_type", output_type, inputs.OUTPUT_TYPES)
         inputs.check_count("batch_size", batch_size)
         inputs.check_generator(generator, batch_size)

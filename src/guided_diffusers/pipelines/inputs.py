@@ -19,6 +19,7 @@ from guided_diffusers.checks import (
 )
 from guided_diffusers.checks import check_choice as check_choice  # pipelines find all their checks here
 from guided_diffusers.conditioning import check_text
+from guided_diffusers.networks import needed_arguments
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 MAX_SIDE = 16_384
@@ -172,6 +173,45 @@ def check_rows(
         allowed = f"({count}, {'length' if any_length else like.shape[1]}, {like.shape[2]})"
         raise ValueError(f"{name} has shape {tuple(value.shape)}; allowed: {allowed}")
     return value.to(like)
+
+
+def check_unet(unet: Any, told: Sequence[str], name: str = "unet") -> None:
+    """Raise ValueError where a pipeline has a network that it cannot run; None passes.
+
+    Args:
+        unet: A network of diffusers; others may be anything.
+        told: What the pipeline tells it beside sample and timestep.
+        name: The component's name.
+    """
+    kind = type(unet).__name__
+    for argument, why in needed_arguments(unet).items():
+        if argument not in told:
+            raise ValueError(
+                f"{name} is a {kind} that has to be told {argument} ({why}), and is not by this pipeline; "
+                f"use {_INSTEAD.get(argument, _ITS_OWN)}, or sampling_loop with a Condition that has it"
+            )
+    config = getattr(unet, "config", None) or {}
+    seen, drawn = config.get("in_channels"), config.get("out_channels")
+    if None not in (seen, drawn) and drawn not in (seen, 2 * seen):
+        raise ValueError(
+            f"{name} has in_channels {seen} and out_channels {drawn}: it sees an image beside the "
+            f"noise, which this pipeline does not give; use {_SEEING.get(seen - drawn, _ITS_OWN)}"
+        )
+
+
+_ITS_OWN = "the pipeline that it was saved by"
+_INSTEAD = {
+    "added_cond_kwargs.text_embeds": "diffusers' StableDiffusionXLPipeline",
+    "added_cond_kwargs.image_embeds": "diffusers' Kandinsky pipelines, or the ones with an IP-Adapter",
+    "encoder_hidden_states": "TextToImagePipeline",
+    "class_labels": "ImagePipeline (classes of a UNet2DModel), diffusers' StableUnCLIPPipeline",
+}
+_SEEING = {
+    3: "diffusers' StableDiffusionUpscalePipeline",
+    4: "diffusers' StableDiffusionInstructPix2PixPipeline",
+    5: "diffusers' StableDiffusionInpaintPipeline",
+}
+"""What draws with a network of so many further channels."""
 
 
 def check_mapping(name: str, value: Any) -> None:

@@ -80,8 +80,12 @@ class SafePipeline(PushMixin, DiffusionPipeline):
                     check_complete(component, folder / name, f"{where}, {name}", kwargs.get("variant"))
                     check_finite(component, f"{where}, {name}")
                     check_schedule(component, f"{where}, {name}")
+            pipeline._check_unet()
         pipeline.register_to_config(_name_or_path=where)
         return pipeline
+
+    def _check_unet(self) -> None:
+        """Raise ValueError where this pipeline cannot run one of its networks; a subclass says which."""
 
     @classmethod
     def _components(cls) -> set[str]:

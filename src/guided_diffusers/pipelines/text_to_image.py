@@ -19,8 +19,9 @@ from diffusers.utils import logging
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
 
-from guided_diffusers.denoiser import ModelDenoiser
-from guided_diffusers.guidance import Guidance, GuidanceInterval
+from guided_diffusers.denoiser import ModelDenoiser, dtype_of
+from guided_diffusers.guidance import ClassifierFreeGuidance, Guidance, GuidanceInterval, GuidanceSum
+from guided_diffusers.networks import guidance_embedding, needed_arguments
 from guided_diffusers.pipelines import inputs
 from guided_diffusers.pipelines.guided import GuidedPipeline, default_guidance_config, takes_eta
 from guided_diffusers.pipelines.noise import noise_of
@@ -54,7 +55,9 @@ class TextToImagePipeline(PromptEncoding, GuidedPipeline, StableDiffusionMixin):
             scale.
 
     Raises:
-        ValueError: A safety checker without feature extractor, or a default guidance that is none.
+        ValueError: A safety checker without feature extractor, or a default guidance that is none; at a
+            call and in `from_pretrained`, a network that has to be told what this pipeline does not tell it,
+            such as that of Stable Diffusion XL.
     """
 
     model_cpu_offload_seq = "text_encoder->image_encoder->unet->vae"
@@ -124,6 +127,13 @@ class TextToImagePipeline(PromptEncoding, GuidedPipeline, StableDiffusionMixin):
             return None
         return ModelDenoiser(self.weak_unet, prediction_type_of(self.scheduler))
 
+    def _check_unet(self) -> None:
+        """Raise ValueError where a network has to be told what this pipeline does not tell it."""
+        for name, network in (("unet", self.unet), ("weak_unet", self.weak_unet)):
+            inputs.check_unet(network, ("encoder_hidden_states", "timestep_cond"), name)
+        if self.weak_unet is not None and needed_arguments(self.weak_unet) != needed_arguments(self.unet):
+            raise ValueError("weak_unet and unet differ in time_cond_proj_dim; allowed: both alike")
+
     def _guidance_networks(self) -> dict[str, Any]:
         return {} if self.weak_unet is None else {"weak": self.weak_denoiser}
 
@@ -186,7 +196,8 @@ class TextToImagePipeline(PromptEncoding, GuidedPipeline, StableDiffusionMixin):
             sigmas: Custom sigmas, descending, for schedulers that take them.
             guidance_scale: gamma of classifier-free guidance, a number or one an image: 1 is the conditional
                 model and runs the network once, 0 the unconditional one. None uses the checkpoint's
-                `default_guidance` (7.5 where it has none).
+                `default_guidance` (7.5 where it has none). A distilled network (`time_cond_proj_dim`) is told
+                it, once for the whole call, and runs once.
             negative_prompt: What to guide away from, one for all or one a prompt; the empty prompt by
                 default.
             num_images_per_prompt: Images a prompt.
@@ -217,6 +228,7 @@ class TextToImagePipeline(PromptEncoding, GuidedPipeline, StableDiffusionMixin):
             ValueError: An argument that is out of range, of the wrong type or shape, or contradicts another;
                 each message names it. Raised before anything is computed.
         """
+        self._check_unet()
         names = inputs.tensor_inputs(callback_on_step_end, callback_on_step_end_tensor_inputs)
         height, width = self._default_size(height, width)
         self.check_inputs(
@@ -262,7 +274,7 @@ class TextToImagePipeline(PromptEncoding, GuidedPipeline, StableDiffusionMixin):
 
         noise = self.prepare_latents(images, height, width, prompt_embeds.dtype, device, generator, latents)
         denoiser = ModelDenoiser(self.unet, prediction_type)
-        arguments = self._network_arguments()
+        arguments = self._network_arguments(images)
         run = PromptedRun(self, denoiser, prompt_embeds, negative_prompt_embeds, encode_null, arguments)
         sample = self._sample(
             run,
@@ -348,12 +360,36 @@ class TextToImagePipeline(PromptEncoding, GuidedPipeline, StableDiffusionMixin):
             )
         return wanted
 
-    def _network_arguments(self) -> dict[str, Any]:
+    def _network_arguments(self, images: int) -> dict[str, Any]:
         """What the network is told beside the embeddings, the same with and without the condition."""
         arguments: dict[str, Any] = {"return_dict": False}
         if self.cross_attention_kwargs is not None:
             arguments["cross_attention_kwargs"] = self.cross_attention_kwargs
+        if self._scale_width is not None:
+            told = guidance_embedding(self._guidance_scale, images, self._scale_width)
+            arguments["timestep_cond"] = told.to(self._execution_device, dtype_of(self.unet, told.dtype))
         return arguments
+
+    @property
+    def _scale_width(self) -> int | None:
+        """The width of the embedding by which a distilled network is told the scale; None for others."""
+        return self.unet.config.get("time_cond_proj_dim")
+
+    def _settle_guidance(self, guidance: Any, images: int) -> None:
+        """As always; a distilled network is told the scale, and the term that has it is left out."""
+        super()._settle_guidance(guidance, images)
+        if self._scale_width is None:
+            return
+        terms = self._guidance.terms
+        free = [term for term in terms if isinstance(term, ClassifierFreeGuidance)]
+        if len(free) != 1 or type(free[0]) is not ClassifierFreeGuidance or free[0].interval is not None:
+            names = " + ".join(type(term).__name__ for term in terms) or "none"
+            raise ValueError(
+                f"guidance is {names}{' in an interval' * any(term.interval for term in free)}; allowed: "
+                "guidance_scale alone, beside terms of other kinds, because the unet (time_cond_proj_dim "
+                f"{self._scale_width}) is told the scale, and not guided by it"
+            )
+        self._guidance = GuidanceSum(tuple(term for term in terms if term is not free[0]))
 
     def _default_size(self, height: int | None, width: int | None) -> tuple[int, int]:
         size = self.unet.config.sample_size

@@ -8,6 +8,7 @@ import torch
 from diffusers.image_processor import VaeImageProcessor
 from torch import Tensor
 
+from guided_diffusers.pipelines import inputs
 from guided_diffusers.pipelines.noise import noise_of
 
 
@@ -17,6 +18,16 @@ class UnpromptedMixin:
     unet: Any
     vae: Any
     _execution_device: torch.device
+
+    def _check_unet(self) -> None:
+        """Raise ValueError where the denoiser has to be told more than the index of a class."""
+        inputs.check_unet(self.unet, ("class_labels",))
+        kind = getattr(self.unet, "config", {}).get("class_embed_type")
+        if kind is not None:
+            raise ValueError(
+                f"unet has class_embed_type {kind!r}; allowed: None, with num_class_embeds, because this "
+                "pipeline tells it the index of a class"
+            )
 
     def _sample_shape(self, count: int) -> tuple[int, ...]:
         size = self.unet.config.sample_size
