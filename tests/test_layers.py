@@ -23,6 +23,7 @@ FLOORS = {
     "denoiser": FIRST,
     "networks": FIRST,
     "conditioning": FIRST,
+    "transformers_models": FIRST,
     "guidance": SECOND,
     "sampling": SECOND,
     "losses": SECOND,

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTokenizer, CLIPVisionConfig
+from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig
 
 from guided_diffusers.losses import process_of
 from guided_diffusers.models import NoiseAwareClassifier, NoiseAwareCLIP
@@ -28,6 +28,8 @@ from guided_diffusers.training.data import DataConfig, ImageTextDataset
 from guided_diffusers.training.engine import make_accelerator, train
 from guided_diffusers.training.images import Images, image_arguments, load_autoencoder
 from guided_diffusers.training.setup import make_scheduler, run_script
+from guided_diffusers.training.text import load_tokenizer, settle_context
+from guided_diffusers.transformers_models import load_fitting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,9 +69,15 @@ class ClipConfig:
 def make_clip(config: ClipConfig, captions: list[str], shape: tuple[int, ...], process: Any) -> Any:
     """The model, loaded or new, and its tokenizer; sizes that the data fix need not be given."""
     if config.pretrained is not None:
-        cls = NoiseAwareCLIP if config.noise_aware else CLIPModel
-        clip = cls.from_pretrained(config.pretrained, use_safetensors=True).float()
-        return clip, CLIPTokenizer.from_pretrained(config.pretrained)
+        if config.noise_aware:
+            clip = NoiseAwareCLIP.from_pretrained(config.pretrained)
+            text = clip.text_encoder.config
+        else:
+            clip = load_fitting(CLIPModel, config.pretrained, use_safetensors=True)
+            text = clip.config.text_config
+        tokenizer = load_tokenizer(config.pretrained)
+        settle_context(tokenizer, text, config.text.context_length)
+        return clip.float(), tokenizer
     tokenizer = train_tokenizer(captions, config.text.vocabulary_size, config.text.context_length)
     text, width = text_config_for(tokenizer, **config.text.model), config.projection_dim
     if config.noise_aware:

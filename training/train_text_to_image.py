@@ -10,40 +10,21 @@ from __future__ import annotations
 import logging
 import sys
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from diffusers import UNet2DConditionModel
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from guided_diffusers.checkpoints import component_source
+from guided_diffusers.conditioning import sees_padding
 from guided_diffusers.models import VariationalAutoencoder
 from guided_diffusers.training import text_to_image as t2i
 from guided_diffusers.training.cache import cached_embeddings, cached_latents
-from guided_diffusers.training.captions import text_config_for, train_tokenizer
 from guided_diffusers.training.config import TrainingConfig, arguments, option, parse_config
 from guided_diffusers.training.data import DataConfig, ImageTextDataset
 from guided_diffusers.training.engine import make_accelerator, make_optimizer, train
 from guided_diffusers.training.setup import make_scheduler, run_script
-
-
-@dataclass(frozen=True, kw_only=True)
-class TextConfig:
-    """The text encoder: one of our own or pretrained, trained with the denoiser or frozen."""
-
-    encoder: Literal["joint", "frozen"] = option("joint", "trained with the denoiser, or frozen")
-    pretrained: str | None = option(None, "folder or Hub id of a CLIPTextModel; null: a new one")
-    subfolders: bool = option(True, "it is a pipeline's: text_encoder/ and tokenizer/ inside")
-    vocabulary_size: int = option(1024, "of a new tokenizer, trained on the captions: an upper limit")
-    context_length: int = option(77, "of a new one, in tokens, the two special ones included")
-    model: dict[str, Any] = arguments("CLIPTextConfig's arguments", CLIPTextConfig)
-
-    def __post_init__(self) -> None:
-        """Check that there is something to freeze."""
-        if self.encoder == "frozen" and self.pretrained is None:
-            raise ValueError(
-                "text.encoder is 'frozen': name a trained one in text.pretrained, or use 'joint'"
-            )
+from guided_diffusers.training.text import TextConfig, make_text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,19 +41,6 @@ class TextToImageConfig:
     scheduler_arguments: dict[str, Any] = field(default_factory=dict, metadata={"help": "its arguments"})
     denoising: t2i.DenoisingConfig = field(default_factory=t2i.DenoisingConfig)
     drawing: t2i.DrawingConfig = field(default_factory=t2i.DrawingConfig)
-
-
-def make_text(config: TextConfig, captions: list[str]) -> tuple[CLIPTokenizer, CLIPTextModel]:
-    """The tokenizer and the text encoder, loaded or new."""
-    if config.pretrained is not None:
-        names = ("tokenizer", "text_encoder") if config.subfolders else ("", "")
-        tokenizer = CLIPTokenizer.from_pretrained(config.pretrained, subfolder=names[0])
-        encoder = CLIPTextModel.from_pretrained(
-            config.pretrained, subfolder=names[1], dtype=torch.float32, use_safetensors=True
-        )
-        return tokenizer, encoder
-    tokenizer = train_tokenizer(captions, config.vocabulary_size, config.context_length)
-    return tokenizer, CLIPTextModel(text_config_for(tokenizer, **config.model))
 
 
 def make_unet(config: TextToImageConfig, vae: Any, text_encoder: Any) -> UNet2DConditionModel:
@@ -106,7 +74,8 @@ def make_task(config: TextToImageConfig, device: torch.device) -> t2i.TextToImag
     }
     latents = cached_latents(vae.to(device), data)
     if config.text.encoder == "joint":
-        trained, text = ("unet", "text_encoder"), t2i.JointText(tokenizer, captions)
+        masked = not sees_padding(text_encoder)
+        trained, text = ("unet", "text_encoder"), t2i.JointText(tokenizer, captions, masked)
     else:
         text_encoder.requires_grad_(False).eval()
         embeddings = cached_embeddings(text_encoder.to(device), tokenizer, captions, config.data.cache_dir)

@@ -13,6 +13,7 @@ from torch import Tensor
 from guided_diffusers.checks import a_kind_of, check_bool, check_int, check_tensor, shown
 
 MAX_CONTEXT = 65_536
+_AT_ONCE = 10_000  # texts, so that memory does not grow with a data set
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,7 +143,32 @@ def words_beyond(tokenizer: Any, prompt: str, max_length: int | None = None) -> 
     ids = tokenizer(prompt, truncation=False, add_special_tokens=True, verbose=False).input_ids
     if len(ids) <= max_length:
         return ""
-    return tokenizer.decode(ids[max_length - 1 : -1]).strip()
+    end = int(ids[-1] in tokenizer.all_special_ids)  # the end mark stays where words fall off
+    return tokenizer.decode(ids[max_length - end : len(ids) - end]).strip()
+
+
+def cut_texts(tokenizer: Any, texts: Sequence[str], max_length: int | None = None) -> str:
+    """A sentence on the texts that a text encoder's context does not hold, with one of them as an example.
+
+    Args:
+        tokenizer: A tokenizer of transformers.
+        texts: Prompts or captions; equal ones count once.
+        max_length: As of `words_beyond`.
+
+    Returns:
+        The sentence; empty where every text fits.
+    """
+    length, different = context_of(tokenizer, max_length), list(dict.fromkeys(texts))
+    cut: list[str] = []
+    for start in range(0, len(different), _AT_ONCE):
+        part = different[start : start + _AT_ONCE]
+        ids = tokenizer(part, truncation=False, verbose=False).input_ids
+        cut += [text for text, its in zip(part, ids, strict=True) if len(its) > length]
+    if not cut:
+        return ""
+    more = f" ({len(cut):,} of {len(different):,} texts are longer)" if len(different) > 1 else ""
+    lost = shown(words_beyond(tokenizer, cut[0], length))
+    return f"the text encoder reads {length} tokens; of {shown(cut[0])} it does not see: {lost}{more}"
 
 
 def tokenize(tokenizer: Any, prompts: Sequence[str], max_length: int | None = None) -> tuple[Tensor, Tensor]:
@@ -168,3 +194,38 @@ def tokenize(tokenizer: Any, prompts: Sequence[str], max_length: int | None = No
         return_tensors="pt",
     )
     return tokens.input_ids, tokens.attention_mask
+
+
+def sees_padding(text_encoder: Any) -> bool:
+    """Whether a text encoder is not told which tokens are padding.
+
+    CLIP's is not, as in Stable Diffusion; any other is where its configuration says `use_attention_mask`,
+    which StableDiffusionPipeline reads too.
+    """
+    return not getattr(text_encoder.config, "use_attention_mask", False)
+
+
+def encode_text(text_encoder: Any, ids: Tensor, mask: Tensor | None, clip_skip: int | None = None) -> Tensor:
+    """What a denoiser is told of texts: the last hidden states of a text encoder.
+
+    Args:
+        text_encoder: Any of transformers' whose output has `last_hidden_state`.
+        ids: Token ids, `(texts, length)`.
+        mask: 1 for tokens and 0 for padding, `(texts, length)`; not used where the encoder sees padding.
+        clip_skip: Layers to leave out at the end, of a CLIPTextModel alone.
+
+    Returns:
+        `(texts, length, width)`.
+    """
+    arguments = {"attention_mask": None if sees_padding(text_encoder) else mask}
+    if not clip_skip:
+        output = text_encoder(ids, **arguments)
+        return output[0] if isinstance(output, tuple) else output.last_hidden_state
+    hidden = text_encoder(ids, output_hidden_states=True, **arguments).hidden_states
+    return final_norm(text_encoder)(hidden[-(clip_skip + 1)])
+
+
+def final_norm(text_encoder: Any) -> Any:
+    """The normalisation after a CLIPTextModel's last layer; None of a text encoder that has no such."""
+    inner = getattr(text_encoder, "text_model", text_encoder)
+    return getattr(inner, "final_layer_norm", None)

@@ -1,13 +1,22 @@
-"""A tiny real task for the engine: a network with dropout that learns to remove noise from 8x8 images."""
+"""What training's tests share: a tiny real task for the engine, and tiny text-to-image runs of the script."""
 
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 from diffusers import UNet2DModel
+from PIL import Image
 
 from guided_diffusers.randomness import randn_for
 from guided_diffusers.training.config import TrainingConfig
 from guided_diffusers.training.engine import make_optimizer, train
 from guided_diffusers.training.log import ByBin
+
+TRAINING = Path(__file__).parents[2] / "training"
 
 
 class Denoising:
@@ -82,3 +91,50 @@ def run(tmp_path):
         return task, tmp_path / name
 
     return run_task
+
+
+@pytest.fixture(scope="module")
+def script():
+    """train_text_to_image.py as a module."""
+    path = TRAINING / "train_text_to_image.py"
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+def captioned(folder, captions):
+    """An image folder: a grey 16x16 image for each caption, of two shades by turns."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = []
+    for number, caption in enumerate(captions):
+        shade = np.full((16, 16), 200 * (number % 2) + number, dtype=np.uint8)
+        Image.fromarray(shade).save(folder / f"{number}.png")
+        lines.append({"file_name": f"{number}.png", "text": caption})
+    (folder / "metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """Twenty grey images with a caption each, as an image folder."""
+    return captioned(tmp_path_factory.mktemp("images"), ["a dark square", "a bright square"] * 10)
+
+
+@pytest.fixture
+def arguments(images, tiny_folder, tmp_path_factory):
+    """The command line of a tiny text-to-image run in a folder."""
+    cache = tmp_path_factory.getbasetemp() / "cache"
+
+    def command_line(folder, *more):
+        paths = {
+            "config": TRAINING / "configs" / "tiny_text_to_image.yaml",
+            "data.path": images,
+            "data.cache_dir": cache,
+            "autoencoder": tiny_folder / "vae",
+            "output_dir": folder,
+        }
+        return [word for name, value in paths.items() for word in (f"--{name}", str(value))] + list(more)
+
+    return command_line

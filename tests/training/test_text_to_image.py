@@ -1,11 +1,9 @@
 """Text-to-image training through its script, on tiny real components and data."""
 
-import importlib.util
 import json
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -22,49 +20,6 @@ from guided_diffusers.training.text_to_image import (
 )
 
 ROOT = Path(__file__).parents[2]
-SCRIPT = ROOT / "training" / "train_text_to_image.py"
-TINY = ROOT / "training" / "configs" / "tiny_text_to_image.yaml"
-
-
-@pytest.fixture(scope="module")
-def script():
-    spec = importlib.util.spec_from_file_location("train_text_to_image", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory):
-    """Twenty grey images with a caption each, as an image folder."""
-    folder = tmp_path_factory.mktemp("images")
-    lines = []
-    for number in range(20):
-        bright = number % 2
-        shade = np.full((16, 16), 200 * bright + number, dtype=np.uint8)
-        Image.fromarray(shade).save(folder / f"{number}.png")
-        lines.append({"file_name": f"{number}.png", "text": f"a {'bright' if bright else 'dark'} square"})
-    (folder / "metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return folder
-
-
-@pytest.fixture
-def arguments(images, tiny_folder, tmp_path_factory):
-    """The command line of a tiny run in a folder."""
-    cache = tmp_path_factory.getbasetemp() / "cache"
-
-    def command_line(folder, *more):
-        paths = {
-            "config": TINY,
-            "data.path": images,
-            "data.cache_dir": cache,
-            "autoencoder": tiny_folder / "vae",
-            "output_dir": folder,
-        }
-        return [word for name, value in paths.items() for word in (f"--{name}", str(value))] + list(more)
-
-    return command_line
 
 
 @pytest.fixture

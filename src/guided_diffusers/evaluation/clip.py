@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from guided_diffusers.randomness import generator_for
+from guided_diffusers.transformers_models import load_fitting
 
 from .bootstrap import mean_estimate
 from .estimate import Estimate, wilson_estimate
@@ -56,10 +57,10 @@ class ClipScorer:
 
     @classmethod
     def from_pretrained(cls, name: str | Path) -> ClipScorer:
-        """A model with its processor from a folder or a Hub repository."""
+        """A model with its processor from a folder or a Hub repository; OSError where it is no CLIPModel."""
         from transformers import AutoProcessor, CLIPModel
 
-        return cls(CLIPModel.from_pretrained(name), AutoProcessor.from_pretrained(name))
+        return cls(load_fitting(CLIPModel, name), AutoProcessor.from_pretrained(name))
 
     @torch.no_grad()
     def image_features(self, images: Tensor, batch_size: int = 100) -> Tensor:

@@ -192,9 +192,10 @@ class ClassifierGuidedTextToImagePipeline(SteeredPipeline):
 
         A prompt longer than the text encoder's context is cut, with a warning.
         """
-        warn_of_lost_words(self.tokenizer, prompts)
         unique = list(dict.fromkeys(prompts))
-        embeds = self.clip.encode_text(tokenize(self.tokenizer, unique)[0].to(self.clip.device))
+        ids = tokenize(self.tokenizer, unique)[0]
+        warn_of_lost_words(self.tokenizer, unique)
+        embeds = self.clip.encode_text(ids.to(self.clip.device))
         return embeds[[unique.index(text) for text in prompts]]
 
     def _condition(

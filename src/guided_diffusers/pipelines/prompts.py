@@ -9,8 +9,8 @@ import torch
 from diffusers.utils import logging
 from torch import Tensor
 
-from guided_diffusers.checks import MAX_COUNT, check_bool, check_int, shown
-from guided_diffusers.conditioning import tokenize, words_beyond
+from guided_diffusers.checks import MAX_COUNT, a_kind_of, check_bool, check_int
+from guided_diffusers.conditioning import cut_texts, encode_text, final_norm, tokenize
 from guided_diffusers.denoiser import dtype_of
 from guided_diffusers.pipelines import inputs
 
@@ -18,12 +18,9 @@ logger = logging.get_logger(__name__)
 
 
 def warn_of_lost_words(tokenizer: Any, prompts: Sequence[str], max_length: int | None = None) -> None:
-    """Log a warning for each different prompt that is longer than the text encoder's context."""
-    for prompt in dict.fromkeys(prompts):
-        if lost := words_beyond(tokenizer, prompt, max_length):
-            length = max_length or tokenizer.model_max_length
-            read = f"the text encoder reads {length} tokens; of {shown(prompt)} it does not see"
-            logger.warning(f"{read}: {shown(lost)}")
+    """Log a warning of prompts that are longer than the text encoder's context."""
+    if told := cut_texts(tokenizer, prompts, max_length):
+        logger.warning(told)
 
 
 class PromptEncoding:
@@ -102,6 +99,11 @@ class PromptEncoding:
         if clip_skip is not None:
             config = getattr(self.text_encoder, "config", None)  # there may be embeddings and no text encoder
             check_int("clip_skip", clip_skip, 0, getattr(config, "num_hidden_layers", MAX_COUNT))
+            if clip_skip and config is not None and final_norm(self.text_encoder) is None:
+                raise ValueError(
+                    f"clip_skip is {clip_skip}, which is of CLIP's text encoders, and text_encoder is "
+                    f"{a_kind_of(self.text_encoder)}; allowed: None"
+                )
 
     def _check_encodes(self, name: str, otherwise: str = "") -> None:
         """Raise ValueError where there is nothing to encode a prompt with."""
@@ -119,17 +121,10 @@ class PromptEncoding:
         max_length: int | None = None,
         clip_skip: int | None = None,
     ) -> Tensor:
-        warn_of_lost_words(self.tokenizer, prompts, max_length)
         unique = list(dict.fromkeys(prompts))
         ids, mask = tokenize(self.tokenizer, unique, max_length)
-        masked = getattr(self.text_encoder.config, "use_attention_mask", False)
-        arguments = {"attention_mask": mask.to(device) if masked else None}
-        if clip_skip is None:
-            embeds = self.text_encoder(ids.to(device), **arguments)[0]
-        else:
-            hidden = self.text_encoder(ids.to(device), output_hidden_states=True, **arguments).hidden_states
-            inner = getattr(self.text_encoder, "text_model", self.text_encoder)
-            embeds = inner.final_layer_norm(hidden[-(clip_skip + 1)])
+        warn_of_lost_words(self.tokenizer, unique, max_length)
+        embeds = encode_text(self.text_encoder, ids.to(device), mask.to(device), clip_skip)
         return embeds[[unique.index(prompt) for prompt in prompts]]
 
     def _repeated(self, embeds: Tensor, device: torch.device, times: int) -> Tensor:

@@ -25,6 +25,7 @@ from guided_diffusers.safety import (
     read_json,
     refused_in_one_line,
 )
+from guided_diffusers.transformers_models import check_fitting
 
 logger = logging.get_logger(__name__)
 
@@ -78,6 +79,7 @@ class SafePipeline(PushMixin, DiffusionPipeline):
                 if name not in given:
                     _check_kind(component, f"{where}, {name}", name)
                     check_complete(component, folder / name, f"{where}, {name}", kwargs.get("variant"))
+                    check_fitting(component, folder / name, f"{where}, {name}", kwargs.get("variant"))
                     check_finite(component, f"{where}, {name}")
                     check_schedule(component, f"{where}, {name}")
             pipeline._check_unet()

@@ -17,7 +17,7 @@ from diffusers.pipelines.stable_diffusion.pipeline_output import StableDiffusion
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils import logging
 from torch import Tensor
-from transformers import CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
+from transformers import CLIPVisionModelWithProjection, PreTrainedModel, PreTrainedTokenizerBase
 
 from guided_diffusers.denoiser import ModelDenoiser, dtype_of
 from guided_diffusers.guidance import ClassifierFreeGuidance, Guidance, GuidanceInterval, GuidanceSum
@@ -41,8 +41,9 @@ class TextToImagePipeline(PromptEncoding, GuidedPipeline, StableDiffusionMixin):
 
     Args:
         vae: `VariationalAutoencoder` or `AutoencoderKL`.
-        text_encoder: `CLIPTextModel`.
-        tokenizer: `CLIPTokenizer`.
+        text_encoder: `CLIPTextModel`, or another of transformers whose output has `last_hidden_state`, such
+            as `T5EncoderModel`. Padding is hidden from it where its configuration says `use_attention_mask`.
+        tokenizer: Its tokenizer; prompts are padded and cut to its `model_max_length`.
         unet: `UNet2DConditionModel`.
         scheduler: Any of `guided_diffusers.schedulers.SUPPORTED_SCHEDULERS`. A `clip_sample` in its
             configuration, which would clip latents after guidance, is switched off in a copy.
@@ -68,8 +69,8 @@ class TextToImagePipeline(PromptEncoding, GuidedPipeline, StableDiffusionMixin):
     def __init__(
         self,
         vae: AutoencoderKL,
-        text_encoder: CLIPTextModel,
-        tokenizer: CLIPTokenizer,
+        text_encoder: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
         unet: UNet2DConditionModel,
         scheduler: SchedulerMixin,
         safety_checker: Any = None,
@@ -210,7 +211,7 @@ class TextToImagePipeline(PromptEncoding, GuidedPipeline, StableDiffusionMixin):
                 height, width in [0, 1]) or "latent".
             return_dict: False returns a tuple.
             cross_attention_kwargs: Further arguments of the network's attention processors.
-            clip_skip: Layers of the text encoder to leave out at its end.
+            clip_skip: Layers of a CLIP text encoder to leave out at its end.
             callback_on_step_end: `(pipeline, index, timestep, tensors) -> tensors` after each step; it may
                 replace the tensors and set `pipeline._guidance_scale` or `pipeline._interrupt`. While
                 guidance asks for the null, `prompt_embeds` has its rows before those of the prompts; one that

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..conditioning import tokenize
+from ..conditioning import encode_text, tokenize
 from ..files import new_array, write_json_atomically
 from ..models.autoencoder import VariationalAutoencoder
 from .data import ImageTextDataset, default_cache_dir
@@ -123,14 +123,14 @@ def cached_embeddings(
     Returns:
         `(captions, length, width)`, memory-mapped.
     """
-    ids = tokenize(tokenizer, captions)[0]
+    ids, mask = tokenize(tokenizer, captions)
     content = hashlib.sha256(ids.numpy().tobytes()).hexdigest()
     made_of = {"captions": content, "text_encoder": fingerprint(text_encoder), "dtype": dtype}
     device = next(text_encoder.parameters()).device
 
     @torch.no_grad()
     def encode(start: int, stop: int) -> Tensor:
-        return text_encoder(ids[start:stop].to(device))[0]
+        return encode_text(text_encoder, ids[start:stop].to(device), mask[start:stop].to(device))
 
     shape = (*ids.shape, text_encoder.config.hidden_size)
     was_training = text_encoder.training

@@ -42,13 +42,24 @@ def save_checkpoint(
         for part, values in tensors.items():
             file = temporary / f"{part}.safetensors"
             file.parent.mkdir(parents=True, exist_ok=True)
-            save_file({name: value.detach().cpu().contiguous() for name, value in values.items()}, file)
+            save_file(_apart(values), file)
         whole = {**state, "images_seen": images_seen, "parts": list(tensors)}
         (temporary / "state.json").write_text(json.dumps(whole))
     leftovers = [path for pattern in (TEMPORARY, REPLACED) for path in folder.glob(pattern + "*")]
     for path in leftovers + _checkpoints(folder)[:-keep]:
         remove_folder(path)
     return folder / f"{images_seen:012d}"
+
+
+def _apart(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors on the CPU that share no memory, as safetensors wants them: tied weights are there twice."""
+    found: set[int] = set()
+    apart = {}
+    for name, value in values.items():
+        value = value.detach().cpu().contiguous()
+        apart[name] = value.clone() if value.numel() and value.data_ptr() in found else value
+        found.add(value.data_ptr())
+    return apart
 
 
 def latest_checkpoint(folder: str | Path) -> Path | None:

@@ -19,7 +19,7 @@ from diffusers.utils import make_image_grid
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ..conditioning import tokenize
+from ..conditioning import encode_text, tokenize
 from ..losses import (
     LEVEL_DISTRIBUTIONS,
     add_noise,
@@ -66,20 +66,23 @@ class JointText:
     Args:
         tokenizer: a tokenizer of transformers.
         captions: all that `rows` will be asked for.
+        masked: rows have the mask of their tokens too, for a text encoder that is not to see padding.
     """
 
-    def __init__(self, tokenizer: Any, captions: Sequence[str]) -> None:
+    def __init__(self, tokenizer: Any, captions: Sequence[str], masked: bool = False) -> None:
         self._row = {caption: row for row, caption in enumerate(captions)}
-        self._ids = tokenize(tokenizer, captions)[0]
+        ids, mask = tokenize(tokenizer, captions)
+        self._tokens = torch.stack([ids, mask], dim=1) if masked else ids
 
     def rows(self, captions: Sequence[str]) -> Tensor:
-        """Token ids, (batch, length)."""
-        return self._ids[[self._row[caption] for caption in captions]]
+        """Token ids, (batch, length); with their mask, (batch, 2, length)."""
+        return self._tokens[[self._row[caption] for caption in captions]]
 
     def embed(self, rows: Tensor, text_encoder: nn.Module) -> Tensor:
         """The text encoder's last hidden states, (batch, length, width)."""
         unique, inverse = torch.unique(rows, dim=0, return_inverse=True)
-        return text_encoder(unique)[0][inverse]
+        ids, mask = (unique, None) if unique.ndim == 2 else unique.unbind(1)
+        return encode_text(text_encoder, ids, mask)[inverse]
 
 
 class FrozenText:
