@@ -40,6 +40,7 @@ FLOORS = {
     "config_safety": GROUND,
     "safety": GROUND,  # folders of files, of whatever model
     "files": GROUND,
+    "finite": GROUND,
     "image_reader": GROUND,
     "launch": GROUND,
     "hub": FIRST,

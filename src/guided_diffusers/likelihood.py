@@ -37,6 +37,7 @@ from guided_diffusers.checks import (
     shown,
 )
 from guided_diffusers.evaluation.estimate import Estimate
+from guided_diffusers.finite import NonFiniteError
 from guided_diffusers.losses import add_noise
 from guided_diffusers.randomness import randn_for, seed_for
 from guided_diffusers.schedulers import GuidedDDPMScheduler
@@ -229,6 +230,14 @@ def _bounds(
         output = output if isinstance(output, Tensor) else output[0]
         for name, scheduler in schedulers.items():
             drawn[name][numbers] = bound_term(scheduler, output, x0, sample, timestep, floor).double().cpu()
+    for name, values in drawn.items():
+        if len(wrong := (~values.isfinite()).nonzero()):
+            image, place = divmod(int(wrong[0]), draws)
+            raise NonFiniteError(
+                f"{len(wrong)} of {len(values)} terms of {name} are not finite, the first that of image "
+                f"{first_index + image} at timestep {int(timesteps[places[image, place]])}: try the network "
+                "in float32, or other weights"
+            )
     prior = prior_term(reference, images.cpu().double())
     return {
         name: _gathered(values.view_as(places), places, prior, timesteps) for name, values in drawn.items()

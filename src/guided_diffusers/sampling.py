@@ -18,6 +18,7 @@ from torch import Tensor
 
 from guided_diffusers.checks import check_callable, check_int, check_numbers, shown
 from guided_diffusers.denoiser import Denoiser
+from guided_diffusers.finite import Watch
 from guided_diffusers.guidance.base import Guided, Step
 from guided_diffusers.prediction import at_least_float32, from_denoised
 from guided_diffusers.schedulers.compat import (
@@ -71,6 +72,7 @@ def sampling_loop(
     Raises:
         ValueError: An unsupported scheduler, steps that are not positive, both timesteps and sigmas, a
             Condition without the null that guidance asks for, or epsilon prediction from zero terminal SNR.
+        NonFiniteError: The sample stopped being finite; it says at which step.
     """
     if not hasattr(denoiser, "run"):
         check_callable("denoiser", denoiser, "a denoiser, (sample, level, condition) -> x_0")
@@ -91,6 +93,7 @@ def sampling_loop(
     if "generator" in taken:
         step_kwargs["generator"] = list(generator) if isinstance(generator, Sequence) else generator
     memory: dict[Any, Any] = {}
+    watch = Watch(scheduler)
     following = noise_level(scheduler, scheduler.timesteps[0])
     for index, timestep in enumerate(scheduler.timesteps):
         if hasattr(scheduler, "scale_model_input"):
@@ -111,11 +114,15 @@ def sampling_loop(
             output = torch.cat([output, denoised.extra.to(output.dtype)], dim=1)
         gradient = {"guidance_gradient": sum(step.gradients)} if step.gradients else {}
         sample = scheduler.step(output, timestep, sample, return_dict=False, **step_kwargs, **gradient)[0]
-        if callback is not None:
-            try:
-                sample = callback(index, timestep, sample)
-            except StopSampling as stop:
-                return stop.sample
+        try:
+            sample = sample if callback is None else callback(index, timestep, sample)
+            stopped = False
+        except StopSampling as stop:
+            sample, stopped = stop.sample, True
+        watch.note(level, denoised.x0, sample)
+        if stopped:
+            break
+    watch.check()
     return sample
 
 

@@ -47,6 +47,7 @@ from guided_diffusers.checks import (
     shown,
 )
 from guided_diffusers.distributions import bits_per_dim, gaussian_kl
+from guided_diffusers.finite import check_output
 from guided_diffusers.models.decoder_likelihoods import DecoderLikelihood
 from guided_diffusers.models.point_posterior import PointPosterior
 from guided_diffusers.prediction import at_least_float32
@@ -215,7 +216,7 @@ def log_likelihood(
             weights = _log_weights(model, part, posterior, seeds, samples, method)
             total = torch.logaddexp(total, weights.logsumexp(1))
         estimates.append(total - math.log(num_samples))
-    return torch.cat(estimates)
+    return check_output(torch.cat(estimates), "log-likelihood", model)
 
 
 def _log_weights(

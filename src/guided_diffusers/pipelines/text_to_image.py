@@ -20,6 +20,7 @@ from torch import Tensor
 from transformers import CLIPVisionModelWithProjection, PreTrainedModel, PreTrainedTokenizerBase
 
 from guided_diffusers.denoiser import ModelDenoiser, dtype_of
+from guided_diffusers.finite import check_output
 from guided_diffusers.guidance import ClassifierFreeGuidance, Guidance, GuidanceInterval, GuidanceSum
 from guided_diffusers.networks import guidance_embedding, needed_arguments
 from guided_diffusers.pipelines import inputs
@@ -414,6 +415,7 @@ class TextToImagePipeline(PromptEncoding, GuidedPipeline, StableDiffusionMixin):
             return sample, None
         latents = sample.to(self.vae.dtype) / self.vae.config.scaling_factor
         image = self.vae.decode(latents, return_dict=False, generator=generator)[0]
+        check_output(image, "decoded picture", self.vae)
         flagged = None
         if self.safety_checker is not None:
             pictures = self.image_processor.postprocess(image, output_type="pil")

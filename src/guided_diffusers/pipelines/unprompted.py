@@ -8,6 +8,7 @@ import torch
 from diffusers.image_processor import VaeImageProcessor
 from torch import Tensor
 
+from guided_diffusers.finite import check_output
 from guided_diffusers.pipelines import inputs
 from guided_diffusers.pipelines.noise import noise_of
 
@@ -46,4 +47,5 @@ class UnpromptedMixin:
         if self.vae is not None:
             scaling = getattr(self.vae.config, "scaling_factor", None) or 1.0
             sample = self.vae.decode(sample.to(self.vae.dtype) / scaling).sample
+            check_output(sample, "decoded picture", self.vae)
         return VaeImageProcessor().postprocess(sample, output_type)

@@ -24,6 +24,7 @@ from PIL import Image
 from torch import Tensor
 
 from guided_diffusers.checks import check_finite, check_number, check_tensor, shown
+from guided_diffusers.finite import check_output
 from guided_diffusers.image_reader import eight_bit_image
 from guided_diffusers.pipelines import inputs
 from guided_diffusers.pipelines.noise import noise_of
@@ -202,7 +203,9 @@ class VAEPipeline(SafePipeline):
     def _decode(self, latents: Tensor) -> Tensor:
         """Images in [-1, 1] of raw latents, through `vae.decode`, which hooks such as offloading see."""
         latents = latents.to(self._execution_device, self.vae.dtype)
-        return self.vae.decode(self.vae.standardise(latents)).sample
+        return check_output(
+            self.vae.decode(self.vae.standardise(latents)).sample, "decoded picture", self.vae
+        )
 
     def _encode(self, images: Any, name: str) -> Tensor:
         """The raw means of the posteriors of images."""
@@ -227,7 +230,8 @@ class VAEPipeline(SafePipeline):
             images = VaeImageProcessor(do_resize=False).preprocess(read)
         self.vae.latent_shape(*images.shape[2:])  # the sides fit, or it says why not
         images = images.to(self._execution_device, self.vae.dtype)
-        return self.vae.destandardise(self.vae.encode(images).latent_dist.mode())
+        latents = self.vae.destandardise(self.vae.encode(images).latent_dist.mode())
+        return check_output(latents, "encoded latent", self.vae)
 
     def _output(self, images: Tensor, output_type: str, return_dict: bool) -> Any:
         images = VaeImageProcessor().postprocess(images, output_type)

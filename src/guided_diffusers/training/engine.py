@@ -26,6 +26,7 @@ from accelerate.utils import broadcast, send_to_device
 from torch import Tensor, nn
 
 from ..files import atomic_folder, recover, room_for, write_atomically
+from ..finite import NonFiniteError
 from ..randomness import seed_for
 from .checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from .config import TrainingConfig, to_json
@@ -263,7 +264,10 @@ class Trainer:
         """Let the task measure or draw; its metrics are a record of their own."""
         (self.folder / "validation").mkdir(exist_ok=True)
         meter = Meter()
-        meter.add(self.task.validate(seen, self.exported(), self.folder / "validation") or {})
+        try:
+            meter.add(self.task.validate(seen, self.exported(), self.folder / "validation") or {})
+        except NonFiniteError as error:  # of what was drawn; the weights are what the loss says
+            logger.warning("after %d images the validation shows nothing: %s", seen, error)
         if metrics := meter.read():
             self.lines.write(seen, {"validation": metrics})
             self.accelerator.log(flatten({"validation": metrics}), step=seen)
