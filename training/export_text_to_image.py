@@ -21,6 +21,7 @@ from diffusers import UNet2DConditionModel
 
 from guided_diffusers import TextToImagePipeline, VariationalAutoencoder, schedulers
 from guided_diffusers.files import atomic_folder
+from guided_diffusers.hub.component import find_component
 from guided_diffusers.training.setup import run_script
 
 
@@ -35,7 +36,7 @@ def main() -> None:
     trained = TextToImagePipeline.from_pretrained(arguments.pipeline)
     vae = trained.vae
     if arguments.autoencoder is not None:
-        vae = VariationalAutoencoder.from_pretrained(arguments.autoencoder)
+        vae = VariationalAutoencoder.from_pretrained(**find_component(str(arguments.autoencoder), "vae"))
     pipeline = TextToImagePipeline(
         vae=vae.half(),
         text_encoder=trained.text_encoder.float(),

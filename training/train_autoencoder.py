@@ -14,6 +14,8 @@ from typing import Any
 import torch
 
 from guided_diffusers import TextToImagePipeline
+from guided_diffusers.checkpoints import pipeline_source
+from guided_diffusers.hub.component import find_component
 from guided_diffusers.models import VariationalAutoencoder
 from guided_diffusers.models.discriminator import PatchDiscriminator
 from guided_diffusers.training.autoencoder import AutoencoderTask, ExportConfig, LossConfig
@@ -51,7 +53,8 @@ class AutoencoderConfig:
 def make_autoencoder(config: AutoencoderConfig) -> VariationalAutoencoder:
     """The model, loaded or new; what the data fixes need not be given."""
     if config.pretrained is not None:
-        return VariationalAutoencoder.from_pretrained(config.pretrained)
+        classes = ("VariationalAutoencoder", "AutoencoderKL")
+        return VariationalAutoencoder.from_pretrained(**find_component(config.pretrained, "vae", classes))
     channels = config.data.channels
     sizes = {"in_channels": channels, "out_channels": channels, "sample_size": config.data.resolution}
     return VariationalAutoencoder(**{**sizes, **config.autoencoder})
@@ -61,7 +64,7 @@ def make_denoised(config: AutoencoderConfig) -> DenoisedLatents | None:
     """The denoiser whose estimates the decoder sees, if there is one."""
     if config.denoiser is None:
         return None
-    pipeline = TextToImagePipeline.from_pretrained(config.denoiser)
+    pipeline = TextToImagePipeline.from_pretrained(pipeline_source(config.denoiser))
     return DenoisedLatents(pipeline, config.denoiser_maximum, config.training.seed)
 
 

@@ -56,7 +56,8 @@ def make_data(config: ClassifierConfig, vae: Any, names: list[str] | None = None
 def make_classifier(config: ClassifierConfig, shape: tuple[int, ...], sizes: dict[str, Any]) -> Any:
     """The network; sizes that the rest of the configuration fixes need not be given."""
     sizes = {"in_channels": shape[0], **sizes, **config.classifier}
-    start = load_autoencoder(config.init_from_autoencoder)
+    seen = config.data.channels if config.autoencoder is None else None
+    start = load_autoencoder(config.init_from_autoencoder, seen)
     if config.noise_aware:
         process = describe_process(make_scheduler(config.scheduler, config.scheduler_arguments))
         classifier = NoiseAwareClassifier(**{"sample_size": shape[-1], "process": process, **sizes})
@@ -73,7 +74,7 @@ def make_classifier(config: ClassifierConfig, shape: tuple[int, ...], sizes: dic
 def make_task(config: ClassifierConfig, device: torch.device) -> cl.ClassifierTask:
     """Data, network, and the task."""
     torch.manual_seed(config.training.seed)
-    vae = load_autoencoder(config.autoencoder)
+    vae = load_autoencoder(config.autoencoder, config.data.channels)
     vae = None if vae is None else vae.to(device)
     data, names = make_data(config, vae)
     split = dataclasses.replace(config.data, split=config.validation.split, mirror=False)

@@ -91,7 +91,7 @@ def make_clip(config: ClipConfig, captions: list[str], shape: tuple[int, ...], p
 def make_task(config: ClipConfig, device: torch.device) -> cp.ClipTask:
     """Data, networks, and the task."""
     torch.manual_seed(config.training.seed)
-    vae = load_autoencoder(config.autoencoder)
+    vae = load_autoencoder(config.autoencoder, config.data.channels)
     vae = None if vae is None else vae.to(device)
     data = ImageTextDataset(config.data)
     split = dataclasses.replace(config.data, split=config.validation.split, mirror=False)

@@ -15,14 +15,16 @@ from typing import Any
 import torch
 from diffusers import UNet2DConditionModel
 
-from guided_diffusers.checkpoints import component_source
 from guided_diffusers.conditioning import sees_padding
-from guided_diffusers.models import VariationalAutoencoder
+from guided_diffusers.hub.component import load_network
+from guided_diffusers.models.latents import latent_channels, latent_shape, spatial_factor
+from guided_diffusers.models.parts import check_sample, check_text_width
 from guided_diffusers.training import text_to_image as t2i
 from guided_diffusers.training.cache import cached_embeddings, cached_latents
 from guided_diffusers.training.config import TrainingConfig, arguments, option, parse_config
 from guided_diffusers.training.data import DataConfig, ImageTextDataset
 from guided_diffusers.training.engine import make_accelerator, make_optimizer, train
+from guided_diffusers.training.images import load_autoencoder
 from guided_diffusers.training.setup import make_scheduler, run_script
 from guided_diffusers.training.text import TextConfig, make_text
 
@@ -46,10 +48,10 @@ class TextToImageConfig:
 def make_unet(config: TextToImageConfig, vae: Any, text_encoder: Any) -> UNet2DConditionModel:
     """The denoiser, loaded or new; sizes that the other components fix need not be given."""
     if config.unet_pretrained is not None:
-        return UNet2DConditionModel.from_pretrained(config.unet_pretrained, use_safetensors=True)
-    channels = vae.config.latent_channels
+        return load_network(UNet2DConditionModel, config.unet_pretrained, "unet")
+    channels = latent_channels(vae.config)
     sizes = {
-        "sample_size": config.data.resolution // 2 ** (len(vae.config.block_out_channels) - 1),
+        "sample_size": config.data.resolution // spatial_factor(vae),
         "in_channels": channels,
         "out_channels": channels,
         "cross_attention_dim": text_encoder.config.hidden_size,
@@ -60,10 +62,9 @@ def make_unet(config: TextToImageConfig, vae: Any, text_encoder: Any) -> UNet2DC
 def make_task(config: TextToImageConfig, device: torch.device) -> t2i.TextToImageTask:
     """Components, cached latents and text, and the optimizer."""
     torch.manual_seed(config.training.seed)
+    vae = load_autoencoder(config.autoencoder, config.data.channels)
     data = ImageTextDataset(config.data)
     captions = ["", *(text for text in data.all_captions() if text)]
-    vae = VariationalAutoencoder.from_pretrained(component_source(config.autoencoder))
-    vae.requires_grad_(False).eval()
     tokenizer, text_encoder = make_text(config.text, captions)
     components = {
         "vae": vae,
@@ -72,6 +73,8 @@ def make_task(config: TextToImageConfig, device: torch.device) -> t2i.TextToImag
         "unet": make_unet(config, vae, text_encoder),
         "scheduler": make_scheduler(config.scheduler, config.scheduler_arguments),
     }
+    check_sample(components["unet"], "unet", latent_shape(vae, *data.shape[1:]), "the autoencoder's latent")
+    check_text_width(components["unet"], text_encoder)
     latents = cached_latents(vae.to(device), data)
     if config.text.encoder == "joint":
         masked = not sees_padding(text_encoder)

@@ -17,14 +17,16 @@ import torch
 from diffusers import UNet2DModel
 from torch import Tensor
 
-from guided_diffusers.checkpoints import component_source
-from guided_diffusers.models import VariationalAutoencoder
+from guided_diffusers.hub.component import load_network
+from guided_diffusers.models.latents import latent_channels, latent_shape, spatial_factor
+from guided_diffusers.models.parts import check_sample
 from guided_diffusers.schedulers import GuidedDDPMScheduler
 from guided_diffusers.training import unconditional as un
 from guided_diffusers.training.cache import cached_latents
 from guided_diffusers.training.config import TrainingConfig, arguments, option, parse_config
 from guided_diffusers.training.data import DataConfig, ImageTextDataset
 from guided_diffusers.training.engine import make_accelerator, train
+from guided_diffusers.training.images import load_autoencoder
 from guided_diffusers.training.labels import class_labels
 from guided_diffusers.training.setup import run_script
 
@@ -49,9 +51,9 @@ def make_unet(config: UnconditionalConfig, vae: Any, learned: bool, classes: int
     if classes is not None and config.objective.class_dropout > 0:
         classes += 1  # the null class, the last
     if config.unet_pretrained is not None:
-        return UNet2DModel.from_pretrained(config.unet_pretrained, use_safetensors=True)
-    factor = 1 if vae is None else 2 ** (len(vae.config.block_out_channels) - 1)
-    channels = config.data.channels if vae is None else vae.config.latent_channels
+        return load_network(UNet2DModel, config.unet_pretrained, "unet")
+    factor = 1 if vae is None else spatial_factor(vae)
+    channels = config.data.channels if vae is None else latent_channels(vae.config)
     sizes = {
         "sample_size": config.data.resolution // factor,
         "in_channels": channels,
@@ -81,17 +83,18 @@ def held_out(config: UnconditionalConfig, names: list[str] | None) -> tuple[Tens
 def make_task(config: UnconditionalConfig, device: torch.device) -> un.UnconditionalTask:
     """Data, networks, and the task."""
     torch.manual_seed(config.training.seed)
-    data, vae = ImageTextDataset(config.data), None
-    if config.autoencoder is not None:
-        vae = VariationalAutoencoder.from_pretrained(component_source(config.autoencoder))
-        vae.requires_grad_(False).eval()
+    vae = load_autoencoder(config.autoencoder, config.data.channels)
+    data = ImageTextDataset(config.data)
     labels, names = labels_of(data, config.label_column)
     if names is not None:
         logging.info("classes: %s", ", ".join(f"{number} {name}" for number, name in enumerate(names)))
     scheduler = GuidedDDPMScheduler(**config.scheduler)
     learned = scheduler.config.variance_type in ("learned", "learned_range")
+    unet = make_unet(config, vae, learned, None if labels is None else int(labels.max()) + 1)
+    shape = data.shape if vae is None else latent_shape(vae, *data.shape[1:])
+    check_sample(unet, "unet", shape, "the image" if vae is None else "the autoencoder's latent")
     return un.UnconditionalTask(
-        make_unet(config, vae, learned, None if labels is None else int(labels.max()) + 1),
+        unet,
         scheduler,
         un.Pixels(data) if vae is None else cached_latents(vae.to(device), data),
         config.objective,

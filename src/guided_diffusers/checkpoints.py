@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 _FOLDER = Path(__file__).parent / "checkpoints_data"
@@ -74,25 +75,55 @@ _DECIDING = (".json", ".safetensors", ".txt", ".model")
 """Endings of the files that decide what a component computes: weights, configurations, vocabularies."""
 
 
-def component_source(name: str) -> str:
+def component_source(name: str, component: str | None = None, classes: Sequence[str] = ()) -> str:
     """Where a component's `from_pretrained` finds it, by the name that a configuration gives.
 
     Args:
         name: A folder; else `<shipped checkpoint>/<component>`, such as "fashion-32/vae"; else a Hub id. They
             are sought in this order.
+        component: Of a whole pipeline's folder, shipped or not, take this component, or
+        classes: the only one of these classes.
 
     Returns:
         The folder, or the name as it is.
 
     Raises:
-        ValueError: A shipped checkpoint has no such component; the message names those it has.
+        ValueError: A checkpoint has no such component; the message names those it has.
     """
-    checkpoint, _, component = name.partition("/")
-    if Path(name).expanduser().is_dir() or checkpoint not in shipped():
-        return str(Path(name).expanduser()) if name.startswith("~") else name
-    folder = _FOLDER / checkpoint
-    components = sorted(path.parent.name for path in folder.glob("*/config.json"))
-    if component not in components:
-        allowed = ", ".join(f"{checkpoint}/{known}" for known in components)
-        raise ValueError(f"{name!r} is no component of the shipped {checkpoint}; allowed: {allowed}")
-    return str(folder / component)
+    checkpoint, _, part = name.partition("/")
+    folder = Path(name).expanduser()
+    if not folder.is_dir() and checkpoint in shipped():
+        folder = _FOLDER / checkpoint
+        if part or component is None:
+            components = sorted(path.parent.name for path in folder.glob("*/config.json"))
+            if part not in components:
+                allowed = ", ".join(f"{checkpoint}/{known}" for known in components)
+                raise ValueError(f"{name!r} is no component of the shipped {checkpoint}; allowed: {allowed}")
+            return str(folder / part)
+    index = folder / "model_index.json"
+    if component is not None and index.is_file() and not (folder / "config.json").is_file():
+        return str(folder / pick_component(index, name, component, classes))
+    return str(folder) if name.startswith("~") or folder.parent == _FOLDER else name
+
+
+def pipeline_source(name: str) -> str:
+    """Where a pipeline's `from_pretrained` finds it: a shipped checkpoint's folder, or the name as it is."""
+    return str(pretrained(name)) if name in shipped() and not Path(name).is_dir() else name
+
+
+def pick_component(index: str | Path, where: str, component: str, classes: Sequence[str]) -> str:
+    """The component of a model_index.json that has this name, or alone is of one of these classes.
+
+    Raises:
+        ValueError: There is none, or several; the message names what `where` has.
+    """
+    from guided_diffusers.safety import components_of, read_json
+
+    found = {name: pair[1] for name, pair in components_of(read_json(Path(index))).items()}
+    if component in found:
+        return component
+    named = [name for name, kind in found.items() if kind in classes]
+    if len(named) != 1:
+        has = ", ".join(f"{where}/{name} ({kind})" for name, kind in found.items())
+        raise ValueError(f"{where} has {'several' if named else 'no'} {component}; name one of: {has}")
+    return named[0]

@@ -112,6 +112,7 @@ def pull_all(folder: str) -> dict[str, Any]:
 
     from guided_diffusers import ImagePipeline, TextToImagePipeline, VariationalAutoencoder
     from guided_diffusers.hub import pull
+    from guided_diffusers.training.images import load_autoencoder
 
     text = TextToImagePipeline.from_pretrained("alice/text")
     with_code = TextToImagePipeline.from_pretrained("alice/code")
@@ -126,6 +127,8 @@ def pull_all(folder: str) -> dict[str, Any]:
         "plain hub": drawn(DiffusionPipeline.from_pretrained("alice/text")),
         "saved": drawn(TextToImagePipeline.from_pretrained("alice/saved")),
     }
+    names = ("alice/vae", "alice/text", "alice/text/vae")
+    result["parts"] = [reconstructed(load_autoencoder(name)) for name in names]
     variant = TextToImagePipeline.from_pretrained("alice/text", variant="fp16", torch_dtype=torch.float16)
     result["fp16"] = str(variant.unet.dtype)
     result["name"] = text.config._name_or_path

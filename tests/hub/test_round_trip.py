@@ -55,6 +55,10 @@ def test_every_way_in_gives_the_same(trip: dict[str, Any]):
     assert trip["pulled"]["name"] == "alice/text"
 
 
+def test_a_pipelines_name_stands_for_its_autoencoder(trip: dict[str, Any]):
+    assert trip["pulled"]["parts"] == [trip["pushed"]["outputs"]["alice/vae"]] * 3
+
+
 def test_no_way_in_warns(trip: dict[str, Any]):
     lines = trip["stderr"].splitlines()
     assert not [line for line in lines if "Expected types" in line or "will be ignored" in line]

@@ -50,45 +50,45 @@ def images():
 
 
 class TestDropIn:
-    def test_without_statistics_it_is_autoencoder_kl(self, original, images):
+    def test_what_is_raw_is_autoencoder_kl(self, original, images):
         ours = VariationalAutoencoder.from_autoencoder_kl(original)
         with torch.no_grad():
-            a, b = ours.encode(images).latent_dist, original.encode(images).latent_dist
+            a, b = ours.posterior(images), original.encode(images).latent_dist
             assert a.mean.equal(b.mean) and a.logvar.equal(b.logvar)
-            assert ours.decode(b.mean).sample.equal(original.decode(b.mean).sample)
+            assert ours.decode_raw(b.mean).equal(original.decode(b.mean).sample)
             for draw in (False, True):
                 seeded = [torch.Generator().manual_seed(1) for _ in range(2)]
                 x, y = (
                     m(images, draw, generator=g)[0] for m, g in zip((ours, original), seeded, strict=True)
                 )
                 assert x.equal(y)
-        assert ours.config.scaling_factor == original.config.scaling_factor == 0.18215
 
     def test_loads_its_folder(self, original, images, tmp_path):
-        original.save_pretrained(tmp_path)
-        ours = VariationalAutoencoder.from_pretrained(tmp_path)
+        """With its scale as statistics; saved and loaded again it is the same."""
+        original.save_pretrained(tmp_path / "theirs")
+        config = json.loads((tmp_path / "theirs" / "config.json").read_text())
+        del config["scaling_factor"]  # as in old folders, which mean their class's own
+        (tmp_path / "theirs" / "config.json").write_text(json.dumps(config))
+        ours = VariationalAutoencoder.from_pretrained(tmp_path / "theirs")
+        ours.save_pretrained(tmp_path / "ours")
+        again = VariationalAutoencoder.from_pretrained(tmp_path / "ours")
         with torch.no_grad():
-            torch.testing.assert_close(ours(images).sample, original(images).sample, atol=1e-5, rtol=0)
-        given = {k: v for k, v in original.config.items() if not k.startswith("_")}
+            latents = original.encode(images).latent_dist.mode() * 0.18215
+            for model in (ours, again, VariationalAutoencoder.from_config(ours.config)):
+                assert model.config.scaling_factor == 1 and model.config.latents_mean == [0.0] * 3
+                assert model.config.latents_std == pytest.approx([1 / 0.18215] * 3, rel=1e-12)
+            for model in (ours, again):
+                torch.testing.assert_close(model(images).sample, original(images).sample, atol=1e-5, rtol=0)
+                torch.testing.assert_close(model.encode(images).latent_dist.mode(), latents)
+        given = {
+            k: v
+            for k, v in original.config.items()
+            if k not in ("scaling_factor", "latents_mean", "latents_std") and not k.startswith("_")
+        }
         assert {k: ours.config[k] for k in given} == {
             k: list(v) if isinstance(v, tuple) else v for k, v in given.items()
         }
-
-    def test_old_folders_mean_their_own_scaling_factor(self, original, tmp_path):
-        original.save_pretrained(tmp_path)
-        config = json.loads((tmp_path / "config.json").read_text())
-        del config["scaling_factor"]
-        (tmp_path / "config.json").write_text(json.dumps(config))
-        assert VariationalAutoencoder.from_pretrained(tmp_path).config.scaling_factor == 0.18215
-        assert VariationalAutoencoder(**CONFIG).config.scaling_factor == 1.0
-
-    def test_a_scaling_factor_is_a_special_case_of_statistics(self, original, images):
-        ours = VariationalAutoencoder.from_autoencoder_kl(original)
-        ours.set_latent_statistics([0.0] * 3, [1 / 0.18215] * 3)
-        with torch.no_grad():
-            latents = original.encode(images).latent_dist.mode() * 0.18215
-            torch.testing.assert_close(ours.encode(images).latent_dist.mode(), latents)
-            torch.testing.assert_close(ours.decode(latents).sample, original.decode(latents / 0.18215).sample)
+        assert VariationalAutoencoder(**CONFIG).config.latents_std is None
 
     def test_copies_dtype_and_mode(self):
         model = AutoencoderKL(**CONFIG).to(torch.bfloat16).train()

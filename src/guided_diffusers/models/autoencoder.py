@@ -6,6 +6,9 @@ model, and a pipeline has nothing to know:
 
     encode(x) = N((mean(x) - m) / s, (std(x) / s)^2)        decode(z) = decoder(s z + m)
 
+A checkpoint of AutoencoderKL comes in with its `scaling_factor` c and `shift_factor` m as s = 1 / c and m
+(`latents.raw_statistics`), so its latents here are those that diffusers' pipelines make of it.
+
 The raw posterior N(mean(x), std(x)^2), which the KL divergence and the evidence bound need, is `posterior`.
 
 Three choices make the family:
@@ -27,6 +30,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
+import diffusers
 import torch
 from diffusers import AutoencoderKL
 from diffusers.configuration_utils import register_to_config
@@ -38,9 +42,10 @@ from torch import Tensor, nn
 from guided_diffusers.models import evidence
 from guided_diffusers.models.decoder_likelihoods import make_likelihood
 from guided_diffusers.models.evidence import EvidenceBound
+from guided_diffusers.models.latents import raw_statistics
 from guided_diffusers.models.point_posterior import PointPosterior
 from guided_diffusers.models.safe import PICKLE_SUFFIXES, SafeWeightsMixin
-from guided_diffusers.models.standardised import StandardisedLatentsMixin, check_statistics
+from guided_diffusers.models.standardised import StandardisedLatentsMixin
 
 # What AutoencoderKL means by a configuration that does not mention scaling_factor.
 _AUTOENCODER_KL_SCALING_FACTOR = 0.18215
@@ -62,9 +67,10 @@ class VariationalAutoencoderOutput(BaseOutput):
 class VariationalAutoencoder(SafeWeightsMixin, StandardisedLatentsMixin, AutoencoderKL):
     """AutoencoderKL, standardised latents, other posteriors; takes its whole configuration and its weights.
 
-    `latents_mean` and `latents_std` hold one number a latent channel (None: 0 and 1). Checkpoints of
-    AutoencoderKL carry neither, so they load unchanged and keep their `scaling_factor`; a new model's is 1.
-    The statistics are honoured wherever they are set; SDXL's pipelines, which also use them, do it twice.
+    `latents_mean` and `latents_std` hold one number a latent channel (None: 0 and 1). A `scaling_factor` and
+    a `shift_factor`, such as an AutoencoderKL's, are taken into them: the configuration then says 1 and 0,
+    and a pipeline that multiplies and shifts by it changes nothing. Only SDXL's pipelines, which read the
+    statistics themselves, would use them twice: give those the AutoencoderKL.
 
     Every other argument but the last three is AutoencoderKL's.
 
@@ -74,8 +80,8 @@ class VariationalAutoencoder(SafeWeightsMixin, StandardisedLatentsMixin, Autoenc
         likelihood: None, "gaussian", "bernoulli", "discretised_logistic" or "discretised_gaussian".
 
     Raises:
-        ValueError: if the statistics are not one finite number a channel, a deviation is not positive, an
-            option is unknown, or a vector's image does not shrink to whole pixels.
+        ValueError: if the statistics are not one finite number a channel, a deviation or the scale is not
+            positive, an option is unknown, or a vector's image does not shrink to whole pixels.
     """
 
     @register_to_config
@@ -105,8 +111,7 @@ class VariationalAutoencoder(SafeWeightsMixin, StandardisedLatentsMixin, Autoenc
     ) -> None:
         _check_option("posterior", posterior, ("gaussian", "deterministic"))
         _check_option("latent", latent, ("spatial", "vector"))
-        check_statistics("latents_mean", latents_mean, latent_channels)
-        check_statistics("latents_std", latents_std, latent_channels, positive=True)
+        statistics = raw_statistics(self.config)
         super().__init__(
             in_channels=in_channels,
             out_channels=out_channels,
@@ -118,8 +123,8 @@ class VariationalAutoencoder(SafeWeightsMixin, StandardisedLatentsMixin, Autoenc
             latent_channels=latent_channels,
             norm_num_groups=norm_num_groups,
             sample_size=sample_size,
-            scaling_factor=scaling_factor,
-            shift_factor=shift_factor,
+            scaling_factor=1.0,
+            shift_factor=None if shift_factor is None else 0.0,
             latents_mean=latents_mean,
             latents_std=latents_std,
             force_upcast=force_upcast,
@@ -127,6 +132,8 @@ class VariationalAutoencoder(SafeWeightsMixin, StandardisedLatentsMixin, Autoenc
             use_post_quant_conv=use_post_quant_conv,
             mid_block_add_attention=mid_block_add_attention,
         )
+        if statistics != (latents_mean, latents_std):
+            self.set_latent_statistics(*statistics)
         self.decoder_likelihood = make_likelihood(likelihood)
         if latent == "vector":
             self._make_vector_layers(use_quant_conv and use_post_quant_conv)
@@ -141,14 +148,21 @@ class VariationalAutoencoder(SafeWeightsMixin, StandardisedLatentsMixin, Autoenc
 
     @classmethod
     def extract_init_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> tuple[dict, dict, dict]:
-        """As ConfigMixin's; an AutoencoderKL configuration without scaling_factor gets AutoencoderKL's."""
-        if config_dict.get("_class_name") == AutoencoderKL.__name__:
+        """As ConfigMixin's; an AutoencoderKL configuration without scaling_factor gets AutoencoderKL's.
+
+        Raises:
+            ValueError: it is of another class of diffusers.
+        """
+        kind = config_dict.get("_class_name")
+        if kind != AutoencoderKL.__name__ and isinstance(kind, str) and hasattr(diffusers, kind):
+            raise ValueError(f"the configuration is of {kind}, not AutoencoderKL: use diffusers.{kind}")
+        if kind == AutoencoderKL.__name__:
             config_dict = {"scaling_factor": _AUTOENCODER_KL_SCALING_FACTOR, **config_dict}
         return super().extract_init_dict(config_dict, **kwargs)
 
     @classmethod
     def from_autoencoder_kl(cls, model: AutoencoderKL) -> Self:
-        """A copy of `model` in this class: its configuration, weights, dtype, device and training mode."""
+        """A copy of `model` in this class: weights, standardised latents, dtype, device, training mode."""
         ours = cls(**{name: model.config[name] for name in cls._get_init_keys(cls) if name in model.config})
         ours.load_state_dict(model.state_dict())
         return torch.nn.Module.to(ours, device=model.device, dtype=model.dtype).train(model.training)
@@ -227,7 +241,7 @@ class VariationalAutoencoder(SafeWeightsMixin, StandardisedLatentsMixin, Autoenc
             if isinstance(posterior, PointPosterior):
                 posterior = PointPosterior(mean)
             else:
-                log_variance = posterior.logvar - 2 * self.latent_statistics(mean)[1].log()
+                log_variance = (posterior.logvar - 2 * self.latent_statistics(mean)[1].log()).to(mean)
                 posterior = DiagonalGaussianDistribution(torch.cat([mean, log_variance], dim=1))
         return AutoencoderKLOutput(latent_dist=posterior) if return_dict else (posterior,)
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from guided_diffusers.conditioning import ClassCondition, class_condition
 from guided_diffusers.denoiser import ModelDenoiser
 from guided_diffusers.guidance import Guidance, GuidanceInterval
+from guided_diffusers.models.parts import check_vae
 from guided_diffusers.noise_level import NoiseLevel
 from guided_diffusers.pipelines import inputs
 from guided_diffusers.pipelines.clipping import clip_before_guidance
@@ -65,6 +66,7 @@ class ClassifierGuidedPipeline(SteeredPipeline):
                 f"classifier is a {type(classifier).__name__}, which has no log_prob; allowed: a ModelMixin "
                 "with log_prob(sample, level, labels), such as NoiseAwareClassifier"
             )
+        check_vae(unet, vae)
         self.register_modules(unet=unet, scheduler=scheduler, classifier=classifier, vae=vae)
         self.register_to_config(
             default_guidance=default_guidance_config(default_guidance, **self._guidance_networks())
@@ -180,7 +182,7 @@ class ClassifierGuidedPipeline(SteeredPipeline):
             generator=generator,
             step_kwargs={"eta": eta} if takes_eta(scheduler) else None,
         )
-        images = self._images(sample, output_type)
+        images = self._images(sample, output_type, generator)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 

@@ -18,6 +18,7 @@ from guided_diffusers.checks import shown
 from guided_diffusers.conditioning import TextCondition, tokenize
 from guided_diffusers.denoiser import ModelDenoiser
 from guided_diffusers.guidance import Guidance, GuidanceInterval
+from guided_diffusers.models.parts import check_vae
 from guided_diffusers.noise_level import NoiseLevel
 from guided_diffusers.pipelines import inputs
 from guided_diffusers.pipelines.clipping import clip_before_guidance
@@ -65,6 +66,7 @@ class ClassifierGuidedTextToImagePipeline(SteeredPipeline):
         super().__init__()
         if clip is not None and not all(hasattr(clip, name) for name in ("log_prob", "encode_text")):
             raise ValueError(f"clip is a {type(clip).__name__}; allowed: a NoiseAwareCLIP")
+        check_vae(unet, vae)
         self.register_modules(unet=unet, scheduler=scheduler, clip=clip, tokenizer=tokenizer, vae=vae)
         self.register_to_config(
             default_guidance=default_guidance_config(default_guidance, **self._guidance_networks())
@@ -183,7 +185,7 @@ class ClassifierGuidedTextToImagePipeline(SteeredPipeline):
             generator=generator,
             step_kwargs={"eta": eta} if takes_eta(scheduler) else None,
         )
-        images = self._images(sample, output_type)
+        images = self._images(sample, output_type, generator)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 

@@ -15,11 +15,12 @@ from torch import Tensor
 from guided_diffusers.checks import shown
 from guided_diffusers.denoiser import ModelDenoiser
 from guided_diffusers.models.labels import class_ids
+from guided_diffusers.models.parts import check_vae
 from guided_diffusers.pipelines import inputs
 from guided_diffusers.pipelines.safe import SafePipeline
 from guided_diffusers.pipelines.unprompted import UnpromptedMixin
 from guided_diffusers.sampling import sampling_loop, set_timesteps
-from guided_diffusers.schedulers.compat import prediction_type_of, run_timesteps
+from guided_diffusers.schedulers.compat import prediction_type_of
 
 
 class ImagePipeline(UnpromptedMixin, SafePipeline):
@@ -28,7 +29,11 @@ class ImagePipeline(UnpromptedMixin, SafePipeline):
     Args:
         unet: The denoiser; with class embeddings it needs `class_labels`.
         scheduler: Any of `guided_diffusers.schedulers.SUPPORTED_SCHEDULERS`.
-        vae: The autoencoder whose standardised latents the denoiser works on; None for pixels.
+        vae: The autoencoder whose standardised latents the denoiser works on, of
+            `models.latents.IMAGE_AUTOENCODERS`; None for pixels.
+
+    Raises:
+        ValueError: The autoencoder is of another class, or does not fit the denoiser.
     """
 
     model_cpu_offload_seq = "unet->vae"
@@ -36,6 +41,7 @@ class ImagePipeline(UnpromptedMixin, SafePipeline):
 
     def __init__(self, unet: Any, scheduler: Any, vae: Any = None) -> None:
         super().__init__()
+        check_vae(unet, vae)
         self.register_modules(unet=unet, scheduler=scheduler, vae=vae)
 
     @torch.no_grad()
@@ -70,7 +76,7 @@ class ImagePipeline(UnpromptedMixin, SafePipeline):
         noise = self._noise(batch_size, generator)
         denoiser = ModelDenoiser(self.unet, prediction_type_of(self.scheduler))
         set_timesteps(self.scheduler, num_inference_steps)
-        with self.progress_bar(total=len(run_timesteps(self.scheduler))) as progress:
+        with self.progress_bar(total=len(self.scheduler.timesteps)) as progress:
 
             def after_step(index: int, timestep: Tensor, sample: Tensor) -> Tensor:
                 progress.update()
@@ -85,7 +91,7 @@ class ImagePipeline(UnpromptedMixin, SafePipeline):
                 generator=generator,
                 callback=after_step,
             )
-        images = self._images(sample, output_type)
+        images = self._images(sample, output_type, generator)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 

@@ -20,15 +20,16 @@ from torch import Tensor
 from transformers import CLIPVisionModelWithProjection, PreTrainedModel, PreTrainedTokenizerBase
 
 from guided_diffusers.denoiser import ModelDenoiser, dtype_of
-from guided_diffusers.finite import check_output
 from guided_diffusers.guidance import ClassifierFreeGuidance, Guidance, GuidanceInterval, GuidanceSum
+from guided_diffusers.models.latents import decode, spatial_factor
+from guided_diffusers.models.parts import check_text_width, check_vae, check_weak
 from guided_diffusers.networks import guidance_embedding, needed_arguments
 from guided_diffusers.pipelines import inputs
 from guided_diffusers.pipelines.guided import GuidedPipeline, default_guidance_config, takes_eta
 from guided_diffusers.pipelines.noise import noise_of
 from guided_diffusers.pipelines.prompts import PromptEncoding
 from guided_diffusers.pipelines.run import PromptedRun
-from guided_diffusers.schedulers.compat import config_of, prediction_type_of
+from guided_diffusers.schedulers.compat import prediction_type_of
 
 logger = logging.get_logger(__name__)
 
@@ -41,7 +42,7 @@ class TextToImagePipeline(PromptEncoding, GuidedPipeline, StableDiffusionMixin):
     what the formula says (0 is unconditional), and latents stay in float32 whatever the network's dtype.
 
     Args:
-        vae: `VariationalAutoencoder` or `AutoencoderKL`.
+        vae: `VariationalAutoencoder`, `AutoencoderKL` or another of `models.latents.IMAGE_AUTOENCODERS`.
         text_encoder: `CLIPTextModel`, or another of transformers whose output has `last_hidden_state`, such
             as `T5EncoderModel`. Padding is hidden from it where its configuration says `use_attention_mask`.
         tokenizer: Its tokenizer; prompts are padded and cut to its `model_max_length`.
@@ -57,9 +58,9 @@ class TextToImagePipeline(PromptEncoding, GuidedPipeline, StableDiffusionMixin):
             scale.
 
     Raises:
-        ValueError: A safety checker without feature extractor, or a default guidance that is none; at a
-            call and in `from_pretrained`, a network that has to be told what this pipeline does not tell it,
-            such as that of Stable Diffusion XL.
+        ValueError: A safety checker without feature extractor, components that do not fit each other, or a
+            default guidance that is none; at a call and in `from_pretrained`, a network that has to be told
+            what this pipeline does not tell it, such as that of Stable Diffusion XL.
     """
 
     model_cpu_offload_seq = "text_encoder->image_encoder->unet->vae"
@@ -86,7 +87,7 @@ class TextToImagePipeline(PromptEncoding, GuidedPipeline, StableDiffusionMixin):
             raise ValueError(
                 "safety_checker was given without feature_extractor: give both, or safety_checker=None"
             )
-        if scheduler is not None and config_of(scheduler, "clip_sample"):
+        if scheduler is not None and getattr(scheduler.config, "clip_sample", False):
             scheduler = type(scheduler).from_config(scheduler.config, clip_sample=False)
         self.register_modules(
             vae=vae,
@@ -99,15 +100,21 @@ class TextToImagePipeline(PromptEncoding, GuidedPipeline, StableDiffusionMixin):
             image_encoder=image_encoder,
             weak_unet=weak_unet,
         )
+        self._check_parts()
         self.register_to_config(
             requires_safety_checker=requires_safety_checker,
             default_guidance=default_guidance_config(
                 default_guidance, **({} if weak_unet is None else {"weak": weak_unet})
             ),
         )
-        self.vae_scale_factor = 2 ** (len(vae.config.block_out_channels) - 1) if vae is not None else 8
+        self.vae_scale_factor = spatial_factor(vae) if vae is not None else 8
         self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor)
         self._cross_attention_kwargs: Mapping[str, Any] | None = None
+
+    def _check_parts(self) -> None:
+        """Raise ValueError where networks are of other latents than each other; each message names both."""
+        check_vae(self.unet, self.vae)
+        check_weak(self.unet, self.weak_unet)
 
     @property
     def cross_attention_kwargs(self) -> Mapping[str, Any] | None:
@@ -130,11 +137,13 @@ class TextToImagePipeline(PromptEncoding, GuidedPipeline, StableDiffusionMixin):
         return ModelDenoiser(self.weak_unet, prediction_type_of(self.scheduler))
 
     def _check_unet(self) -> None:
-        """Raise ValueError where a network has to be told what this pipeline does not tell it."""
+        """Raise ValueError where a network does not fit, or needs what this pipeline does not tell it."""
         for name, network in (("unet", self.unet), ("weak_unet", self.weak_unet)):
             inputs.check_unet(network, ("encoder_hidden_states", "timestep_cond"), name)
         if self.weak_unet is not None and needed_arguments(self.weak_unet) != needed_arguments(self.unet):
             raise ValueError("weak_unet and unet differ in time_cond_proj_dim; allowed: both alike")
+        self._check_parts()
+        check_text_width(self.unet, self.text_encoder)
 
     def _guidance_networks(self) -> dict[str, Any]:
         return {} if self.weak_unet is None else {"weak": self.weak_denoiser}
@@ -413,9 +422,7 @@ class TextToImagePipeline(PromptEncoding, GuidedPipeline, StableDiffusionMixin):
     def _decode(self, sample: Tensor, output_type: str, generator: Any) -> tuple[Any, list[bool] | None]:
         if output_type == "latent":
             return sample, None
-        latents = sample.to(self.vae.dtype) / self.vae.config.scaling_factor
-        image = self.vae.decode(latents, return_dict=False, generator=generator)[0]
-        check_output(image, "decoded picture", self.vae)
+        image = decode(self.vae, sample, generator)
         flagged = None
         if self.safety_checker is not None:
             pictures = self.image_processor.postprocess(image, output_type="pil")

@@ -8,7 +8,8 @@ import torch
 from diffusers.image_processor import VaeImageProcessor
 from torch import Tensor
 
-from guided_diffusers.finite import check_output
+from guided_diffusers.models import latents
+from guided_diffusers.models.parts import check_vae
 from guided_diffusers.pipelines import inputs
 from guided_diffusers.pipelines.noise import noise_of
 
@@ -21,7 +22,8 @@ class UnpromptedMixin:
     _execution_device: torch.device
 
     def _check_unet(self) -> None:
-        """Raise ValueError where the denoiser has to be told more than the index of a class."""
+        """Raise ValueError where the denoiser has to be told more than a class, or does not fit its vae."""
+        check_vae(self.unet, self.vae)
         inputs.check_unet(self.unet, ("class_labels",))
         kind = getattr(self.unet, "config", {}).get("class_embed_type")
         if kind is not None:
@@ -40,12 +42,10 @@ class UnpromptedMixin:
             return given.to(self._execution_device)
         return noise_of(self._sample_shape(count), generator, self._execution_device, self.unet.dtype)
 
-    def _images(self, sample: Tensor, output_type: str) -> Any:
+    def _images(self, sample: Tensor, output_type: str, generator: Any = None) -> Any:
         """Samples decoded, as PIL images, arrays or tensors; "latent" leaves them as they are."""
         if output_type == "latent":
             return sample
         if self.vae is not None:
-            scaling = getattr(self.vae.config, "scaling_factor", None) or 1.0
-            sample = self.vae.decode(sample.to(self.vae.dtype) / scaling).sample
-            check_output(sample, "decoded picture", self.vae)
+            sample = latents.decode(self.vae, sample, generator)
         return VaeImageProcessor().postprocess(sample, output_type)

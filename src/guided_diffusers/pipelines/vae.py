@@ -24,8 +24,8 @@ from PIL import Image
 from torch import Tensor
 
 from guided_diffusers.checks import check_finite, check_number, check_tensor, shown
-from guided_diffusers.finite import check_output
 from guided_diffusers.image_reader import eight_bit_image
+from guided_diffusers.models.latents import decode, encode
 from guided_diffusers.pipelines import inputs
 from guided_diffusers.pipelines.noise import noise_of
 from guided_diffusers.pipelines.safe import SafePipeline
@@ -53,6 +53,11 @@ class VAEPipeline(SafePipeline):
 
     def __init__(self, vae: Any) -> None:
         super().__init__()
+        if vae is not None and not hasattr(vae, "destandardise"):
+            raise ValueError(
+                f"vae is a {type(vae).__name__}; allowed: a VariationalAutoencoder, which "
+                "VariationalAutoencoder.from_autoencoder_kl makes of an AutoencoderKL"
+            )
         self.register_modules(vae=vae)
 
     @torch.no_grad()
@@ -203,9 +208,7 @@ class VAEPipeline(SafePipeline):
     def _decode(self, latents: Tensor) -> Tensor:
         """Images in [-1, 1] of raw latents, through `vae.decode`, which hooks such as offloading see."""
         latents = latents.to(self._execution_device, self.vae.dtype)
-        return check_output(
-            self.vae.decode(self.vae.standardise(latents)).sample, "decoded picture", self.vae
-        )
+        return decode(self.vae, self.vae.standardise(latents))
 
     def _encode(self, images: Any, name: str) -> Tensor:
         """The raw means of the posteriors of images."""
@@ -229,9 +232,7 @@ class VAEPipeline(SafePipeline):
                 raise ValueError(f"{name} are of different sizes; allowed: one size")
             images = VaeImageProcessor(do_resize=False).preprocess(read)
         self.vae.latent_shape(*images.shape[2:])  # the sides fit, or it says why not
-        images = images.to(self._execution_device, self.vae.dtype)
-        latents = self.vae.destandardise(self.vae.encode(images).latent_dist.mode())
-        return check_output(latents, "encoded latent", self.vae)
+        return self.vae.destandardise(encode(self.vae, images.to(self._execution_device))[0])
 
     def _output(self, images: Tensor, output_type: str, return_dict: bool) -> Any:
         images = VaeImageProcessor().postprocess(images, output_type)

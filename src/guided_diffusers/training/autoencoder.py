@@ -22,6 +22,8 @@ from ..distributions import dequantise
 from ..models.autoencoder import VariationalAutoencoder
 from ..models.discriminator import PatchDiscriminator
 from ..models.evidence import bound_of
+from ..models.parts import check_channels
+from ..models.standardised import per_channel
 from ..randomness import rand_for, randn_for, seed_for
 from . import autoencoder_losses as losses
 from . import autoencoder_measures as measures
@@ -118,11 +120,15 @@ class AutoencoderTask:
         if loss.adversarial_weight > 0 and discriminator is None:
             raise ValueError(f"adversarial_weight is {loss.adversarial_weight}: it needs a discriminator")
         _check_likelihood(autoencoder, loss)
+        for name in ("in_channels", "out_channels"):
+            check_channels(f"autoencoder ({name})", autoencoder.config[name], "the image", data.shape[0])
         self.autoencoder, self.data, self.held_out, self.num_samples = autoencoder, data, held_out, len(data)
         self.loss, self.export, self.training, self.decoder_only = loss, export, training, decoder_only
         self.denoised = denoised
         self.perceptual = perceptual_distance(loss.perceptual_network) if loss.perceptual_weight > 0 else None
         self.statistics = (autoencoder.config.latents_mean, autoencoder.config.latents_std)
+        if denoised is not None:
+            denoised.check_statistics(autoencoder)
         autoencoder.register_to_config(latents_mean=None, latents_std=None)
         if decoder_only:
             autoencoder.encoder.requires_grad_(False)
@@ -189,7 +195,7 @@ class AutoencoderTask:
             posterior = self.autoencoder.posterior(batch["images"])
         latents = posterior.mean + posterior.std * batch["noise"]
         if self.denoised is not None:
-            mean, std = (latents.new_tensor(values).view(1, -1, 1, 1) for values in self.statistics)
+            mean, std = per_channel(*self.statistics, latents)
             estimate = self.denoised((latents - mean) / std, batch["level"], batch["level_noise"])
             latents = (mean + std * estimate).to(latents.dtype)
         return posterior, self.autoencoder.decoder_output(latents).float()
@@ -233,12 +239,11 @@ class AutoencoderTask:
         """Writes the autoencoder, its latents standardised, and its figures on all held-out images."""
         model = copy.deepcopy(modules["autoencoder"])
         rows = range(min(self.export.statistics_rows, len(self.data)))
-        if self.decoder_only and None not in self.statistics:
-            model.set_latent_statistics(*self.statistics)
-        else:
-            model.set_latent_statistics(
-                *measures.latent_statistics(model, self.data, rows, self.training.seed)
-            )
+        statistics = self.statistics
+        if not self.decoder_only:
+            statistics = measures.latent_statistics(model, self.data, rows, self.training.seed)
+        if any(values is not None for values in statistics):
+            model.set_latent_statistics(*statistics)
         figures = self._measure(model, range(len(self.held_out)))
         (folder / "metrics.json").write_text(json.dumps({**figures, "images": len(self.held_out)}, indent=2))
         model.save_pretrained(folder)

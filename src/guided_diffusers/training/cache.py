@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from ..conditioning import encode_text, tokenize
 from ..files import new_array, write_json_atomically
-from ..models.autoencoder import VariationalAutoencoder
+from ..models import latents
 from .data import ImageTextDataset, default_cache_dir
 
 logger = logging.getLogger(__name__)
@@ -69,7 +69,7 @@ class LatentMoments:
 
 
 def cached_latents(
-    autoencoder: VariationalAutoencoder,
+    autoencoder: nn.Module,
     data: ImageTextDataset,
     dtype: Literal["float32", "float16"] = "float32",
     batch_size: int = 64,
@@ -77,7 +77,7 @@ def cached_latents(
     """The latent moments of all images, from the cache or encoded now, in `data.config.cache_dir`.
 
     Args:
-        autoencoder: A frozen autoencoder, on the device that is to encode.
+        autoencoder: A frozen autoencoder, of `latents.IMAGE_AUTOENCODERS`, on the device that is to encode.
         data: The images. Its fingerprint is part of the key.
         dtype: Of the file; float16 halves it and rounds means and deviations to 11 bits.
         batch_size: Images encoded at once.
@@ -86,15 +86,14 @@ def cached_latents(
 
     @torch.no_grad()
     def encode(start: int, stop: int) -> Tensor:
-        images = data.pixels(range(start, stop)).to(autoencoder.device, autoencoder.dtype)
-        posterior = autoencoder.encode(images).latent_dist
-        return torch.stack([posterior.mean, posterior.std], dim=1)
+        images = data.pixels(range(start, stop)).to(autoencoder.device)
+        return torch.stack(latents.encode(autoencoder, images), dim=1)
 
     rows = [os.path.abspath(data.config.path), data.config.split, *data.shape]
     if data.config.mirror:  # a file of its own: runs with and without would make each other's anew
         rows.append("mirror")
     name = f"latents-{_key(*rows)}"
-    shape = (len(data), 2, *autoencoder.latent_shape(*data.shape[1:]))
+    shape = (len(data), 2, *latents.latent_shape(autoencoder, *data.shape[1:]))
     was_training = autoencoder.training
     autoencoder.eval()
     array = _cached(_folder(data.config.cache_dir) / name, made_of, shape, dtype, encode, batch_size)

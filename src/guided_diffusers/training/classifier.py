@@ -35,6 +35,7 @@ from ..evaluation.classification import (
     reports_by_noise,
 )
 from ..losses import LEVEL_DISTRIBUTIONS, Process, add_noise
+from ..models.parts import check_channels
 from ..noise_level import NoiseLevel, broadcast
 from ..randomness import seed_for
 from .config import TrainingConfig, option
@@ -111,7 +112,6 @@ class ClassifierTask:
     """
 
     averaged = ("classifier",)
-    allows_bfloat16 = True
 
     def __init__(
         self,
@@ -127,6 +127,8 @@ class ClassifierTask:
             raise ValueError("linear_probe is of a classifier of clean images: noise_aware must be false")
         if objective.random_crop and data.latent:
             raise ValueError("random_crop is of pixels: it must be 0 in an autoencoder's latents")
+        of = "the autoencoder's latent" if data.latent else "the image"
+        check_channels("classifier", classifier.config.in_channels, of, data.shape[0])
         classes = classifier.config.num_classes
         highest = max(int(data.labels.max()), int(held_out.labels.max()))
         if highest >= classes:

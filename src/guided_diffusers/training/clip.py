@@ -30,6 +30,7 @@ from ..evaluation.classification import ClassifierReport, classifier_report, rep
 from ..evaluation.clip import features_of
 from ..losses import LEVEL_DISTRIBUTIONS, Process, add_noise
 from ..models.noise_aware_clip import NoiseAwareCLIP
+from ..models.parts import check_channels
 from ..noise_level import NoiseLevel
 from ..randomness import seed_for
 from .classifier import ValidationConfig, noisy_logits, report_metrics, write_reports
@@ -84,7 +85,6 @@ class ClipTask:
     """
 
     averaged = ("clip",)
-    allows_bfloat16 = True
 
     def __init__(
         self,
@@ -101,6 +101,10 @@ class ClipTask:
     ) -> None:
         if isinstance(clip, NoiseAwareCLIP) != (process is not None):
             raise ValueError(f"clip is a {type(clip).__name__}: a process goes with NoiseAwareCLIP alone")
+        vision = clip.config.vision_config if process is None else clip.image_encoder.config
+        seen = vision.num_channels if process is None else vision.in_channels
+        of = "the autoencoder's latent" if data.latent else "the image"
+        check_channels("clip", seen, of, data.shape[0])
         places = {text: number for number, text in enumerate(dict.fromkeys(held_out_captions))}
         if len(places) < 2:
             raise ValueError(

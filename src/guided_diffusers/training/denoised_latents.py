@@ -17,6 +17,10 @@ from torch import Tensor
 from ..conditioning import Condition
 from ..denoiser import ModelDenoiser
 from ..losses import add_noise, process_of
+from ..models.autoencoder import VariationalAutoencoder
+from ..models.latents import raw_statistics
+from ..models.parts import check_channels
+from ..models.standardised import per_channel
 from ..pipelines import TextToImagePipeline
 from ..randomness import randn_for, seed_for
 from ..schedulers import prediction_type_of
@@ -40,9 +44,26 @@ class DenoisedLatents:
             raise ValueError(f"maximum is {maximum}; allowed: above 0, in sigma / alpha")
         self.maximum, self.seed = maximum, seed
         self.process = process_of(pipeline.scheduler)
+        self.statistics = raw_statistics(pipeline.vae.config)
         self.denoiser = ModelDenoiser(pipeline.unet.eval(), prediction_type_of(pipeline.scheduler))
         with torch.no_grad():
             self.null = pipeline.encode_prompt("", torch.device("cpu"), 1, False)[0]
+
+    def check_statistics(self, autoencoder: VariationalAutoencoder) -> None:
+        """Raise ValueError where the denoiser was not trained on the latents of this autoencoder's scale."""
+        check_channels(
+            "the denoiser",
+            self.denoiser.model.config.in_channels,
+            "the latent",
+            autoencoder.config.latent_channels,
+        )
+        own, like = raw_statistics(autoencoder.config), torch.zeros(1, dtype=torch.float64)
+        pairs = zip(per_channel(*self.statistics, like), per_channel(*own, like), strict=True)
+        if not all(torch.allclose(one, other, rtol=1e-4, atol=1e-4) for one, other in pairs):
+            raise ValueError(
+                f"the denoiser's vae has latents of mean and deviation {self.statistics}, the autoencoder of "
+                f"{own}; allowed: the autoencoder whose latents the denoiser was trained on"
+            )
 
     def draw(self, positions: Sequence[int], shape: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Levels in (0, 1], `(batch,)`, and standard normal noise, `(batch, *shape)`, of some positions."""

@@ -9,12 +9,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import diffusers
 import torch
-from torch import Tensor
+from diffusers import AutoencoderKL
+from torch import Tensor, nn
 
-from ..checkpoints import component_source
+from ..hub.component import class_of, find_component
 from ..losses import Levels, quartile
 from ..models.autoencoder import VariationalAutoencoder
+from ..models.latents import IMAGE_AUTOENCODERS, image_channels, told_class
 from ..randomness import randn_for, seed_for
 from .cache import cached_latents
 from .data import ImageTextDataset
@@ -61,14 +64,32 @@ class Images:
         return batch
 
 
-def load_autoencoder(name: str | None) -> VariationalAutoencoder | None:
-    """A frozen autoencoder by its folder, shipped name or Hub id; None of None."""
+def load_autoencoder(name: str | None, channels: int | None = None) -> nn.Module | None:
+    """A frozen autoencoder of any class that `latents` knows; AutoencoderKL as VariationalAutoencoder.
+
+    Args:
+        name: A folder, shipped name or Hub id, of it or of a pipeline that has it; None gives None.
+        channels: Of the images that it is to encode, which `data.channels` says.
+
+    Raises:
+        ValueError: It is of another class, or for other images.
+    """
     if name is None:
         return None
-    return VariationalAutoencoder.from_pretrained(component_source(name)).requires_grad_(False).eval()
+    where = find_component(name, "vae", IMAGE_AUTOENCODERS)
+    kind = class_of(where) or AutoencoderKL.__name__
+    if kind not in IMAGE_AUTOENCODERS:
+        raise ValueError(told_class(name, kind))
+    known = getattr(diffusers, kind, None)
+    cls = VariationalAutoencoder if known in (None, AutoencoderKL) else known
+    vae = cls.from_pretrained(**where, use_safetensors=True).requires_grad_(False).eval()
+    seen = image_channels(vae.config)
+    if channels is not None and channels != seen:
+        raise ValueError(f"autoencoder {name} is of images of {seen} channels; data.channels is {channels}")
+    return vae
 
 
-def image_arguments(data: ImageTextDataset, vae: VariationalAutoencoder | None) -> dict[str, Any]:
+def image_arguments(data: ImageTextDataset, vae: nn.Module | None) -> dict[str, Any]:
     """The arguments of `Images`: the pixels of a data set, or its latents, cached."""
     if vae is None:
         return {"images": Pixels(data), "shape": data.shape}

@@ -1,0 +1,171 @@
+"""The standardised latents of any autoencoder of images, ours or of diffusers.
+
+A network of latent diffusion sees standardised latents z. VariationalAutoencoder speaks them itself. The
+autoencoders of diffusers speak raw ones, and their configuration says how their pipelines go from one to the
+other; as StableDiffusionPipeline, StableDiffusionXLPipeline and StableDiffusion3Pipeline do,
+
+    raw = z latents_std / scaling_factor + latents_mean        raw = z / scaling_factor + shift_factor
+
+which is a mean and a deviation a channel. This is the one place that knows it: whoever encodes or decodes
+with an autoencoder that may be any goes through here, and training loads an AutoencoderKL as a
+VariationalAutoencoder, whose configuration then holds the two.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from guided_diffusers.checks import check_number
+from guided_diffusers.finite import check_output
+from guided_diffusers.models.standardised import StandardisedLatentsMixin, check_statistics, per_channel
+
+IMAGE_AUTOENCODERS = (
+    "VariationalAutoencoder",
+    "AutoencoderKL",
+    "AsymmetricAutoencoderKL",
+    "AutoencoderDC",
+    "AutoencoderTiny",
+    "ConsistencyDecoderVAE",
+    "VQModel",
+)
+"""The classes whose latents are maps (batch, channels, h, w) with a scale for all, or one a channel."""
+
+Statistics = tuple[Sequence[float] | None, Sequence[float] | None]
+
+
+def check_autoencoder(vae: Any, name: str = "vae") -> None:
+    """Raise ValueError for an autoencoder of diffusers of another kind, such as of video; None passes."""
+    kind = type(vae)
+    if kind.__module__.startswith("diffusers.") and kind.__name__ not in IMAGE_AUTOENCODERS:
+        raise ValueError(told_class(name, kind.__name__))
+
+
+def told_class(name: str, kind: Any) -> str:
+    """The sentence that refuses an autoencoder's class."""
+    allowed = ", ".join(IMAGE_AUTOENCODERS)
+    return f"{name} is of class {kind}; allowed: an autoencoder whose latents are maps of images, {allowed}"
+
+
+def raw_statistics(config: Mapping[str, Any]) -> Statistics:
+    """Mean and deviation of the raw latents, a number a channel, as a configuration's scale and shift say.
+
+    Args:
+        config: Of an autoencoder; of the four names above any may be missing or None.
+
+    Returns:
+        Both None where raw latents are the standardised ones.
+
+    Raises:
+        ValueError: A scale that is not positive, a shift that is not finite, statistics that are not one
+            number a channel, or both a shift and a mean.
+    """
+    mean, std = config.get("latents_mean"), config.get("latents_std")
+    scaling, shift = config.get("scaling_factor"), config.get("shift_factor")
+    scaling = 1.0 if scaling is None else check_number("scaling_factor", scaling, 0, above=True)
+    shift = 0.0 if shift is None else check_number("shift_factor", shift)
+    channels = latent_channels(config)
+    check_statistics("latents_mean", mean, channels)
+    check_statistics("latents_std", std, channels, positive=True)
+    if scaling == 1 and shift == 0:
+        return mean, std
+    if shift != 0 and (mean is not None or std is not None):
+        raise ValueError(f"shift_factor is {shift} beside latents_mean or latents_std; allowed: one of them")
+    mean = [shift] * channels if mean is None else mean
+    return mean, [deviation / scaling for deviation in ([1.0] * channels if std is None else std)]
+
+
+def latent_channels(config: Mapping[str, Any]) -> int:
+    """The channels of an autoencoder's latents."""
+    return config.get("vq_embed_dim") or config["latent_channels"]
+
+
+def image_channels(config: Mapping[str, Any]) -> int:
+    """The channels of the images that an autoencoder encodes."""
+    return config.get("in_channels") or config["encoder_in_channels"]
+
+
+def spatial_factor(vae: Any) -> int:
+    """How many pixels of an image's side one position of its latent has."""
+    blocks = vae.config.get("block_out_channels") or vae.config["encoder_block_out_channels"]
+    return 2 ** (len(blocks) - 1)
+
+
+def latent_shape(vae: Any, height: int, width: int) -> tuple[int, int, int]:
+    """The shape of an image's latent, (channels, h, w).
+
+    Raises:
+        ValueError: Sides that do not divide evenly.
+    """
+    if isinstance(vae, StandardisedLatentsMixin):
+        return vae.latent_shape(height, width)
+    factor = spatial_factor(vae)
+    if height % factor or width % factor:
+        raise ValueError(f"images of {height}x{width} do not shrink by {factor}: give multiples of it")
+    return (latent_channels(vae.config), height // factor, width // factor)
+
+
+def encode(vae: Any, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and deviation of the standardised latents' posterior.
+
+    Args:
+        vae: Any of `IMAGE_AUTOENCODERS`; one without a posterior has the deviation 0.
+        images: (batch, channels, height, width) in [-1, 1], on its device.
+
+    Returns:
+        Two tensors (batch, latent_channels, h, w).
+
+    Raises:
+        NonFiniteError: A latent that is not finite.
+    """
+    with full_precision(vae):
+        encoded = vae.encode(images.to(vae.dtype))[0]
+    point = isinstance(encoded, Tensor)
+    check_output(encoded if point else encoded.mean, "encoded latent", vae)
+    mean, deviation = (encoded, torch.zeros_like(encoded)) if point else (encoded.mean, encoded.std)
+    if isinstance(vae, StandardisedLatentsMixin):
+        return mean, deviation
+    m, s = per_channel(*raw_statistics(vae.config), mean)
+    return ((mean - m) / s).to(mean.dtype), (deviation / s).to(mean.dtype)
+
+
+def decode(vae: Any, latents: Tensor, generator: Any = None) -> Tensor:
+    """Images (batch, channels, height, width) in [-1, 1] of standardised latents.
+
+    Args:
+        vae: Any of `IMAGE_AUTOENCODERS`, or another network with such a `decode` and configuration.
+        latents: (batch, latent_channels, h, w), on its device.
+        generator: Of an autoencoder that draws when it decodes (ConsistencyDecoderVAE).
+
+    Raises:
+        NonFiniteError: A picture that is not finite.
+    """
+    if not isinstance(vae, StandardisedLatentsMixin):
+        m, s = per_channel(*raw_statistics(vae.config), latents)
+        latents = latents * s + m
+    draws = "generator" in inspect.signature(vae.decode).parameters
+    arguments = {"generator": generator} if draws else {}
+    with full_precision(vae):
+        images = vae.decode(latents.to(vae.dtype), **arguments).sample
+    return check_output(images, "decoded picture", vae)
+
+
+@contextmanager
+def full_precision(vae: Any) -> Iterator[None]:
+    """A block in which a float16 autoencoder that asks for it by `force_upcast` is in float32.
+
+    As StableDiffusionXLPipeline does: inside, such a network's activations leave the range of float16.
+    """
+    upcast = vae.dtype == torch.float16 and vae.config.get("force_upcast", False)
+    try:
+        if upcast:
+            vae.to(dtype=torch.float32)
+        yield
+    finally:
+        if upcast:
+            vae.to(dtype=torch.float16)
