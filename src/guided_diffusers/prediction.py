@@ -9,6 +9,9 @@ functions of the noise level (alpha, sigma). With eps = (x_t - alpha x_0) / sigm
 | sample | x_0 | 0 | 1 |
 | v_prediction | v, on the unit circle of (alpha, sigma) / sqrt(n) | alpha / n | -sigma / sqrt(n) |
 | flow_prediction | eps - x_0 | 1 / (alpha + sigma) | -sigma / (alpha + sigma) |
+| reversed_flow_prediction | x_0 - eps | as flow_prediction | -(as flow_prediction) |
+| trigflow | F of TrigFlow, with sigma_data = 1 / input_scale | alpha | -sigma |
+| scaled_trigflow | sigma_data F, as SCMScheduler reads it | alpha | -sigma / sigma_data |
 | edm | F, with sigma_data^2 = 1 / input_scale^2 - sigma^2 | sigma_data^2 / n | sigma sigma_data / sqrt(n) |
 | edm_v_prediction | -F | as edm | -(as edm) |
 
@@ -18,7 +21,8 @@ References:
     Salimans and Ho, "Progressive Distillation for Fast Sampling of Diffusion Models" (arXiv:2202.00512),
     appendix D: v. Karras et al., "Elucidating the Design Space of Diffusion-Based Generative Models"
     (arXiv:2206.00364), table 1: EDM. Lipman et al., "Flow Matching for Generative Modeling"
-    (arXiv:2210.02747): flow.
+    (arXiv:2210.02747): flow. Lu and Song, "Simplifying, Stabilizing and Scaling Continuous-Time Consistency
+    Models" (arXiv:2410.11081), section 3: TrigFlow.
 """
 
 from __future__ import annotations
@@ -57,6 +61,19 @@ def _flow(level: NoiseLevel) -> tuple[Tensor, Tensor]:
     return 1 / total, -level.sigma / total
 
 
+def _reversed_flow(level: NoiseLevel) -> tuple[Tensor, Tensor]:
+    skip, out = _flow(level)
+    return skip, -out
+
+
+def _trigflow(level: NoiseLevel) -> tuple[Tensor, Tensor]:
+    return level.alpha, -level.sigma
+
+
+def _scaled_trigflow(level: NoiseLevel) -> tuple[Tensor, Tensor]:
+    return level.alpha, -level.sigma * level.input_scale
+
+
 def _edm(level: NoiseLevel) -> tuple[Tensor, Tensor]:
     skip = 1 - (level.sigma * level.input_scale) ** 2
     return skip, level.sigma * skip.clamp_min(0).sqrt()
@@ -72,6 +89,9 @@ _ROWS: dict[str, Row] = {
     "sample": _sample,
     "v_prediction": _v,
     "flow_prediction": _flow,
+    "reversed_flow_prediction": _reversed_flow,
+    "trigflow": _trigflow,
+    "scaled_trigflow": _scaled_trigflow,
     "edm": _edm,
     "edm_v_prediction": _edm_v,
 }

@@ -12,23 +12,28 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from guided_diffusers.checks import check_callable, check_int, check_numbers, shown
+from guided_diffusers.checks import check_callable, check_int, check_number, check_numbers, shown
 from guided_diffusers.denoiser import Denoiser
 from guided_diffusers.finite import Watch
 from guided_diffusers.guidance.base import Guided, Step
 from guided_diffusers.prediction import at_least_float32, from_denoised
 from guided_diffusers.schedulers.compat import (
     check_supported,
+    config_of,
+    initial_scale,
     next_noise_level,
     noise_level,
     prediction_type_of,
     reads_variance,
+    run_timesteps,
+    sigmas_for,
+    stepper,
     takes,
 )
+from guided_diffusers.schedulers.protocol import AnyScheduler
 
 
 class StopSampling(Exception):  # noqa: N818  (a signal, as StopIteration is)
@@ -42,7 +47,7 @@ class StopSampling(Exception):  # noqa: N818  (a signal, as StopIteration is)
 @torch.no_grad()
 def sampling_loop(
     denoiser: Denoiser,
-    scheduler: Any,
+    scheduler: AnyScheduler,
     noise: Tensor,
     condition: Any = None,
     num_inference_steps: int = 50,
@@ -51,12 +56,14 @@ def sampling_loop(
     generator: torch.Generator | Sequence[torch.Generator] | None = None,
     callback: Callable[[int, Tensor, Tensor], Tensor] | None = None,
     step_kwargs: Mapping[str, Any] | None = None,
+    mu: float | None = None,
 ) -> Tensor:
     """Sample from noise to x_0.
 
     Args:
         denoiser: A denoiser, guided (`guidance(denoiser)`) or plain.
-        scheduler: A scheduler of this package or of diffusers; its timesteps are set here.
+        scheduler: A scheduler of this package or of diffusers, or any that says its noise levels
+            (`schedulers.Scheduler`); its timesteps are set here.
         noise: Standard normal, `(batch, ...)`; it is scaled by the scheduler's `init_noise_sigma` here.
         condition: What the denoiser is told, such as a `Condition`.
         num_inference_steps: Steps of the scheduler; ignored where `timesteps` or `sigmas` are given.
@@ -65,6 +72,7 @@ def sampling_loop(
         generator: Of the noise that stochastic schedulers add: one, or one a sample.
         callback: `(index, timestep, sample) -> sample`, after each step; may raise `StopSampling`.
         step_kwargs: Further arguments of `scheduler.step`, such as `{"eta": 0.5}`.
+        mu: The shift of the noise levels, for schedulers with `use_dynamic_shifting`, which need one.
 
     Returns:
         The sample, of noise's shape, in float32 (float64 where the noise is).
@@ -85,8 +93,8 @@ def sampling_loop(
         check_callable("callback", callback)
     if step_kwargs is not None and not isinstance(step_kwargs, Mapping):
         raise TypeError(f"step_kwargs is {shown(step_kwargs)}; allowed: a mapping of arguments of step")
-    set_timesteps(scheduler, num_inference_steps, timesteps, sigmas)
-    sample = at_least_float32(noise) * float(getattr(scheduler, "init_noise_sigma", 1.0))
+    set_timesteps(scheduler, num_inference_steps, timesteps, sigmas, mu)
+    sample = at_least_float32(noise) * initial_scale(scheduler)
     guided = denoiser if hasattr(denoiser, "run") else Guided(denoiser)
     prediction_type, with_variance = prediction_type_of(scheduler), reads_variance(scheduler)
     step_kwargs, taken = dict(step_kwargs or {}), inspect.signature(scheduler.step).parameters
@@ -94,8 +102,9 @@ def sampling_loop(
         step_kwargs["generator"] = list(generator) if isinstance(generator, Sequence) else generator
     memory: dict[Any, Any] = {}
     watch = Watch(scheduler)
+    take_step = stepper(scheduler, **step_kwargs)
     following = noise_level(scheduler, scheduler.timesteps[0])
-    for index, timestep in enumerate(scheduler.timesteps):
+    for index, timestep in enumerate(run_timesteps(scheduler)):
         if hasattr(scheduler, "scale_model_input"):
             scheduler.scale_model_input(sample[:1], timestep)  # sets up a multi-stage one's state
         level, following = following, next_noise_level(scheduler, index)
@@ -113,7 +122,7 @@ def sampling_loop(
         if with_variance and denoised.extra is not None:
             output = torch.cat([output, denoised.extra.to(output.dtype)], dim=1)
         gradient = {"guidance_gradient": sum(step.gradients)} if step.gradients else {}
-        sample = scheduler.step(output, timestep, sample, return_dict=False, **step_kwargs, **gradient)[0]
+        sample = take_step(output, timestep, sample, **gradient)
         try:
             sample = sample if callback is None else callback(index, timestep, sample)
             stopped = False
@@ -135,19 +144,21 @@ def _check_generator(generator: Any, count: int) -> None:
 
 
 def set_timesteps(
-    scheduler: Any,
+    scheduler: AnyScheduler,
     num_inference_steps: int | None = 50,
     timesteps: Sequence[int] | None = None,
     sigmas: Sequence[float] | None = None,
+    mu: float | None = None,
 ) -> None:
     """Set a scheduler's timesteps on the CPU, where reading them never waits for an accelerator.
 
     Raises:
         ValueError: An unsupported scheduler, steps that are not positive, both timesteps and sigmas, or
-            custom ones that this scheduler does not take.
+            custom ones that this scheduler does not take; `mu` missing, or without use.
     """
     check_supported(scheduler)
-    train = scheduler.config.num_train_timesteps
+    train = config_of(scheduler, "num_train_timesteps")
+    shift = _shift(scheduler, mu)
     if timesteps is not None and sigmas is not None:
         raise ValueError("timesteps and sigmas were both given; allowed: one of them")
     for name, value in (("timesteps", timesteps), ("sigmas", sigmas)):
@@ -161,14 +172,37 @@ def set_timesteps(
         numbers = check_numbers(name, value, 0, train if name == "timesteps" else None, falling=True)
         if name == "timesteps":
             numbers = [int(number) if number == int(number) else number for number in numbers]
-        return _set(scheduler, name, numbers if name == "timesteps" else np.array(numbers))
-    return _set(scheduler, "num_inference_steps", check_int("num_inference_steps", num_inference_steps, 1))
+        given = numbers if name == "timesteps" else sigmas_for(scheduler, numbers)
+        return _set(scheduler, name, given, shift)
+    count = check_int("num_inference_steps", num_inference_steps, 1)
+    return _set(scheduler, "num_inference_steps", count, shift)
 
 
-def _set(scheduler: Any, name: str, value: Any) -> None:
+def _shift(scheduler: AnyScheduler, mu: float | None) -> dict[str, float]:
+    """`mu` as an argument of the scheduler's `set_timesteps`, where it has to be one."""
+    name = type(scheduler).__name__
+    if not config_of(scheduler, "use_dynamic_shifting"):
+        if mu is not None:
+            raise ValueError(f"mu is given, and the {name} has no use_dynamic_shifting: leave mu out")
+        return {}
+    if mu is None:
+        raise ValueError(
+            f"the {name} has use_dynamic_shifting, so it needs mu, a shift that depends on the image's size: "
+            "give sampling_loop mu, or make the scheduler with use_dynamic_shifting=False and a shift"
+        )
+    return {"mu": check_number("mu", mu)}
+
+
+def _set(scheduler: AnyScheduler, name: str, value: Any, more: Mapping[str, Any]) -> None:
     """Call the scheduler's own `set_timesteps`, whose errors on few or uneven steps are of every kind."""
+    taken, more = inspect.signature(scheduler.set_timesteps).parameters, dict(more)
+    if "device" in taken:
+        more["device"] = "cpu"
+    if "intermediate_timesteps" in taken and value != 2:  # SCM's default is for two steps only
+        more["intermediate_timesteps"] = None
+    by_position = [] if name in taken else [value]  # of one's own scheduler the first may have any name
     try:
-        scheduler.set_timesteps(**{name: value}, device="cpu")
+        scheduler.set_timesteps(*by_position, **more, **({} if by_position else {name: value}))
     except (TypeError, ValueError, IndexError, RuntimeError, ArithmeticError, AssertionError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         if isinstance(error, ValueError) and name in reason:
@@ -179,7 +213,7 @@ def _set(scheduler: Any, name: str, value: Any) -> None:
     _start_at_the_first(scheduler)
 
 
-def _start_at_the_first(scheduler: Any) -> None:
+def _start_at_the_first(scheduler: AnyScheduler) -> None:
     """Begin at the first entry: where its timestep is listed twice, diffusers would begin at the second."""
     if hasattr(scheduler, "set_begin_index"):
         scheduler.set_begin_index(0)

@@ -94,6 +94,10 @@ class MixtureNetwork(nn.Module):
                 return input_scale * (alpha * epsilon - sigma * x0)
             case "flow_prediction":
                 return epsilon - x0
+            case "reversed_flow_prediction":
+                return x0 - epsilon
+            case "scaled_trigflow":  # -dx/dt of x = cos(t) x_0 + sin(t) z, z = sigma_data eps
+                return alpha * epsilon * SIGMA_DATA - (sigma / SIGMA_DATA) * x0
             case "edm" | "edm_v_prediction":  # D = c_skip x + c_out F (Karras et al., table 1)
                 skip = SIGMA_DATA**2 / (SIGMA_DATA**2 + sigma**2)
                 out = sigma * SIGMA_DATA / (SIGMA_DATA**2 + sigma**2).sqrt()
@@ -130,6 +134,13 @@ COORDINATES: dict[str, Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]] = {
     "exploding": lambda s: (torch.ones_like(s), s, (1 + s**2).rsqrt()),
     "edm": lambda s: (torch.ones_like(s), s, (SIGMA_DATA**2 + s**2).rsqrt()),
     "flow": lambda s: (1 - s, s, torch.ones_like(s)),
+    "signal": lambda s: (s, 1 - s, torch.ones_like(s)),
+    "angle": lambda s: (s.cos(), SIGMA_DATA * s.sin(), torch.ones_like(s) / SIGMA_DATA),
+    "quarter turn": lambda s: (
+        (s * torch.pi / 2).cos().abs(),
+        (s * torch.pi / 2).sin(),
+        torch.ones_like(s),
+    ),
 }
 
 
@@ -137,7 +148,8 @@ def levels_of(scheduler: Any, coordinates: str) -> Levels:
     """The noise level at each listed timestep, read from a scheduler's arrays.
 
     `coordinates` is "timestep" for schedulers that look alpha-bar up by timestep, else a key of COORDINATES.
-    The second stages of KDPM2 are at the interpolated sigmas.
+    The second stages of KDPM2 are at the interpolated sigmas, which its ancestral form keeps one place
+    before.
     """
     if coordinates == "timestep":
         table = getattr(scheduler, "_abar", scheduler.alphas_cumprod).double()  # ours keep float64
@@ -145,9 +157,12 @@ def levels_of(scheduler: Any, coordinates: str) -> Levels:
             (table[int(t)].sqrt(), (1 - table[int(t)]).sqrt(), torch.ones_like(table[0]))
             for t in scheduler.timesteps
         ]
+    elif coordinates in ("angle", "quarter turn"):
+        rows = [COORDINATES[coordinates](t.double()) for t in scheduler.timesteps]
     else:
+        back = int(type(scheduler).__name__ == "KDPM2AncestralDiscreteScheduler")
         tables = [scheduler.sigmas, getattr(scheduler, "sigmas_interpol", scheduler.sigmas)]
-        sigmas = [tables[i % 2][i].double() for i in range(len(scheduler.timesteps))]
+        sigmas = [tables[i % 2][i - back * (i % 2)].double() for i in range(len(scheduler.timesteps))]
         rows = [COORDINATES[coordinates](sigma) for sigma in sigmas]
     levels: dict[float, tuple[Tensor, Tensor, Tensor]] = {}
     for timestep, row in zip(scheduler.timesteps, rows, strict=True):

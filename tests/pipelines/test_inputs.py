@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, LCMScheduler
+from diffusers import DDIMScheduler, RePaintScheduler
 from tiny import CONTEXT, WIDTH, stable_diffusion_schedule, tiny_components
 
 from guided_diffusers import TextToImagePipeline
@@ -90,9 +90,9 @@ def test_scale_of_a_wrong_type(pipeline: TextToImagePipeline) -> None:
         pipeline("a boot", guidance_scale="high")
 
 
-def test_unknown_scheduler_names_the_known_ones() -> None:
-    pipe = TextToImagePipeline(**tiny_components(scheduler=LCMScheduler(clip_sample=False)))
-    with pytest.raises(ValueError, match="LCMScheduler.*EulerDiscreteScheduler"):
+def test_a_scheduler_without_an_x0_is_refused_with_the_reason() -> None:
+    pipe = TextToImagePipeline(**tiny_components(scheduler=RePaintScheduler(clip_sample=False)))
+    with pytest.raises(ValueError, match="RePaintScheduler, which is not supported: .*the known image"):
         pipe("a boot")
 
 

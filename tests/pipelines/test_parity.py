@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import pytest
 import torch
 from diffusers import (
@@ -75,6 +76,33 @@ def test_latents_are_those_of_stable_diffusion(pair: tuple[Any, Any], cls: type,
             ).images
         )
     torch.testing.assert_close(results[1], results[0], rtol=0, atol=1e-4)
+    assert results[0].std() > 0.1
+
+
+@pytest.mark.parametrize(
+    "cls",
+    [
+        diffusers.LCMScheduler,
+        diffusers.TCDScheduler,
+        diffusers.SASolverScheduler,
+        diffusers.KDPM2AncestralDiscreteScheduler,
+        diffusers.IPNDMScheduler,
+        diffusers.DDIMParallelScheduler,
+        diffusers.DDPMParallelScheduler,
+        diffusers.CogVideoXDDIMScheduler,
+    ],
+)
+def test_latents_under_further_schedulers_are_those_of_stable_diffusion(
+    pair: tuple[Any, Any], cls: type
+) -> None:
+    results = []
+    for pipe in pair:
+        own = stable_diffusion_schedule(PNDMScheduler, skip_prk_steps=True)
+        pipe.scheduler = cls.from_config(own.config, clip_sample=False)
+        generator = torch.Generator().manual_seed(5)
+        call = {"num_inference_steps": 8, "guidance_scale": 4.0, "output_type": "latent"}
+        results.append(pipe(["a boot", "a bag"], generator=generator, **call).images)
+    torch.testing.assert_close(results[1], results[0], rtol=1e-5, atol=4e-5)
     assert results[0].std() > 0.1
 
 

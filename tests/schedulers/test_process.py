@@ -1,5 +1,7 @@
 """The description of a process, and what counts as another."""
 
+import math
+
 import diffusers
 import pytest
 import torch
@@ -26,7 +28,60 @@ def test_a_description_is_of_what_the_network_is_told():
     flow = {"kind": "flow", "num_train_timesteps": 1000}
     assert describe_process(diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)) == flow
     assert describe_process(diffusers.DPMSolverMultistepScheduler(use_flow_sigmas=True)) == flow
+    assert describe_process(diffusers.LTXEulerAncestralRFScheduler()) == flow
     assert describe_process(diffusers.EDMEulerScheduler(sigma_data=0.7)) == {"kind": "edm", "sigma_data": 0.7}
+
+
+def test_processes_that_count_their_timesteps_otherwise():
+    """The same timestep is another noise level in each, so none is the same as another."""
+    reverse = diffusers.FlowMatchEulerDiscreteScheduler(invert_sigmas=True)
+    expected = {
+        diffusers.FlowMatchLCMScheduler(): {"kind": "flow", "num_train_timesteps": 1000},
+        reverse: {"kind": "flow", "num_train_timesteps": 1000, "reversed": True},
+        diffusers.MiniMaxH3Scheduler(): {"kind": "flow", "num_train_timesteps": 1, "reversed": True},
+        diffusers.IPNDMScheduler(): {"kind": "trigflow", "noise_timestep": 1.0, "sigma_data": 1.0},
+        diffusers.SCMScheduler(): {"kind": "trigflow", "noise_timestep": math.pi / 2, "sigma_data": 0.5},
+    }
+    for scheduler, process in expected.items():
+        assert describe_process(scheduler) == checked_process(process)
+        for other in expected:
+            if other is scheduler:
+                check_process(process, other)
+            else:
+                with pytest.raises(ValueError, match="trained for another process"):
+                    check_process(process, other)
+
+
+def test_cogvideox_shifts_its_table_away_from_the_betas_of_its_configuration():
+    for zero_snr in (False, True):
+        config = {"rescale_betas_zero_snr": zero_snr, "prediction_type": "v_prediction"}
+        shifted, plain = (
+            diffusers.CogVideoXDDIMScheduler(snr_shift_scale=scale, **config) for scale in (3.0, 1.0)
+        )
+        check_process(describe_process(shifted), diffusers.CogVideoXDPMScheduler(**config))
+        betas = GuidedDDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
+        with pytest.raises(ValueError, match="trained for another process"):
+            check_process(describe_process(betas), shifted)
+        if not zero_snr:
+            check_process(describe_process(plain), betas)
+
+
+def test_a_scheduler_of_ones_own_says_its_process():
+    class Own:
+        timesteps = (1, 0)
+        process = LINEAR
+
+        def set_timesteps(self, count): ...
+        def step(self, output, timestep, sample): ...
+        def noise_level(self, timestep): ...
+
+    check_process(LINEAR, Own())
+    Own.process = {"kind": "cold"}
+    with pytest.raises(ValueError, match="kind 'cold'"):
+        describe_process(Own())
+    del Own.process
+    with pytest.raises(ValueError, match="Own, whose process is not known: give it an attribute `process`"):
+        describe_process(Own())
 
 
 def test_the_same_process_in_other_coordinates_or_words():
@@ -67,7 +122,7 @@ def test_another_process_is_named_where_it_differs(scheduler, reason):
 
 
 def test_a_scheduler_that_is_not_known():
-    with pytest.raises(ValueError, match="RePaintScheduler, whose noise levels are not known"):
+    with pytest.raises(ValueError, match="RePaintScheduler, which is not supported"):
         describe_process(diffusers.RePaintScheduler())
 
 

@@ -122,12 +122,25 @@ def test_a_script_ends_in_one_line(monkeypatch, capsys):
         ({"training": 3}, "training must be a mapping"),
         ({"training": {"output_dir": "a", "seed": 1.5}}, "training.seed must be int, got 1.5"),
         ({"training": {"output_dir": "a", "seed": True}}, "training.seed must be int, got True"),
-        ({"training": {"output_dir": "a", "channels_last": "yes"}}, "channels_last must be bool, got 'yes'"),
+        (
+            {"training": {"output_dir": "a", "channels_last": "yes"}},
+            "channels_last must be {auto,true,false}, got 'yes'",
+        ),
+        ({"training": {"output_dir": "a", "channels_last": 1}}, "channels_last must be .*, got 1"),
+        ({"training": {"output_dir": "a", "mixed_precision": True}}, "must be {auto,no,fp16,bf16}, got True"),
     ],
 )
 def test_a_bad_yaml_tree_is_refused(tree, words):
     with pytest.raises(ValueError, match=words):
         build_config(Script, tree)
+
+
+def test_precision_and_layout_are_chosen_by_the_machine_unless_they_are_said():
+    for said, meant in (("auto", "auto"), (True, True), (False, False), ("no", "no"), ("bf16", "bf16")):
+        key = "channels_last" if isinstance(said, bool) else "mixed_precision"
+        assert getattr(build_config(TrainingConfig, {"output_dir": "a", key: said}), key) == meant
+    default = TrainingConfig(output_dir="a")
+    assert (default.mixed_precision, default.channels_last) == ("auto", "auto")
 
 
 def test_an_optional_field_takes_null_and_its_type():

@@ -9,6 +9,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.tracking import GeneralTracker
+from accelerate.utils import DistributedType
 from diffusers import UNet2DModel
 
 from guided_diffusers.training.config import TrainingConfig
@@ -257,6 +258,20 @@ def test_an_accelerator_follows_the_configuration(tmp_path):
         assert Path(accelerator.project_dir) == tmp_path
     finally:
         AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.mark.parametrize("kind", ["FSDP", "DEEPSPEED", "MEGATRON_LM"])
+def test_networks_split_over_processes_are_refused_by_name(tmp_path, monkeypatch, kind):
+    config = TrainingConfig(output_dir=str(tmp_path / "run"), batch_size=4)
+    given = Accelerator()
+    with monkeypatch.context() as patch:
+        patch.setattr(type(given), "distributed_type", property(lambda self: DistributedType(kind)))
+        with pytest.raises(ValueError, match=f"accelerate is set to use {kind}.*does not split networks"):
+            train(TwoPlayers(), config, accelerator=given)
+    monkeypatch.setenv(f"ACCELERATE_USE_{kind}", "true")
+    with pytest.raises(ValueError, match=f"accelerate is set to use {kind}.*does not split networks"):
+        make_accelerator(config)
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_prefetching_thread_computes_with_one_thread_and_leaves_the_others_theirs():

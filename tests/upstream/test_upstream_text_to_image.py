@@ -24,9 +24,10 @@ RECORDED_WITH_ITS_TOKENIZER = (
     "test_stable_diffusion_k_euler_ancestral",
     "test_stable_diffusion_k_euler",
     "test_stable_diffusion_negative_prompt",
+    "test_stable_diffusion_lcm",
+    "test_stable_diffusion_lcm_custom_timesteps",
 )
 FETCHES = ("test_stable_diffusion_no_safety_checker", "test_pipeline_accept_tuple_type_unet_sample_size")
-LCM = ("test_stable_diffusion_lcm", "test_stable_diffusion_lcm_custom_timesteps")
 LOGS = ("test_stable_diffusion_long_prompt",)
 
 
@@ -73,8 +74,6 @@ for name in RECORDED_WITH_ITS_TOKENIZER:
     setattr(TestPipeline, name, skipped(name, "its numbers were recorded with the tokenizer of the Hub"))
 for name in FETCHES:
     setattr(TestPipeline, name, skipped(name, "fetches a model from the Hub"))
-for name in LCM:
-    setattr(TestPipeline, name, skipped(name, "LCMScheduler is not supported: ValueError says so"))
 for name in LOGS:
     setattr(TestPipeline, name, skipped(name, "reads the logger of diffusers' module; ours has its own"))
 

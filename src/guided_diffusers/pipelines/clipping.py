@@ -7,16 +7,17 @@ denoiser clips (`ModelDenoiser`'s `clip`), and the scheduler of the run does not
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from torch import Tensor
 
 from guided_diffusers.denoiser import DynamicThreshold
+from guided_diffusers.schedulers.compat import config_of
+from guided_diffusers.schedulers.protocol import AnyScheduler
 
 Clip = float | Callable[[Tensor], Tensor]
 
 
-def clip_before_guidance(scheduler: Any, latents: bool) -> tuple[Any, Clip | None]:
+def clip_before_guidance(scheduler: AnyScheduler, latents: bool) -> tuple[AnyScheduler, Clip | None]:
     """A scheduler that does not clip, and what the denoiser is to do instead.
 
     Args:
@@ -28,10 +29,10 @@ def clip_before_guidance(scheduler: Any, latents: bool) -> tuple[Any, Clip | Non
         The scheduler itself where it does not clip, else a copy of its configuration; and the `clip` of
         `ModelDenoiser`.
     """
-    config = scheduler.config
-    threshold, clips = (config.get(name, False) for name in ("thresholding", "clip_sample"))
+    threshold, clips = (config_of(scheduler, name, False) for name in ("thresholding", "clip_sample"))
     if not (threshold or clips):
         return scheduler, None
+    config = scheduler.config
     off = {name: False for name in ("thresholding", "clip_sample") if name in config}
     unclipped = type(scheduler).from_config(config, **off)
     if threshold:

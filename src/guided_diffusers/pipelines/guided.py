@@ -23,7 +23,13 @@ from guided_diffusers.pipelines import inputs
 from guided_diffusers.pipelines.safe import SafePipeline
 from guided_diffusers.prediction import coefficients
 from guided_diffusers.sampling import sampling_loop, set_timesteps
-from guided_diffusers.schedulers.compat import check_supported, noise_level, prediction_type_of
+from guided_diffusers.schedulers.compat import (
+    check_supported,
+    noise_level,
+    prediction_type_of,
+    run_timesteps,
+)
+from guided_diffusers.schedulers.protocol import AnyScheduler
 
 FALLBACK_GUIDANCE_SCALE = 7.5  # Stable Diffusion's, for checkpoints that name none
 
@@ -156,7 +162,7 @@ class GuidedPipeline(SafePipeline):
     def _sample(
         self,
         run: Any,
-        scheduler: Any,
+        scheduler: AnyScheduler,
         noise: Tensor,
         callback: tuple[Callable | None, Sequence[str]],
         **arguments: Any,
@@ -177,7 +183,7 @@ class GuidedPipeline(SafePipeline):
         """Set the timesteps; refuse what cannot work, before any compute; return the prediction type."""
         check_supported(self.scheduler)
         set_timesteps(self.scheduler, steps, timesteps, sigmas)
-        self._num_timesteps = len(self.scheduler.timesteps)
+        self._num_timesteps = len(run_timesteps(self.scheduler))
         prediction_type = prediction_type_of(self.scheduler)
         coefficients(noise_level(self.scheduler, self.scheduler.timesteps[0]), prediction_type)
         return prediction_type
@@ -189,7 +195,7 @@ def check_count_of_scales(name: str, scale: Scale | None, images: int) -> None:
         raise ValueError(f"{name} has {len(scale)} values for {images} images; give one or as many")
 
 
-def takes_eta(scheduler: Any) -> bool:
+def takes_eta(scheduler: AnyScheduler) -> bool:
     """Whether a scheduler's step has DDIM's eta."""
     return "eta" in inspect.signature(scheduler.step).parameters
 

@@ -20,7 +20,7 @@ from guided_diffusers.pipelines import inputs
 from guided_diffusers.pipelines.safe import SafePipeline
 from guided_diffusers.pipelines.unprompted import UnpromptedMixin
 from guided_diffusers.sampling import sampling_loop, set_timesteps
-from guided_diffusers.schedulers.compat import prediction_type_of
+from guided_diffusers.schedulers.compat import prediction_type_of, run_timesteps
 
 
 class ImagePipeline(UnpromptedMixin, SafePipeline):
@@ -76,7 +76,7 @@ class ImagePipeline(UnpromptedMixin, SafePipeline):
         noise = self._noise(batch_size, generator)
         denoiser = ModelDenoiser(self.unet, prediction_type_of(self.scheduler))
         set_timesteps(self.scheduler, num_inference_steps)
-        with self.progress_bar(total=len(self.scheduler.timesteps)) as progress:
+        with self.progress_bar(total=len(run_timesteps(self.scheduler))) as progress:
 
             def after_step(index: int, timestep: Tensor, sample: Tensor) -> Tensor:
                 progress.update()

@@ -29,7 +29,7 @@ from guided_diffusers.pipelines.guided import GuidedPipeline, default_guidance_c
 from guided_diffusers.pipelines.noise import noise_of
 from guided_diffusers.pipelines.prompts import PromptEncoding
 from guided_diffusers.pipelines.run import PromptedRun
-from guided_diffusers.schedulers.compat import prediction_type_of
+from guided_diffusers.schedulers.compat import config_of, prediction_type_of
 
 logger = logging.get_logger(__name__)
 
@@ -87,7 +87,7 @@ class TextToImagePipeline(PromptEncoding, GuidedPipeline, StableDiffusionMixin):
             raise ValueError(
                 "safety_checker was given without feature_extractor: give both, or safety_checker=None"
             )
-        if scheduler is not None and getattr(scheduler.config, "clip_sample", False):
+        if scheduler is not None and config_of(scheduler, "clip_sample"):
             scheduler = type(scheduler).from_config(scheduler.config, clip_sample=False)
         self.register_modules(
             vae=vae,

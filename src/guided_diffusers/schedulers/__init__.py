@@ -10,11 +10,13 @@ from guided_diffusers.schedulers.compat import (
 from guided_diffusers.schedulers.ddim import GuidedDDIMScheduler
 from guided_diffusers.schedulers.ddpm import GuidedDDPMScheduler
 from guided_diffusers.schedulers.process import check_process, checked_process, describe_process
+from guided_diffusers.schedulers.protocol import Scheduler
 
 __all__ = [
     "SUPPORTED_SCHEDULERS",
     "GuidedDDIMScheduler",
     "GuidedDDPMScheduler",
+    "Scheduler",
     "check_process",
     "check_supported",
     "checked_process",

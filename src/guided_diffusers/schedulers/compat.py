@@ -1,69 +1,37 @@
-"""What a scheduler of diffusers contributes here: noise levels, and its row of the prediction table.
+"""What a scheduler contributes here: noise levels, its row of the prediction table, its steps.
 
-This is the one place of the package that looks at a scheduler's type. Schedulers come in two kinds: those
-that look alpha-bar up by timestep (DDPM, DDIM, PNDM), and those that keep a table of sigmas along the steps.
-In the second kind only the coordinates differ, and they are one function `sigma -> (alpha, sigma,
-input_scale)` each.
+A scheduler that says its `noise_level` is taken at its word (see `Scheduler`); the classes of diffusers,
+which do not, are adapted by the table of `families`. Nothing else asks what class a scheduler is.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-import diffusers
+import numpy as np
 import torch
 from torch import Tensor
 
 from guided_diffusers.checks import as_number, shown
 from guided_diffusers.noise_level import NoiseLevel
+from guided_diffusers.schedulers.families import FAMILIES, REFUSED, family_of, is_reversed, known_as
+from guided_diffusers.schedulers.protocol import AnyScheduler
 
-Coordinates = Callable[[Any, Tensor], tuple[Tensor, Tensor, Tensor | float]]
+SUPPORTED_SCHEDULERS = tuple(FAMILIES)
+"""The classes of diffusers that are adapted; ours, and any that says its noise levels, need no list."""
 
-
-def _variance_preserving(scheduler: Any, sigma: Tensor) -> tuple[Tensor, Tensor, float]:
-    alpha, sigma = scheduler._sigma_to_alpha_sigma_t(sigma)  # 1 - sigma, sigma under use_flow_sigmas
-    return alpha, sigma, 1.0
-
-
-def _variance_exploding(scheduler: Any, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    return torch.ones_like(sigma), sigma, (1 + sigma**2).rsqrt()
+_NEEDED = ("set_timesteps", "step")
 
 
-def _edm(scheduler: Any, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    return torch.ones_like(sigma), sigma, (scheduler.config.sigma_data**2 + sigma**2).rsqrt()
-
-
-def _flow(scheduler: Any, sigma: Tensor) -> tuple[Tensor, Tensor, float]:
-    return 1 - sigma, sigma, 1.0
-
-
-_BY_TIMESTEP: tuple[type, ...] = (diffusers.DDPMScheduler, diffusers.DDIMScheduler, diffusers.PNDMScheduler)
-_BY_SIGMA: dict[type, Coordinates] = {
-    diffusers.DPMSolverMultistepScheduler: _variance_preserving,
-    diffusers.DPMSolverSinglestepScheduler: _variance_preserving,
-    diffusers.UniPCMultistepScheduler: _variance_preserving,
-    diffusers.DEISMultistepScheduler: _variance_preserving,
-    diffusers.EulerDiscreteScheduler: _variance_exploding,
-    diffusers.EulerAncestralDiscreteScheduler: _variance_exploding,
-    diffusers.HeunDiscreteScheduler: _variance_exploding,
-    diffusers.LMSDiscreteScheduler: _variance_exploding,
-    diffusers.KDPM2DiscreteScheduler: _variance_exploding,
-    diffusers.EDMEulerScheduler: _edm,
-    diffusers.EDMDPMSolverMultistepScheduler: _edm,
-    diffusers.FlowMatchEulerDiscreteScheduler: _flow,
-    diffusers.FlowMatchHeunDiscreteScheduler: _flow,
-}
-SUPPORTED_SCHEDULERS = tuple(cls.__name__ for cls in (*_BY_TIMESTEP, *_BY_SIGMA))
-
-
-def noise_level(scheduler: Any, timestep: Tensor | float) -> NoiseLevel:
+def noise_level(scheduler: AnyScheduler, timestep: Tensor | float) -> NoiseLevel:
     """The noise level of a scheduler's sample at one of its timesteps.
 
     Args:
-        scheduler: A scheduler of this package or of diffusers (`SUPPORTED_SCHEDULERS`), after
-            `set_timesteps`.
+        scheduler: A scheduler that says its noise levels, or a class of diffusers (`SUPPORTED_SCHEDULERS`);
+            after `set_timesteps`.
         timestep: A timestep listed in `scheduler.timesteps`, or `(batch,)` of them. While a run is under way,
             the entry at the scheduler's `step_index` is meant where a timestep is listed more than once.
 
@@ -83,13 +51,10 @@ def noise_level(scheduler: Any, timestep: Tensor | float) -> NoiseLevel:
         raise ValueError(f"timestep is {shown(timestep)}; allowed: a listed timestep, or one a sample")
     if isinstance(timestep, Tensor) and timestep.ndim == 1:
         return _stacked([noise_level(scheduler, t) for t in timestep], timestep)
-    index = place_of(scheduler, timestep)
-    if _has_sigmas(scheduler):
-        return _level_at_sigma(scheduler, _sigmas(scheduler, index)[index], timestep)
-    return _level_at_timestep(scheduler, timestep)
+    return _level(scheduler, place_of(scheduler, timestep), timestep)
 
 
-def next_noise_level(scheduler: Any, index: int) -> NoiseLevel:
+def next_noise_level(scheduler: AnyScheduler, index: int) -> NoiseLevel:
     """The level that step `index` of a run arrives at.
 
     Args:
@@ -102,16 +67,13 @@ def next_noise_level(scheduler: Any, index: int) -> NoiseLevel:
         stage's.
     """
     check_supported(scheduler)
-    following = scheduler.timesteps[index + 1] if index + 1 < len(scheduler.timesteps) else None
-    if _has_sigmas(scheduler):
-        return _level_at_sigma(scheduler, _sigmas(scheduler, index + 1)[index + 1], following)
-    if following is not None:
-        return _level_at_timestep(scheduler, following)
-    abar = torch.as_tensor(getattr(scheduler, "final_alpha_cumprod", 1.0), dtype=torch.float64)
-    return NoiseLevel(alpha=abar.sqrt(), sigma=(1 - abar).sqrt())
+    if hasattr(scheduler, "next_noise_level"):
+        return _checked(scheduler, scheduler.next_noise_level(index))
+    listed = run_timesteps(scheduler)
+    return _level(scheduler, index + 1, listed[index + 1] if index + 1 < len(listed) else None)
 
 
-def prediction_type_of(scheduler: Any) -> str:
+def prediction_type_of(scheduler: AnyScheduler) -> str:
     """The row of the prediction table in which a scheduler's `step` reads the network's output.
 
     Args:
@@ -125,85 +87,130 @@ def prediction_type_of(scheduler: Any) -> str:
             formula: v_prediction of a scheduler that uses flow sigmas, flow_prediction of one that does not.
     """
     check_supported(scheduler)
-    coordinates = _coordinates(scheduler)
-    if coordinates is _flow:
-        return "flow_prediction"
-    configured = scheduler.config.prediction_type
-    if coordinates is _edm:
-        return {"epsilon": "edm", "v_prediction": "edm_v_prediction"}.get(configured, configured)
-    with_flow_sigmas = bool(scheduler.config.get("use_flow_sigmas", False))
-    misread = "v_prediction" if with_flow_sigmas else "flow_prediction"
-    if configured == misread and coordinates is _variance_preserving:
-        raise ValueError(
-            f"prediction_type is {configured!r} with use_flow_sigmas={with_flow_sigmas}, of which "
-            f"{type(scheduler).__name__} makes a wrong x_0; use flow_prediction with flow sigmas and "
-            "v_prediction without"
-        )
-    return "sample" if configured == "original_sample" else configured
+    family = family_of(scheduler)
+    if family is not None:
+        return family.row(scheduler)
+    return config_of(scheduler, "prediction_type") or getattr(scheduler, "prediction_type", "epsilon")
 
 
-def process_kind(scheduler: Any) -> str:
-    """The kind of process a network is told about: "variance_preserving", "flow" or "edm".
+def process_kind(scheduler: AnyScheduler) -> str:
+    """The kind of process a network is told about: one of `process.KINDS`.
 
     A variance-exploding scheduler's scaled input, `x_t / sqrt(1 + sigma^2)`, is that of the
     variance-preserving process with the same betas, so it is of that kind.
 
     Raises:
-        ValueError: An unsupported scheduler.
+        ValueError: An unsupported scheduler, or one of no class that is known here.
     """
     check_supported(scheduler)
-    coordinates = _coordinates(scheduler)
-    if coordinates is _flow or scheduler.config.get("use_flow_sigmas", False):
-        return "flow"
-    return "edm" if coordinates is _edm else "variance_preserving"
+    family = family_of(scheduler)
+    if family is None:
+        raise ValueError(
+            f"scheduler is a {type(scheduler).__name__}, whose process is not known: give it an attribute "
+            "`process`, as describe_process gives it for a scheduler of the same process"
+        )
+    return "flow" if config_of(scheduler, "use_flow_sigmas") else family.process
 
 
-def reads_variance(scheduler: Any) -> bool:
+def reads_variance(scheduler: AnyScheduler) -> bool:
     """Whether a scheduler's `step` takes the channels of a learned variance beside the prediction."""
-    learned = scheduler.config.get("variance_type") in ("learned", "learned_range")
-    return learned and isinstance(scheduler, diffusers.DDPMScheduler)
+    learned = config_of(scheduler, "variance_type") in ("learned", "learned_range")
+    return learned and known_as(scheduler) in ("DDPMScheduler", "DDPMParallelScheduler")
 
 
-def takes(scheduler: Any, name: str) -> bool:
+def takes(scheduler: AnyScheduler, name: str) -> bool:
     """Whether a scheduler's `set_timesteps` takes custom `timesteps` or `sigmas` and uses them as given."""
-    bent = name == "sigmas" and _coordinates(scheduler) is _edm  # through its own schedule once more
+    family = family_of(scheduler)
+    bent = family is not None and name in family.unusable
     return name in inspect.signature(scheduler.set_timesteps).parameters and not bent
 
 
-def check_supported(scheduler: Any) -> None:
-    """Raise ValueError for an unsupported scheduler, naming those that are, or for inverted sigmas."""
-    if not (isinstance(scheduler, _BY_TIMESTEP) or _has_sigmas(scheduler)):
+def sigmas_for(scheduler: AnyScheduler, sigmas: list[float]) -> Any:
+    """Custom sigmas in the type that a scheduler's `set_timesteps` takes, which may write into them."""
+    family = family_of(scheduler)
+    return np.array(sigmas) if family is None else family.sequence(sigmas)
+
+
+def check_supported(scheduler: AnyScheduler) -> None:
+    """Raise ValueError for a scheduler without an x_0 or without known noise levels; it says why."""
+    name, own, known = type(scheduler).__name__, hasattr(scheduler, "noise_level"), known_as(scheduler)
+    if own:
+        lacking = [each for each in _NEEDED if not hasattr(scheduler, each)]
+        if lacking:
+            raise ValueError(f"scheduler is a {name} with a noise_level, and lacks {', '.join(lacking)}")
+    elif known in REFUSED:
+        raise ValueError(f"scheduler is a {name}, which is not supported: {REFUSED[known]}")
+    elif known is None:
         raise ValueError(
-            f"scheduler is a {type(scheduler).__name__}, whose noise levels are not known here; "
-            f"supported: {', '.join(SUPPORTED_SCHEDULERS)} and their subclasses"
+            f"scheduler is a {name}, whose noise levels are not known here; supported: any that has "
+            f"noise_level(timestep), and {', '.join(SUPPORTED_SCHEDULERS)} and their subclasses"
         )
-    if getattr(scheduler.config, "invert_sigmas", False):
+    elif is_reversed(scheduler) and (
+        known == "FlowMatchLCMScheduler" or config_of(scheduler, "stochastic_sampling")
+    ):
         raise ValueError(
-            "a scheduler with invert_sigmas=True is not supported: its sigmas are those of the signal"
+            f"a {name} with invert_sigmas=True and new noise at each step is not supported: it takes the "
+            "signal's scale for the noise's, and makes a wrong x_0"
         )
 
 
-def _coordinates(scheduler: Any) -> Coordinates | None:
-    return next((_BY_SIGMA[cls] for cls in type(scheduler).__mro__ if cls in _BY_SIGMA), None)
+def config_of(scheduler: AnyScheduler, name: str, default: Any = None) -> Any:
+    """A value of a scheduler's configuration, where it has one."""
+    config = getattr(scheduler, "config", None)
+    return config.get(name, default) if isinstance(config, Mapping) else getattr(config, name, default)
 
 
-def _has_sigmas(scheduler: Any) -> bool:
-    return _coordinates(scheduler) is not None
+def run_timesteps(scheduler: AnyScheduler) -> Sequence[Any] | Tensor:
+    """The timesteps at which a run calls the network; some schedulers list the clean end beside them."""
+    family = family_of(scheduler)
+    if family is None or hasattr(scheduler, "noise_level"):
+        return scheduler.timesteps
+    return scheduler.timesteps[: len(family.table(scheduler, 0)) - 1]
 
 
-def _timesteps_are_set(scheduler: Any) -> bool:
-    """Whether a run's timesteps are listed; Heun, LMS and KDPM2 list one over all of training's when made."""
-    if scheduler.timesteps is None:
-        return False
-    train = scheduler.config.num_train_timesteps
-    return (
-        getattr(scheduler, "num_inference_steps", None) is not None
-        or getattr(scheduler, "custom_timesteps", False)
-        or len(scheduler.timesteps) not in (train, train + 1)
-    )
+def initial_scale(scheduler: AnyScheduler) -> float:
+    """What standard normal noise is multiplied by to be the first sample of a run."""
+    family = family_of(scheduler)
+    if family is not None:
+        return family.scale(scheduler)
+    start = max(1.0, float(noise_level(scheduler, scheduler.timesteps[0]).sigma))
+    return float(getattr(scheduler, "init_noise_sigma", start))
 
 
-def place_of(scheduler: Any, timestep: Tensor | float) -> int:
+def stepper(scheduler: AnyScheduler, **fixed: Any) -> Callable[..., Tensor]:
+    """One run's `(output, timestep, sample, **more) -> next sample`, whatever the scheduler's `step` wants.
+
+    Args:
+        scheduler: A supported scheduler.
+        fixed: Further arguments of its `step`, the same at each.
+    """
+    taken = inspect.signature(scheduler.step).parameters
+    fixed |= {"return_dict": False} if "return_dict" in taken else {}
+    before: list[Any] = [None, None]  # CogVideoX's solver is given its last x_0 and timestep by its caller
+
+    def step(output: Tensor, timestep: Any, sample: Tensor, **more: Any) -> Tensor:
+        if "old_pred_original_sample" not in taken:
+            return _sample_of(scheduler.step(output, timestep, sample, **fixed, **more))
+        stepped = scheduler.step(output, before[0], timestep, before[1], sample, **fixed, **more)
+        before[:] = stepped[1], timestep
+        return _sample_of(stepped)
+
+    return step
+
+
+def step_names(scheduler: AnyScheduler) -> tuple[str, str, str]:
+    """What a scheduler's `step` calls the output, the timestep and the sample."""
+    taken, usual = list(inspect.signature(scheduler.step).parameters), ("model_output", "timestep", "sample")
+    return usual if {*usual} <= {*taken} else tuple(taken[:3])
+
+
+def _sample_of(stepped: Any) -> Tensor:
+    if isinstance(stepped, tuple):
+        return stepped[0]
+    return stepped if isinstance(stepped, Tensor) else stepped.prev_sample
+
+
+def place_of(scheduler: AnyScheduler, timestep: Tensor | float) -> int:
     """The place of a timestep in `scheduler.timesteps`: the current step's where that is it.
 
     Args:
@@ -216,7 +223,7 @@ def place_of(scheduler: Any, timestep: Tensor | float) -> int:
     Raises:
         ValueError: A timestep that is not listed.
     """
-    timesteps = scheduler.timesteps
+    timesteps = torch.as_tensor(scheduler.timesteps)
     step_index = getattr(scheduler, "step_index", None)
     if step_index is not None and step_index < len(timesteps) and bool(timesteps[step_index] == timestep):
         return step_index
@@ -231,22 +238,38 @@ def place_of(scheduler: Any, timestep: Tensor | float) -> int:
     return int(places[0])
 
 
-def _sigmas(scheduler: Any, index: int) -> Tensor:
-    """The table that holds step `index`: KDPM2's odd stages are evaluated between two sigmas."""
-    between = isinstance(scheduler, diffusers.KDPM2DiscreteScheduler) and index % 2 == 1
-    return scheduler.sigmas_interpol if between else scheduler.sigmas
-
-
-def _level_at_sigma(scheduler: Any, sigma: Tensor, timestep: Any) -> NoiseLevel:
-    alpha, sigma, input_scale = _coordinates(scheduler)(scheduler, torch.as_tensor(sigma).cpu().double())
+def _level(scheduler: AnyScheduler, index: int, timestep: Any) -> NoiseLevel:
+    """The level of step `index`, by the scheduler's own word or its family's table; then where it ends."""
+    if timestep is not None and hasattr(scheduler, "noise_level"):
+        level = _checked(scheduler, scheduler.noise_level(timestep))
+        return level if level.timestep is not None else replace(level, timestep=timestep)
+    family = family_of(scheduler)
+    if family is None:
+        return NoiseLevel(alpha=1.0, sigma=0.0)
+    table = family.table(scheduler, index)
+    value = torch.as_tensor(table[min(index, len(table) - 1)]).cpu().double()
+    alpha, sigma, input_scale = family.coordinates(scheduler, value)
     return NoiseLevel(alpha=alpha, sigma=sigma, timestep=timestep, input_scale=input_scale)
 
 
-def _level_at_timestep(scheduler: Any, timestep: Any) -> NoiseLevel:
-    if hasattr(scheduler, "noise_level"):
-        return scheduler.noise_level(timestep)
-    abar = scheduler.alphas_cumprod[int(timestep)].double()
-    return NoiseLevel(alpha=abar.sqrt(), sigma=(1 - abar).sqrt(), timestep=timestep)
+def _checked(scheduler: AnyScheduler, level: Any) -> NoiseLevel:
+    if not isinstance(level, NoiseLevel):
+        name = type(scheduler).__name__
+        raise TypeError(f"the noise level that {name} says is {shown(level)}; allowed: a NoiseLevel")
+    return level
+
+
+def _timesteps_are_set(scheduler: AnyScheduler) -> bool:
+    """Whether a run's timesteps are listed; Heun, LMS and KDPM2 list one over all of training's when made."""
+    if getattr(scheduler, "timesteps", None) is None or len(scheduler.timesteps) == 0:
+        return False
+    train = config_of(scheduler, "num_train_timesteps")
+    return (
+        train is None
+        or getattr(scheduler, "num_inference_steps", None) is not None
+        or getattr(scheduler, "custom_timesteps", False)
+        or len(scheduler.timesteps) not in (train, train + 1)
+    )
 
 
 def _stacked(levels: list[NoiseLevel], timestep: Tensor) -> NoiseLevel:

@@ -7,8 +7,11 @@ wrongly. So its configuration holds a description of its process:
     kind                    what else is in it
     variance_preserving     num_train_timesteps and the betas; schedulers in other coordinates (Euler, Heun)
                             give the same inputs once they are scaled, so they are of this kind too
-    flow                    num_train_timesteps: at timestep t, sigma = t / num_train_timesteps
-    edm                     sigma_data, which scales the input
+    flow                    num_train_timesteps: at timestep t, sigma = t / num_train_timesteps, or, where
+                            `reversed` is there, 1 minus that
+    edm                     sigma_data, which scales the input; `timestep` where it is not log(sigma) / 4
+    trigflow                noise_timestep, which means pure noise: at timestep t the angle whose tangent is
+                            sigma / (sigma_data alpha) is t / noise_timestep of a quarter turn; sigma_data
 
 Two variance-preserving processes are the same if their tables of abar are, however the betas are named.
 """
@@ -25,17 +28,21 @@ from torch import Tensor
 from guided_diffusers.checks import as_number, check_bool, shown
 from guided_diffusers.schedulers.chain import abar_table
 from guided_diffusers.schedulers.compat import process_kind
+from guided_diffusers.schedulers.families import QUARTER_TURN, is_reversed, known_as
+from guided_diffusers.schedulers.protocol import AnyScheduler
 
-KINDS = ("variance_preserving", "flow", "edm")
+KINDS = ("variance_preserving", "flow", "edm", "trigflow")
+_NEEDED = {"edm": "sigma_data", "trigflow": "noise_timestep"}
 _RELATIVE_TOLERANCE = 1e-4  # of abar; beta_end 0.0201 for 0.02 changes its last value by 5%
 _SCHEDULES_WITHOUT_LIMITS = ("squaredcos_cap_v2", "laplace")
 
 
-def describe_process(scheduler: Any) -> dict[str, Any]:
+def describe_process(scheduler: AnyScheduler) -> dict[str, Any]:
     """What a scheduler's noise levels and timesteps say to a network, as JSON values.
 
     Args:
-        scheduler: One of `SUPPORTED_SCHEDULERS`; its timesteps need not be set.
+        scheduler: One of `SUPPORTED_SCHEDULERS`, or one with such a description as its attribute `process`;
+            its timesteps need not be set.
 
     Returns:
         `kind`, one of `KINDS`, and what the module's documentation lists for it.
@@ -43,15 +50,29 @@ def describe_process(scheduler: Any) -> dict[str, Any]:
     Raises:
         ValueError: An unsupported scheduler.
     """
-    kind, config = process_kind(scheduler), scheduler.config
+    if hasattr(scheduler, "process"):
+        return checked_process(scheduler.process)
+    kind, config, known = process_kind(scheduler), scheduler.config, known_as(scheduler)
     if kind == "edm":
-        return {"kind": kind, "sigma_data": config.sigma_data}
-    described = {"kind": kind, "num_train_timesteps": config.num_train_timesteps}
+        other = {"timestep": "arctangent"} if known == "CosineDPMSolverMultistepScheduler" else {}
+        return {"kind": kind, "sigma_data": config.sigma_data, **other}
+    if kind == "trigflow":
+        sigma_data = config.get("sigma_data", 1.0)
+        return {"kind": kind, "noise_timestep": QUARTER_TURN[known], "sigma_data": sigma_data}
+    described = {"kind": kind, "num_train_timesteps": config.get("num_train_timesteps", 1)}
     if kind == "variance_preserving":
-        described |= _betas(config)
+        described |= _betas_of_table(scheduler) if "snr_shift_scale" in config else _betas(config)
+    elif is_reversed(scheduler):
+        described["reversed"] = True
     if config.get("timestep_type", "discrete") != "discrete":
         described["timestep_type"] = config.timestep_type
     return described
+
+
+def _betas_of_table(scheduler: Any) -> dict[str, Any]:
+    """The betas of a table of abar that its configuration's betas do not make (CogVideoX shifts it)."""
+    abar = scheduler.alphas_cumprod.cpu().double()
+    return {"trained_betas": (1 - abar / torch.cat([torch.ones_like(abar[:1]), abar[:-1]])).tolist()}
 
 
 def _betas(config: Any) -> dict[str, Any]:
@@ -77,7 +98,7 @@ def checked_process(process: Mapping[str, Any]) -> dict[str, Any]:
             f"process has kind {shown(kind)}; allowed: {', '.join(KINDS)}, and the rest as "
             "describe_process(scheduler) gives it"
         )
-    needed = "sigma_data" if kind == "edm" else "num_train_timesteps"
+    needed = _NEEDED.get(kind, "num_train_timesteps")
     number = as_number(described.get(needed))
     if number is None or not 0 < number < float("inf"):
         raise ValueError(f"process of kind {kind!r} needs the number {needed}; got {shown(described)}")
@@ -86,7 +107,7 @@ def checked_process(process: Mapping[str, Any]) -> dict[str, Any]:
     return described
 
 
-def check_process(trained: Mapping[str, Any], scheduler: Any, name: str = "classifier") -> None:
+def check_process(trained: Mapping[str, Any], scheduler: AnyScheduler, name: str = "classifier") -> None:
     """Compare the process that a network was trained for with a scheduler's.
 
     Args:

@@ -17,6 +17,7 @@ from guided_diffusers.schedulers.compat import (
     place_of,
     prediction_type_of,
 )
+from guided_diffusers.schedulers.protocol import AnyScheduler
 
 
 def check_classifier_terms(guidance: Any) -> None:
@@ -32,9 +33,33 @@ def check_classifier_terms(guidance: Any) -> None:
             )
 
 
+def check_process_of(guidance: Guidance, scheduler: AnyScheduler) -> None:
+    """Raise ValueError where the network of a term is known to be trained for another process."""
+    for term in guidance.terms:
+        network = getattr(term.log_prob, "__self__", None)
+        if getattr(getattr(network, "config", None), "process", None) is not None and term.scale != 0:
+            network.check_scheduler(scheduler)
+
+
+def condition_of_batch(condition: Any, sample: Tensor) -> Any:
+    """Labels one a sample, where a pipeline steps its batch twice over: once with and once without labels.
+
+    Raises:
+        ValueError: Labels of another number than the images.
+    """
+    count = len(condition) if isinstance(condition, Tensor) and condition.ndim else len(sample)
+    if count == len(sample):
+        return condition
+    if 2 * count == len(sample) and torch.equal(sample[:count], sample[count:]):
+        return torch.cat([condition, condition])
+    raise ValueError(
+        f"condition has {count} labels for a batch of {len(sample)} images; allowed: one an image"
+    )
+
+
 def guided_output(
     guidance: Guidance,
-    scheduler: Any,
+    scheduler: AnyScheduler,
     model_output: Tensor,
     timestep: Tensor | int,
     sample: Tensor,

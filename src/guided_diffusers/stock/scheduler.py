@@ -15,11 +15,19 @@ from typing import Any
 from torch import Tensor
 
 from guided_diffusers.guidance import Guidance
-from guided_diffusers.schedulers.compat import check_supported
-from guided_diffusers.stock.output import check_classifier_terms, guided_output
+from guided_diffusers.schedulers.compat import check_supported, step_names
+from guided_diffusers.schedulers.protocol import AnyScheduler
+from guided_diffusers.stock.output import (
+    check_classifier_terms,
+    check_process_of,
+    condition_of_batch,
+    guided_output,
+)
 
 
-def classifier_guided_scheduler(scheduler: Any, guidance: Guidance, condition: Any = None) -> Any:
+def classifier_guided_scheduler(
+    scheduler: AnyScheduler, guidance: Guidance, condition: Any = None
+) -> AnyScheduler:
     """A copy of a scheduler whose `step` guides.
 
         pipeline = StableDiffusionPipeline.from_pretrained(...)
@@ -31,31 +39,38 @@ def classifier_guided_scheduler(scheduler: Any, guidance: Guidance, condition: A
     A scheduler made anew from its configuration by another class's `from_config` is not guided.
 
     Args:
-        scheduler: Any of `guided_diffusers.schedulers.SUPPORTED_SCHEDULERS`. It is left as it is.
+        scheduler: Any of `guided_diffusers.schedulers.SUPPORTED_SCHEDULERS`, or one that says its noise
+            levels. It is left as it is.
         guidance: ClassifierGuidance terms with `through="classifier"`. Under `GuidedDDPMScheduler` the mean
             shift is the scheduler's own. With `at="mean"` the mean is that of the pipeline's own output,
             after its classifier-free guidance.
         condition: What the terms' `log_prob` receives as its third argument, such as labels `(batch,)` for
-            `NoiseAwareClassifier.log_prob`: one an image of the call.
+            `NoiseAwareClassifier.log_prob`: one an image of the call. A pipeline that steps every image
+            twice, for its own classifier-free guidance (DiTPipeline), needs no more.
 
     Raises:
-        ValueError: An unsupported scheduler, or terms that need the network.
+        ValueError: An unsupported scheduler, terms that need the network, or a network that was trained for
+            another process than the scheduler's; on use, labels that are not one an image.
     """
     check_supported(scheduler)
     check_classifier_terms(guidance)
     base = type(scheduler)
-    shifts_its_mean = "guidance_gradient" in inspect.signature(base.step).parameters
+    check_process_of(guidance, scheduler)
+    signature, names = inspect.signature(base.step), step_names(scheduler)
+    shifts_its_mean = "guidance_gradient" in signature.parameters
 
     class GuidedByClassifier(base):
         @wraps(base.step)
-        def step(
-            self, model_output: Tensor, timestep: Tensor | int, sample: Tensor, *args: Any, **kwargs: Any
-        ) -> Any:
+        def step(self, *args: Any, **kwargs: Any) -> Any:
+            call = signature.bind(self, *args, **kwargs)
+            output, timestep, sample = (call.arguments[name] for name in names)
             gradients: list[Tensor] | None = [] if shifts_its_mean else None
-            output = guided_output(guidance, self, model_output, timestep, sample, condition, gradients)
+            told = condition_of_batch(condition, sample)
+            output = guided_output(guidance, self, output, timestep, sample, told, gradients)
+            call.arguments[names[0]] = output
             if gradients:
-                kwargs["guidance_gradient"] = sum(gradients)
-            return base.step(self, output, timestep, sample, *args, **kwargs)
+                call.arguments["guidance_gradient"] = sum(gradients)
+            return base.step(*call.args, **call.kwargs)
 
     for name in ("__name__", "__qualname__", "__module__", "__doc__"):
         setattr(GuidedByClassifier, name, getattr(base, name))

@@ -8,14 +8,17 @@ of one under a final name; leftovers of a crash are removed when the next one is
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..files import REPLACED, TEMPORARY, atomic_folder, recover, remove_folder
+
+Content = TypeVar("Content")
 
 
 def save_checkpoint(
@@ -46,7 +49,8 @@ def save_checkpoint(
         whole = {**state, "images_seen": images_seen, "parts": list(tensors)}
         (temporary / "state.json").write_text(json.dumps(whole))
     leftovers = [path for pattern in (TEMPORARY, REPLACED) for path in folder.glob(pattern + "*")]
-    for path in leftovers + _checkpoints(folder)[:-keep]:
+    ours = [path for path in _checkpoints(folder) if (path / "state.json").exists()]
+    for path in leftovers + ours[:-keep]:
         remove_folder(path)
     return folder / f"{images_seen:012d}"
 
@@ -63,11 +67,21 @@ def _apart(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def latest_checkpoint(folder: str | Path) -> Path | None:
-    """The newest complete checkpoint of a run, or None."""
+    """The newest checkpoint of a run, or None of a run that has written none.
+
+    Raises:
+        ValueError: nothing in the folder is a checkpoint; what is there is named.
+    """
     folder = Path(folder)
     for aside in folder.glob(REPLACED + "*"):
         recover(folder / aside.name.removeprefix(REPLACED))
-    return next(reversed(_checkpoints(folder)), None)
+    found, others = _checkpoints(folder), sorted(folder.glob("[!.]*"))
+    if not found and others:
+        raise ValueError(
+            f"{others[0]} is no checkpoint (those have the images seen for a name, in 12 digits), and there "
+            "is no other: move it away to begin anew, or name another output_dir"
+        )
+    return found[-1] if found else None
 
 
 def load_checkpoint(path: str | Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
@@ -75,19 +89,38 @@ def load_checkpoint(path: str | Path) -> tuple[dict[str, dict[str, Tensor]], dic
 
     Raises:
         FileNotFoundError: naming the file that a damaged checkpoint lacks.
+        ValueError: naming the file that cannot be read, or is another checkpoint's.
     """
     path = Path(path)
-    missing = [path / "state.json"] if not (path / "state.json").exists() else []
-    if not missing:
-        state = json.loads((path / "state.json").read_text())
-        missing = [file for part in state["parts"] if not (file := path / f"{part}.safetensors").exists()]
-    if missing:
-        raise FileNotFoundError(
-            f"checkpoint {path} lacks {missing[0].relative_to(path)}: remove the folder to resume from an "
-            "older one"
-        )
-    return {part: load_file(path / f"{part}.safetensors") for part in state["parts"]}, state
+    state = _read(path, "state.json", _state)
+    return {part: _read(path, f"{part}.safetensors", load_file) for part in state["parts"]}, state
+
+
+def _read(path: Path, name: str, read: Callable[[Path], Content]) -> Content:
+    """A file of a checkpoint, or an error that says what can be done without it."""
+    try:
+        return read(path / name)
+    except (SafetensorError, OSError, ValueError) as error:
+        older = [other for other in _checkpoints(path.parent) if int(other.name) < int(path.name)]
+        instead = f"go on from {older[-1].name}" if older else "begin anew"
+        remedy = f"remove the folder to {instead}, or name another output_dir"
+        if isinstance(error, FileNotFoundError):
+            raise FileNotFoundError(f"checkpoint {path} lacks {name}: {remedy}") from error
+        reason = " ".join(str(error).split())
+        text = f"checkpoint {path} is damaged: {name} cannot be read ({reason}): {remedy}"
+        raise ValueError(text) from error
+
+
+def _state(file: Path) -> dict[str, Any]:
+    state = json.loads(file.read_text())
+    if not isinstance(state, dict) or not isinstance(state.get("parts"), list):
+        raise ValueError("it does not name the checkpoint's parts")
+    if (seen := state.get("images_seen")) != int(file.parent.name):
+        raise ValueError(f"it is of a checkpoint after {seen} images")
+    return state
 
 
 def _checkpoints(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.glob("[0-9]*") if path.is_dir() and path.name.isdigit())
+    """What is named like a checkpoint, the newest last."""
+    named = (path for path in folder.glob("[0-9]*") if path.name.isdecimal())
+    return sorted(named, key=lambda path: int(path.name))

@@ -112,6 +112,7 @@ class ClassifierTask:
     """
 
     averaged = ("classifier",)
+    allows_bfloat16 = True
 
     def __init__(
         self,

@@ -85,6 +85,7 @@ class ClipTask:
     """
 
     averaged = ("clip",)
+    allows_bfloat16 = True
 
     def __init__(
         self,

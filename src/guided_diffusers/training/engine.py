@@ -12,38 +12,41 @@ task may then call any method of its modules and take `torch.autograd.grad`, as 
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast, send_to_device
+from accelerate.utils import broadcast
 from torch import Tensor, nn
 
-from ..files import atomic_folder, recover, room_for, write_atomically
+from ..files import atomic_folder, recover, room_for
 from ..finite import NonFiniteError
 from ..randomness import seed_for
+from .batches import Batches
 from .checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
-from .config import TrainingConfig, to_json
+from .config import TrainingConfig
 from .ema import ExponentialMovingAverage
 from .lock import folder_lock
 from .log import JsonLines, Meter, flatten, in_words
-from .order import data_order
+from .precision import Way, autocast, choose, settled
+from .progress import Progress, shown
 from .publish import Publisher
 from .schedule import learning_rate_factor
+from .settings import record_config, recorded, with_training
 from .setup import (
     average_gradients,
     make_accelerator,
     make_optimizer,
-    set_memory_options,
-    single_threaded_executor,
+    recompute_activations,
+    refuse_sharding,
 )
-from .state import restore_training, training_state
+from .state import check_fits, restore_training, training_state
 from .task import Metrics, Task
 
 __all__ = ["Metrics", "Task", "Trainer", "make_accelerator", "make_optimizer", "train"]
@@ -66,7 +69,10 @@ def train(
         accelerator: when the script has made its own.
 
     Raises:
-        ValueError: when the batch cannot be split evenly over processes and accumulation steps.
+        ValueError: when the batch cannot be split evenly over processes and accumulation steps, the newest
+            checkpoint is damaged or another run's, or accelerate is set to split networks. Nothing has then
+            been written.
+        FileNotFoundError: when the newest checkpoint lacks a file.
         FloatingPointError: when a loss is not finite, at the next log record.
         FolderInUseError: when another run writes into `config.output_dir`.
         DiskFullError: when there is no room for a file; the checkpoint before is whole.
@@ -82,20 +88,21 @@ class Trainer:
     ) -> None:
         self.task, self.config, self.accelerator = task, config, accelerator
         self.folder = Path(config.output_dir)
-        self.parts = accelerator.num_processes * config.gradient_accumulation
-        if config.batch_size % self.parts:
+        if config.batch_size % (accelerator.num_processes * config.gradient_accumulation):
             raise ValueError(
                 f"batch_size is not a multiple of processes x gradient_accumulation: {config.batch_size} "
                 f"for {accelerator.num_processes} x {config.gradient_accumulation}"
             )
+        refuse_sharding(accelerator)
         for module in task.modules.values():
             module.to(accelerator.device).train()
             for tensor in module.state_dict().values():
                 broadcast(tensor)
         averaged = {name: task.modules[name] for name in task.averaged}
         self.ema = ExponentialMovingAverage(averaged, config.ema_half_life_images, config.ema_ramp_up)
-        for module in task.modules.values():
-            set_memory_options(module, config)
+        if config.gradient_checkpointing:
+            for module in task.modules.values():
+                recompute_activations(module)
         self.parameters = {
             name: [p for group in optimizer.param_groups for p in group["params"]]
             for name, optimizer in task.optimizers.items()
@@ -104,7 +111,8 @@ class Trainer:
             for group in optimizer.param_groups:
                 group["initial_lr"] = group["lr"]
         self.optimizers = {name: accelerator.prepare_optimizer(o) for name, o in task.optimizers.items()}
-        self.meter = Meter()
+        self.batches, self.meter = Batches(task, config, accelerator), Meter()
+        self.progress: Progress | None = None  # the main process's
         self.full_config = full_config
         pushes = config.push_to_hub is not None and accelerator.is_main_process
         self.publisher = Publisher(config) if pushes else None
@@ -126,53 +134,25 @@ class Trainer:
         """The training: one pass of the loop is one optimisation step."""
         seen = self.resume()
         stop = min(self.config.num_images, self.config.stop_at_images or self.config.num_images)
-        for parts in self.batches(seen, stop):
-            self.begin_step(seen)
-            for number, part in enumerate(parts, start=1):
-                for name, loss, metrics in self.losses(part):
-                    self.accelerator.backward(loss / len(parts), inputs=self.parameters[name])
-                    self.meter.add({name: loss, **metrics})
-                    if number == len(parts):
-                        self.step(name)
-            before, seen = seen, seen + self.config.batch_size
-            self.ema.update(seen, self.config.batch_size)
-            self.after_step(before, seen, last=seen >= stop)
+        if self.accelerator.is_main_process:
+            self.progress = Progress(seen, self.config.num_images, self.accelerator.device)
+        with shown(self.progress):
+            for parts in self.batches.between(seen, stop):
+                self.begin_step(seen)
+                for number, part in enumerate(parts, start=1):
+                    for name, loss, metrics in self.losses(part):
+                        self.accelerator.backward(loss / len(parts), inputs=self.parameters[name])
+                        self.meter.add({name: loss, **metrics})
+                        if number == len(parts):
+                            self.step(name)
+                before, seen = seen, seen + self.config.batch_size
+                self.ema.update(seen, self.config.batch_size)
+                self.after_step(before, seen, last=seen >= stop)
         if seen >= self.config.num_images:
             self.export(seen, last=True)
         if self.publisher is not None:
             self.publisher.finish()
         self.accelerator.end_training()
-
-    def batches(self, seen: int, stop: int) -> Iterator[list[Any]]:
-        """This process's part of each step's batch, in accumulation parts, prepared ahead by a thread."""
-        starts = range(seen, stop, self.config.batch_size)
-        ahead = self.config.prefetch_batches
-        if not ahead:
-            yield from (self.to_device(self.prepare(start)) for start in starts)
-            return
-        with single_threaded_executor() as thread:
-            pending = [thread.submit(self.prepare, start) for start in starts[:ahead]]
-            for start in starts:
-                batch = pending.pop(0).result()
-                following = start + ahead * self.config.batch_size
-                if following < stop:
-                    pending.append(thread.submit(self.prepare, following))
-                yield self.to_device(batch)
-
-    def prepare(self, start: int) -> list[Any]:
-        """The parts of the batch that starts at a position."""
-        size = self.config.batch_size // self.parts
-        first = start + self.accelerator.process_index * size * self.config.gradient_accumulation
-        parts = []
-        for begin in range(first, first + size * self.config.gradient_accumulation, size):
-            positions = list(range(begin, begin + size))
-            indices = data_order(self.config.seed, positions, self.task.num_samples)
-            parts.append(self.task.batch(indices, positions))
-        return parts
-
-    def to_device(self, parts: list[Any]) -> list[Any]:
-        """The parts on this process's device."""
-        return send_to_device(parts, self.accelerator.device, non_blocking=True)
 
     def begin_step(self, seen: int) -> None:
         """Set what depends on the position: the networks' own randomness (dropout) and the learning rate."""
@@ -191,7 +171,7 @@ class Trainer:
         """The task's losses, each computed under autocast; backward passes and steps happen outside it."""
         steps = iter(self.task.losses(part))
         while True:
-            with self.accelerator.autocast():
+            with self.autocast():
                 item = next(steps, None)
             if item is None:
                 return
@@ -221,6 +201,7 @@ class Trainer:
             self.log(seen)
         if not self.accelerator.is_main_process:
             return
+        self.progress.advance(seen)
         if any(before < fraction * config.num_images <= seen for fraction in config.snapshot_fractions):
             self.snapshot(seen)
         if due(config.validate_every_images):
@@ -248,6 +229,7 @@ class Trainer:
             record |= {"learning_rate": rates, "images_per_second": round(speed, 1)}
             self.lines.write(seen, record)
             logger.info(in_words(record, seen, self.config.num_images, speed))
+            self.progress.said()
         accelerator.log(flatten(record), step=seen)
 
     def exported(self) -> dict[str, nn.Module]:
@@ -286,6 +268,7 @@ class Trainer:
         """Write all that resuming needs."""
         tensors, plain = training_state(self.task, self.ema, self.accelerator)
         tensors["meter"] = self.meter.state_dict()
+        plain["precision"] = asdict(Way.of(self.config))
         save_checkpoint(self.folder / "checkpoints", seen, tensors, plain, self.config.keep_checkpoints)
 
     def resume(self) -> int:
@@ -293,16 +276,21 @@ class Trainer:
         path, seen = latest_checkpoint(self.folder / "checkpoints"), 0
         if path is not None:
             tensors, plain = load_checkpoint(path)
+            check_fits(path, self.task, self.ema, tensors, plain)
+            earlier = plain.get("precision") or recorded(self.folder)
+            self.compute_by(settled(self.config, earlier.get("training", earlier)))
             restore_training(self.task, self.ema, self.accelerator, tensors, plain)
             if self.accelerator.num_processes == 1:  # of several, only the main one's sums were saved
                 self.meter.load_state_dict(tensors.get("meter", {}), self.accelerator.device)
             seen = plain["images_seen"]
             logger.info("resuming after %d images from %s", seen, path)
+        else:
+            self.compute_by(choose(self.task, self.config, self.accelerator, self.batches))
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             self.folder.mkdir(parents=True, exist_ok=True)
             recover(self.folder / "final")
-            self.record_config(resuming=path is not None)
+            record_config(self.folder, self.full_config, resuming=path is not None)
             self.lines = JsonLines(self.folder / "log.jsonl", seen)
             self.logged = (seen, self.lines.seconds)
         if self.accelerator.log_with:
@@ -310,13 +298,11 @@ class Trainer:
             self.accelerator.init_trackers(self.folder.name, config=plain)
         return seen
 
-    def record_config(self, resuming: bool) -> None:
-        """Write config.json; a run that goes on with another configuration is told what changed."""
-        file, text = self.folder / "config.json", to_json(self.full_config)
-        if resuming and file.exists():
-            before, now = (flatten(json.loads(version)) for version in (file.read_text(), text))
-            for name in sorted({*before, *now}):
-                if before.get(name) != now.get(name):
-                    change = f"{before.get(name)} -> {now.get(name)}"
-                    logger.warning("resuming with another configuration: %s: %s", name, change)
-        write_atomically(file, lambda at: at.write_text(text))
+    def compute_by(self, config: TrainingConfig) -> None:
+        """Take over a configuration whose precision and layout are settled."""
+        by_us = self.config.mixed_precision == "auto"
+        self.autocast = partial(autocast, self.accelerator, config.mixed_precision if by_us else "no")
+        if config.channels_last:
+            for module in self.task.modules.values():
+                module.to(memory_format=torch.channels_last)
+        self.config, self.full_config = config, with_training(self.full_config, config)

@@ -86,7 +86,7 @@ class JsonLines:
         self._start = time.monotonic()
         self._earlier = 0.0
         kept = []
-        for line in self.path.read_text().splitlines() if self.path.exists() else []:
+        for line in self.path.read_text(errors="replace").splitlines() if self.path.exists() else []:
             record = _parsed(line)
             if record is not None and record["images"] <= images_seen:
                 kept.append(line + "\n")
@@ -148,6 +148,7 @@ def _finite(value: Any) -> Any:
 
 def _parsed(line: str) -> dict[str, Any] | None:
     try:
-        return json.loads(line)
-    except json.JSONDecodeError:  # the line that a crash cut short
+        record = json.loads(line)
+        return record if record["images"] >= 0 and record["seconds"] >= 0 else None
+    except (ValueError, LookupError, TypeError):  # the line that a crash cut short
         return None

@@ -50,14 +50,37 @@ def make_accelerator(config: TrainingConfig) -> Accelerator:
     """The process group, device, precision and trackers that the configuration asks for.
 
     Under `accelerate launch --cpu` with several processes, see `launch.start_processes`.
+
+    Raises:
+        ValueError: accelerate is set to split networks over processes.
     """
+    refuse_sharding()
     start_processes()
     return Accelerator(
         cpu=on_cpu(),
-        mixed_precision=config.mixed_precision,
+        mixed_precision="no" if config.mixed_precision == "auto" else config.mixed_precision,
         log_with=list(config.report_to) or None,
         project_dir=config.output_dir,
     )
+
+
+def refuse_sharding(accelerator: Accelerator | None = None) -> None:
+    """Refuse what splits networks over processes: here every process trains whole ones.
+
+    Args:
+        accelerator: a given one; None: what the environment asks for, as `accelerate launch` sets it.
+
+    Raises:
+        ValueError: naming it.
+    """
+    for kind in ("FSDP", "DEEPSPEED", "MEGATRON_LM", "PARALLELISM_CONFIG"):
+        wanted = os.environ.get(f"ACCELERATE_USE_{kind}", "").lower() in ("1", "true")
+        if wanted or (accelerator is not None and accelerator.distributed_type == kind):
+            raise ValueError(
+                f"accelerate is set to use {kind}, and training here does not split networks over processes: "
+                "every process trains whole ones and gradients are averaged; choose plain data parallelism "
+                f"(accelerate launch --multi_gpu, accelerate config, or ACCELERATE_USE_{kind}=false)"
+            )
 
 
 def make_scheduler(name: str, arguments: Mapping[str, Any]) -> Any:
@@ -73,17 +96,11 @@ def make_scheduler(name: str, arguments: Mapping[str, Any]) -> Any:
     return cls(**arguments)
 
 
-def set_memory_options(module: nn.Module, config: TrainingConfig) -> None:
-    """Channels-last convolutions and recomputed activations, where asked for and where the module can."""
-    if config.channels_last:
-        module.to(memory_format=torch.channels_last)
-    if config.gradient_checkpointing:
-        for name in (
-            "enable_gradient_checkpointing",
-            "gradient_checkpointing_enable",
-        ):  # diffusers, transformers
-            if hasattr(module, name):
-                getattr(module, name)()
+def recompute_activations(module: nn.Module) -> None:
+    """Gradient checkpointing, where the module can."""
+    for name in ("enable_gradient_checkpointing", "gradient_checkpointing_enable"):  # diffusers, transformers
+        if hasattr(module, name):
+            getattr(module, name)()
 
 
 def average_gradients(accelerator: Accelerator, parameters: list[nn.Parameter]) -> None:

@@ -150,6 +150,8 @@ class TextToImageTask:
         training: the engine's configuration.
     """
 
+    allows_bfloat16 = True
+
     def __init__(
         self,
         components: Mapping[str, Any],

@@ -130,6 +130,7 @@ class UnconditionalTask:
         self.unet, self.scheduler, self.images, self.labels, self.vae = unet, scheduler, images, labels, vae
         self.objective, self.validation, self.held_out = objective, validation, held_out
         self.seed, self.num_samples = training.seed, len(images)
+        self.allows_bfloat16 = objective.loss == "simple"  # a bound of likelihoods is of exact ones
         self.modules: dict[str, nn.Module] = {"unet": unet}
         self.sampler = None
         if objective.timesteps == "importance":

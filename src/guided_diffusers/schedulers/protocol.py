@@ -1,0 +1,43 @@
+"""What a scheduler is to this package."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from diffusers import SchedulerMixin
+from torch import Tensor
+
+from guided_diffusers.noise_level import NoiseLevel
+
+
+class Scheduler(Protocol):
+    """Anything that lists timesteps, steps, and says how noisy its sample is. No list of names is kept.
+
+    Further names are used where a scheduler has them:
+
+    | name | default |
+    |---|---|
+    | `next_noise_level(index) -> NoiseLevel`: where step `index` arrives | the next one's; at last no noise |
+    | `prediction_type`, or `config.prediction_type`: the row that `step` reads | "epsilon" |
+    | `init_noise_sigma`: what standard normal noise is multiplied by | sigma at the start, at least 1 |
+    | `scale_model_input(sample, timestep)`, called before each step | - |
+    | `generator`, `return_dict`, `device` as arguments of its methods | not given |
+    | `process`, as of `describe_process`, for networks trained for one | such networks are refused |
+    """
+
+    timesteps: Sequence[Any] | Tensor
+    """The timesteps of a run in their order, one a step."""
+
+    def set_timesteps(self, num_inference_steps: int) -> None:
+        """List the timesteps of a run."""
+
+    def step(self, model_output: Tensor, timestep: Any, sample: Tensor) -> Any:
+        """The next sample: alone, first in a tuple or as `.prev_sample`."""
+
+    def noise_level(self, timestep: Any) -> NoiseLevel:
+        """Alpha and sigma of the sample at a listed timestep."""
+
+
+AnyScheduler = Scheduler | SchedulerMixin
+"""One of these, or a class of diffusers that `SUPPORTED_SCHEDULERS` names, or its subclass."""
