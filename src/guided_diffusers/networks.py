@@ -72,9 +72,8 @@ def _with_ids(sample: Tensor, config: Mapping[str, Any], told: Mapping[str, Any]
     if sample.ndim != 4:  # tokens already
         return sample, places, lambda answer: answer
     tokens, back, rows, columns = _patches(sample)
-    grid = torch.meshgrid(torch.zeros(1), torch.arange(rows), torch.arange(columns), indexing="ij")
-    ids = torch.stack(grid, dim=-1).flatten(0, 2).to(sample.device)
-    return tokens, {**places, "img_ids": ids}, back
+    grid = torch.cartesian_prod(torch.arange(1), torch.arange(rows), torch.arange(columns))
+    return tokens, {**places, "img_ids": grid.to(sample.device, torch.float32)}, back
 
 
 def _with_shapes(sample: Tensor, config: Mapping[str, Any], told: Mapping[str, Any]) -> Packing:
