@@ -45,7 +45,7 @@ NOT_TYPED = {
     "pip install": "it downloads torch",
     "make generate": "it makes an environment of its own, which downloads torch",
     "make test": "the same, and it would run itself",
-    "python training/data/emoji.py": "it downloads four packages of pictures",
+    "python training/data/emoji": "it downloads packages of pictures",
     "accelerate launch training/train_autoencoder.py --config training/configs/emoji": "it trains on these",
     "accelerate launch --multi_gpu": "it needs two GPUs",
     "guided-diffusers convert-": "the published checkpoints are not ours to ship",

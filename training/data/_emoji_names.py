@@ -15,6 +15,10 @@ STYLES_IN_WORDS = {
     "twemoji": ("a twemoji", "a flat twemoji"),
     "fluent 3d": ("a 3d emoji", "a fluent 3d emoji"),
     "openmoji": ("an openmoji", "an outlined openmoji"),
+    "fluent": ("a fluent emoji", "a glossy fluent emoji"),
+    "fluent flat": ("a flat fluent emoji", "a fluent flat emoji"),
+    "emojione": ("an emojione", "a flat emojione"),
+    "streamline": ("a streamline emoji", "an outlined streamline emoji"),
 }
 """How captions speak of a style; the first is that of a row's first caption."""
 
@@ -94,6 +98,53 @@ def captions(name: str, subgroup: str, keywords: Sequence[str], style: str, key:
         texts.append(template.format(style=chosen, name=name, a_name=a_name))
     chosen = ranked([word for word in keywords if word not in name.split()], key)[:3]
     return texts + [f"{words[0]} of {a_name}: {', '.join(chosen)}"] * bool(chosen)
+
+
+_COLOURLESS = re.compile(
+    r"\b(red|orange|yellow|green|blue|purple|pink|brown|black|grey|gray|white|golden|dark|light|bright|blond|"
+    r"rainbow|colou?rs?|no|men|women|people)\b|o'clock$|-thirty$"
+)
+"""Names that say a colour already, or that read badly behind one."""
+
+_PEOPLE = set(
+    """person person-role person-gesture person-activity person-sport person-resting person-fantasy family
+    person-symbol country-flag subdivision-flag skin-tone hair-style""".split()
+)
+"""Subgroups of pictures whose main colour is that of hair, clothes or a flag."""
+
+
+def with_colour(name: str, subgroup: str, colour: str | None) -> str | None:
+    """A spoken name with article and colour, such as "an orange car"; None where no colour is to be said."""
+    if colour is None or subgroup in _PEOPLE or _COLOURLESS.search(name):
+        return None
+    article = with_article(name).removesuffix(name)
+    if article not in ("", "a ", "an ") or subgroup == "zodiac":
+        return None
+    return (article and ("an " if colour == "orange" else "a ")) + f"{colour} {name}"
+
+
+def in_style(style: str) -> str:
+    """What stands behind a comma to say the style: "noto emoji"."""
+    return STYLES_IN_WORDS[style][0].split(" ", 1)[1]
+
+
+def large_captions(
+    name: str, subgroup: str, keywords: Sequence[str], style: str, key: str, colour: str | None
+) -> list[str]:
+    """The captions of a row of the large set: "a car, noto emoji" first, then those of `captions`.
+
+    Where `colour` is to be said there are "a blue car, noto emoji" and two more with it. Arguments otherwise
+    as those of `captions`.
+    """
+    spoken_name = spoken(name)
+    a_name = spoken_name if subgroup == "zodiac" else with_article(spoken_name)
+    texts = [f"{a_name}, {in_style(style)}"]
+    if (coloured := with_colour(spoken_name, subgroup, colour)) is not None:
+        words = STYLES_IN_WORDS[style][int(fraction("style of colour", key) * 2)]
+        texts += [f"{coloured}, {in_style(style)}", f"{words} of {coloured}"]
+        third = ranked(("{a_name} in {colour}, {style}", "{style}: {coloured}", "{coloured}"), key)[0]
+        texts.append(third.format(a_name=a_name, colour=colour, coloured=coloured, style=in_style(style)))
+    return list(dict.fromkeys(texts + captions(name, subgroup, keywords, style, key)))
 
 
 def fraction(purpose: str, key: str) -> float:
