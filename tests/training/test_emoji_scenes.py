@@ -216,6 +216,7 @@ def test_plurals(script, noun, several):
         ("face with tears of joy", "smileys-emotion", False),
         ("man: beard", "people-body", False),
         ("hourglass done", "travel-places", False),
+        ("left speech bubble", "smileys-emotion", False),
         ("one o’clock", "travel-places", False),
     ],
 )

@@ -18,7 +18,9 @@ COUNTS = {2: "two", 3: "three"}
 
 _CATEGORIES = {"smileys-emotion", "animals-nature", "food-drink", "travel-places", "activities", "objects"}
 _NOT_A_NOUN = set("done up down open on off increasing decreasing volume star-struck dizzy".split())
-_NOT_ALONE = re.compile(r"^(face|head) .|\b(with|without|of|in|on|at|and|over|behind|not|button|showing)\b")
+_NOT_ALONE = re.compile(
+    r"^(face|head) .|\b(with|without|of|in|on|at|and|over|behind|not|button|showing|left|right|small|large)\b"
+)
 _IRREGULAR = {
     "bison": "bison", "blowfish": "blowfish", "deer": "deer", "die": "dice", "fish": "fish", "goose": "geese",
     "jellyfish": "jellyfish", "knife": "knives", "leaf": "leaves", "mango": "mangoes", "moose": "moose",
