@@ -149,6 +149,72 @@ def write_json_atomically(path: Path, value: Any) -> None:
     write_atomically(path, lambda at: at.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n"))
 
 
+def visible_files(path: str) -> list[str]:
+    """The files within a folder, relative to it, in the order of their names; links are followed once."""
+    found, seen = [], set()
+    for folder, folders, names in os.walk(path, followlinks=True):
+        within = os.path.relpath(folder, path)
+        prefix = "" if within == "." else f"{within}/"
+        folders[:] = [name for name in folders if not name.startswith((".", "__"))]
+        if (real := os.path.realpath(folder)) in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        found += [prefix + name for name in names if not name.startswith(".")]
+    for name in found:
+        if not name.isprintable() and any("\ud800" <= letter <= "\udfff" for letter in name):
+            raise ValueError(f"{path!r} has a file {ascii(name)}, whose name is not UTF-8: rename it")
+    return sorted(found)
+
+
+def read_utf8(path: str | Path) -> str:
+    """The text of a file; a mark of the byte order at its beginning is left out.
+
+    Raises:
+        ValueError: it is not UTF-8, naming the line.
+    """
+    data = Path(path).read_bytes()
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        raise ValueError(
+            f"{path}, line {line}: the byte 0x{data[error.start]:02x} is not UTF-8; save the file as UTF-8"
+        ) from None
+
+
+def read_json_lines(path: str | Path) -> list[tuple[int, dict[str, Any]]]:
+    """The objects of a file of one a line, with the numbers of their lines; empty lines are passed over.
+
+    Raises:
+        ValueError: as of `read_utf8`; a line is no JSON object.
+    """
+    rows = []
+    for number, line in enumerate(read_utf8(path).split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{path}, line {number} is not JSON: {error}") from error
+        if not isinstance(row, dict):
+            raise ValueError(f'{path}, line {number} is no JSON object, such as {{"file_name": "1.png"}}')
+        rows.append((number, row))
+    return rows
+
+
+def cache_folder(given: str | Path | None = None) -> Path:
+    """Where what is computed once is kept, by training and evaluation.
+
+    It is the given folder; else $GUIDED_DIFFUSERS_CACHE; else `guided_diffusers` in the user's cache
+    ($XDG_CACHE_HOME, or ~/.cache).
+    """
+    given = given or os.environ.get("GUIDED_DIFFUSERS_CACHE")
+    if given:
+        return Path(given).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "guided_diffusers"
+
+
 def new_array(path: Path, dtype: Any, shape: tuple[int, ...]) -> np.ndarray:
     """A new memory-mapped array, zeros in an .npy file, whose room on the disk is taken.
 

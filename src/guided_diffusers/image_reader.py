@@ -34,6 +34,13 @@ _TURNS = {
 """What brings an image of an EXIF orientation upright."""
 
 
+def is_picture(path: str | Path) -> bool:
+    """Whether a file's name ends as those of a format of pictures do."""
+    Image.init()
+    form = Image.EXTENSION.get(Path(path).suffix.lower())
+    return form in Image.OPEN and form != "HDF5"  # which holds any data
+
+
 def read_image(source: bytes | Path, channels: Literal[1, 3] | None = None) -> Image.Image:
     """Reads a file as `eight_bit_image` gives it.
 

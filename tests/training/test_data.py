@@ -268,7 +268,7 @@ def test_errors_that_take_more_than_a_message_are_told_too(monkeypatch):
     def unreachable(*_: object, **__: object) -> None:
         raise ServerError("the server has a bad day", response=object())
 
-    monkeypatch.setattr("guided_diffusers.training.data.load_dataset", unreachable)
+    monkeypatch.setattr("guided_diffusers.training.opening.load_dataset", unreachable)
     with pytest.raises(FileNotFoundError, match="no folder here; on the Hub: the server has a bad day"):
         load_image_text(DataConfig(path="you/images"))
 

@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from .cache import cache_folder
+from ..files import cache_folder
 from .features import fingerprint_of
 from .generation import write_atomically
 

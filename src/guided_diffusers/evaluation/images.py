@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,9 +12,8 @@ import torch
 from torch import Tensor
 
 from ..columns import captions_of, class_numbers
-from ..image_reader import read_image
-
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+from ..files import read_json_lines, visible_files
+from ..image_reader import is_picture, read_image
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -76,15 +74,21 @@ def read_images(path: Path | str, *, limit: int | None = None) -> ImageSet:
 def _folder(path: Path, limit: int | None) -> ImageSet:
     metadata = path / "metadata.jsonl"
     if metadata.is_file():
-        rows = [json.loads(text) for text in metadata.read_text().splitlines() if text.strip()][:limit]
-        files = [path / row["file_name"] for row in rows]
+        lines = read_json_lines(metadata)[:limit]
+        rows, files = [row for _, row in lines], [_named(metadata, *line) for line in lines]
     elif (path / "generation.json").is_file() and not any(path.glob("*.png")):
         return _chunks(path, limit)
     else:
-        rows, files = [], sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)[:limit]
+        rows, files = [], sorted(path / file for file in visible_files(path) if is_picture(file))[:limit]
     if not files:
-        raise ValueError(f"{path} holds no images; looked for {', '.join(SUFFIXES)}")
+        raise ValueError(f"{path} holds no images: no file whose name ends as pictures' do, such as .png")
     return ImageSet(images=_stacked([(str(file), file) for file in files]), **_columns(rows, metadata))
+
+
+def _named(metadata: Path, number: int, row: dict[str, Any]) -> Path:
+    if not isinstance(row.get("file_name"), str):
+        raise ValueError(f"{metadata}, line {number} has no file_name, which names the picture")
+    return metadata.parent / row["file_name"]
 
 
 def _chunks(path: Path, limit: int | None) -> ImageSet:
@@ -115,7 +119,14 @@ def _parquet(path: Path, limit: int | None) -> ImageSet:
     rows = parquet.read_table(path).slice(0, limit).to_pylist()
     if not rows or "image" not in rows[0]:
         raise ValueError(f"{path} has no column named image, or no rows")
-    sources = [(f"{path}, row {number}", row["image"]["bytes"]) for number, row in enumerate(rows)]
+    cells = [row["image"] for row in rows]
+    sources = [
+        (f"{path}, row {number}", cell["bytes"] if isinstance(cell, dict) else cell)
+        for number, cell in enumerate(cells)
+    ]
+    for name, source in sources:
+        if not isinstance(source, bytes):
+            raise ValueError(f"{name} has no image; allowed: the bytes of an image file")
     return ImageSet(images=_stacked(sources), **_columns(rows, path))
 
 

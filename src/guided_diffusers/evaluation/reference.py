@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from .cache import cache_folder
+from ..files import cache_folder
 from .distances import Moments, cross_kernel, kernel_matrix, moments_of, neighbour_distances, square_root
 from .features import FeatureNetwork, extract_features
 from .generation import write_atomically

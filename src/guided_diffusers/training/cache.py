@@ -22,11 +22,12 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from ..conditioning import encode_text, tokenize
-from ..files import new_array, write_json_atomically
+from ..files import cache_folder, new_array, write_json_atomically
 from ..models import latents
-from .data import ImageTextDataset, default_cache_dir
+from .data import ImageTextDataset
 
 logger = logging.getLogger(__name__)
 
@@ -96,7 +97,7 @@ def cached_latents(
     shape = (len(data), 2, *latents.latent_shape(autoencoder, *data.shape[1:]))
     was_training = autoencoder.training
     autoencoder.eval()
-    array = _cached(_folder(data.config.cache_dir) / name, made_of, shape, dtype, encode, batch_size)
+    array = _cached(cache_folder(data.config.cache_dir) / name, made_of, shape, dtype, encode, batch_size)
     autoencoder.train(was_training)
     return LatentMoments(array)
 
@@ -115,7 +116,7 @@ def cached_embeddings(
         text_encoder: A frozen text encoder of transformers, on the device that is to encode.
         tokenizer: Its tokenizer; captions are padded to its `model_max_length`.
         captions: The texts.
-        cache_dir: The folder; None: `guided_diffusers` in the user's cache.
+        cache_dir: The folder; None: `files.cache_folder()`.
         dtype: Of the file and the result.
         batch_size: Captions encoded at once.
 
@@ -134,7 +135,7 @@ def cached_embeddings(
     shape = (*ids.shape, text_encoder.config.hidden_size)
     was_training = text_encoder.training
     text_encoder.eval()
-    stem = _folder(cache_dir) / f"embeddings-{_key(*captions)}"
+    stem = cache_folder(cache_dir) / f"embeddings-{_key(*captions)}"
     array = _cached(stem, made_of, shape, dtype, encode, batch_size, mmap_mode="c")
     text_encoder.train(was_training)
     return torch.from_numpy(array)
@@ -183,17 +184,15 @@ def _compute(
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
     try:
         values = new_array(temporary, dtype, shape)
-        for start in range(0, shape[0], batch_size):
-            stop = min(start + batch_size, shape[0])
-            values[start:stop] = compute(start, stop).float().cpu().numpy()
+        with tqdm(total=shape[0], desc=f"encoding {path.stem.partition('-')[0]}", disable=None) as bar:
+            for start in range(0, shape[0], batch_size):
+                stop = min(start + batch_size, shape[0])
+                values[start:stop] = compute(start, stop).float().cpu().numpy()
+                bar.update(stop - start)
         values.flush()
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def _folder(cache_dir: str | Path | None) -> Path:
-    return default_cache_dir() if cache_dir is None else Path(cache_dir).expanduser()
 
 
 def _key(*parts: object) -> str:

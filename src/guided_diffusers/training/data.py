@@ -9,7 +9,6 @@ Images are decoded once, into a memory-mapped uint8 file that is keyed by what m
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import json
 import logging
@@ -23,15 +22,15 @@ from typing import TYPE_CHECKING, Any, Literal
 import fsspec
 import numpy as np
 import torch
-from datasets import Image as ImageFeature
-from datasets import load_dataset
 from torch import Tensor
+from tqdm import tqdm
 
 from ..columns import captions_of
-from ..files import new_array, write_atomically
+from ..files import cache_folder, new_array, write_atomically
 from ..randomness import seed_for
 from .config import option
 from .decoding import decode_image
+from .opening import class_names, load_image_text
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -46,9 +45,7 @@ DECODING_VERSION = 1
 class DataConfig:
     """Where the images and captions are and what they become."""
 
-    path: str = field(
-        metadata={"help": "Hub id, folder (images with metadata.jsonl, or parquet), parquet file or pattern"}
-    )
+    path: str = field(metadata={"help": "Hub id, folder (of images, or parquet), file or pattern of files"})
     split: str = option("train", 'in the syntax of the library datasets: "train", "test", "train[:1000]"')
     image_column: str = option("image", "the column with the images")
     caption_column: str | None = option("text", "column of captions: strings or lists of them; null: none")
@@ -59,7 +56,9 @@ class DataConfig:
     on_corrupt: Literal["raise", "skip"] = option(
         "raise", "a row with no image or a corrupt one: stop and name it, or leave it out with a warning"
     )
-    cache_dir: str | None = option(None, "for decoded images and latents; null: the user's cache")
+    cache_dir: str | None = option(
+        None, "for decoded images and latents; null: $GUIDED_DIFFUSERS_CACHE, or the user's cache"
+    )
 
     def __post_init__(self) -> None:
         """Checks the values; raises ValueError naming the one that is wrong."""
@@ -70,64 +69,6 @@ class DataConfig:
             raise ValueError(f"resolution is {self.resolution}: use a number of pixels, at least 1")
         if self.crop is not None and self.crop < 1:
             raise ValueError(f"crop is {self.crop}: use a number of pixels, at least 1, or null for no crop")
-
-
-def load_image_text(config: DataConfig) -> Dataset:
-    """Opens the dataset of `config` with its images left undecoded.
-
-    Returns:
-        A `datasets.Dataset` with the columns of the source; the image column holds {"bytes", "path"}.
-
-    Raises:
-        FileNotFoundError: `path` looks like a file or pattern and matches nothing.
-        ValueError: a column is missing, naming the columns that there are; the dataset has no rows.
-    """
-    path, base_split = os.path.expanduser(config.path), config.split.split("[")[0]
-    if path.endswith(".parquet") or any(sign in path for sign in "*?"):
-        if "://" not in path and not glob.glob(path, recursive=True):
-            raise FileNotFoundError(f"path {config.path!r} matches no parquet file")
-        dataset = load_dataset("parquet", data_files={base_split: path}, split=config.split)
-    elif files := _parquet_files(path, base_split):
-        dataset = load_dataset("parquet", data_files={base_split: files}, split=config.split)
-    else:
-        dataset = _load_by_name(path, config)
-    for argument in ("image_column", "caption_column"):
-        column = getattr(config, argument)
-        if column is not None and column not in dataset.column_names:
-            raise ValueError(
-                f"{argument} is {column!r}, but {config.path!r} has the columns {dataset.column_names}: "
-                "name one of them"
-            )
-    if len(dataset) == 0:
-        raise ValueError(f"{config.path!r} has no rows in split {config.split!r}")
-    return dataset.cast_column(config.image_column, ImageFeature(decode=False))
-
-
-def _load_by_name(path: str, config: DataConfig) -> Dataset:
-    """A folder of any kind that datasets knows, or a dataset on the Hub."""
-    here = os.path.isdir(path)
-    a_folders = path.startswith((".", "/")) or (path.count("/") > 1 and "://" not in path)
-    if not here and a_folders:
-        raise FileNotFoundError(f"path {config.path!r} is no folder, nor the name of a dataset on the Hub")
-    try:
-        return load_dataset(path, split=config.split)
-    except (OSError, ValueError) as error:
-        if here:
-            raise
-        kind = ValueError if isinstance(error, ValueError) else FileNotFoundError
-        reason = str(error).split("\n")[0]
-        raise kind(f"path {config.path!r} is no folder here; on the Hub: {reason}") from error
-
-
-def _parquet_files(path: str, split: str) -> list[str]:
-    """A local folder's parquet files of a split, named or numbered after it.
-
-    Named one by one they are read anew when they change. Of a folder whose card lists its files, datasets'
-    own cache hands out what the files once held.
-    """
-    return sorted(glob.glob(f"{glob.escape(path)}/{split}.parquet")) or sorted(
-        glob.glob(f"{glob.escape(path)}/{split}-*.parquet")
-    )
 
 
 class ImageTextDataset:
@@ -163,8 +104,7 @@ class ImageTextDataset:
             on_corrupt=config.on_corrupt,
             **({} if config.crop is None else {"crop": config.crop}),
         )
-        folder = default_cache_dir() if config.cache_dir is None else Path(config.cache_dir).expanduser()
-        stem = folder / f"pixels-{self.fingerprint[:32]}"
+        stem = cache_folder(config.cache_dir) / f"pixels-{self.fingerprint[:32]}"
         if not stem.with_suffix(".rows.npy").is_file():
             self._decode(stem)
         self._pixels = np.load(stem.with_suffix(".npy"), mmap_mode="r")
@@ -172,9 +112,10 @@ class ImageTextDataset:
         self._images = len(rows)
         self.rows = np.tile(rows, 2) if config.mirror else rows
         self.fingerprint = _hash(pixels=self.fingerprint, mirror=config.mirror)
-        self._captions = None
+        self._captions, self._caption_names = None, None
         if config.caption_column is not None:
             self._captions = self._dataset.select_columns([config.caption_column])
+            self._caption_names = class_names(self._dataset.features[config.caption_column])
 
     def __len__(self) -> int:
         """The number of rows, mirror images counted and skipped ones not."""
@@ -264,7 +205,10 @@ class ImageTextDataset:
         if self._captions is None:
             raise ValueError(f"caption_column is None: name a column of {config.path!r} to train on text")
         where = f"column {config.caption_column!r} of {config.path!r}"
-        return captions_of(self._captions[rows][config.caption_column], where, rows)
+        cells = self._captions[rows][config.caption_column]
+        if (names := self._caption_names) is not None:
+            cells = [_named(cell, names) for cell in cells]
+        return captions_of(cells, where, rows)
 
     def _decode(self, stem: Path) -> None:
         config, count = self.config, len(self._dataset)
@@ -275,7 +219,10 @@ class ImageTextDataset:
         images, kept, problems = self._dataset.select_columns([config.image_column]), [], []
         try:
             pixels = new_array(temporary, np.uint8, shape)
-            with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+            with (
+                ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool,
+                tqdm(total=count, desc="decoding", unit="image", disable=None) as bar,
+            ):
                 for start in range(0, count, 1024):
                     cells = images[start : start + 1024][config.image_column]
                     for row, result in enumerate(pool.map(self._decode_cell, cells), start):
@@ -284,6 +231,7 @@ class ImageTextDataset:
                         else:
                             pixels[len(kept)] = result
                             kept.append(row)
+                        bar.update()
             if not kept:
                 raise ValueError(f"no image of {config.path!r} can be decoded; the first: {problems[0]}")
             pixels.flush()
@@ -298,19 +246,23 @@ class ImageTextDataset:
         """The decoded image of a cell {"bytes", "path"}, or what is wrong with it."""
         if cell is None or (cell.get("bytes") is None and not cell.get("path")):
             return "has no image"
+        data, path = cell.get("bytes"), cell.get("path")
         try:
-            data = cell.get("bytes")
             if data is None:
-                with fsspec.open(cell["path"], "rb") as file:  # a file, or one inside an archive
-                    data = file.read()
-            return decode_image(data, self.config.resolution, self.config.channels, self.config.crop)
+                with open(path, "rb") if os.path.exists(path) else fsspec.open(path, "rb") as file:
+                    data = file.read()  # of a file, or of one inside an archive
         except FileNotFoundError:
-            return f"has no image: the file {cell['path']} does not exist"
+            return f"has no image: the file {path} does not exist"
+        except MemoryError:
+            raise
+        except Exception as error:  # as the file system raises it
+            return f"has an image that cannot be read, {path}: {_line(error)}"
+        try:
+            return decode_image(data, self.config.resolution, self.config.channels, self.config.crop)
         except MemoryError:
             raise
         except Exception as error:  # Pillow raises anything for a damaged file
-            reason = " ".join(str(error).split()) or type(error).__name__
-            return f"has a corrupt image, {cell.get('path') or 'stored in the row'}: {reason}"
+            return f"has a corrupt image, {path or 'stored in the row'}: {_line(error)}"
 
     def _report(self, row: int, problem: str) -> str:
         message = f"row {row} of {self.config.path!r} {problem}"
@@ -325,9 +277,15 @@ def _save_rows(path: Path, rows: list[int]) -> None:
         np.save(file, np.array(rows, dtype=np.int64))
 
 
-def default_cache_dir() -> Path:
-    """The folder `guided_diffusers` in the user's cache ($XDG_CACHE_HOME, or ~/.cache)."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "guided_diffusers"
+def _named(cell: Any, names: list[str]) -> Any:  # noqa: ANN401 (a cell of any data)
+    """Class numbers as names; None for one that is no class's."""
+    if isinstance(cell, list):
+        return [_named(one, names) for one in cell]
+    return names[cell] if isinstance(cell, int) and 0 <= cell < len(names) else None
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _hash(**parts: Any) -> str:  # noqa: ANN401 (anything that JSON can hold)
