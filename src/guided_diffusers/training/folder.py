@@ -43,29 +43,34 @@ SPLITS = {
 }
 
 
-def open_pictures(path: str, split: str) -> Dataset | None:
+def open_pictures(path: str, split: str, listed: dict[str, list[str]] | None = None) -> Dataset | None:
     """The rows of a split of a folder of pictures; None of a folder in which pictures are not the most.
 
     Args:
         path: The folder.
         split: As datasets writes it, such as "train[:90%]".
+        listed: The files of each split, where the folder's card lists them.
 
     Raises:
         ValueError: No such split; folders of which it is not clear whether they are splits; metadata that
             cannot be read, with the file and the line.
     """
-    files = visible_files(path)
-    ours = [file for file in files if is_picture(file) or PurePosixPath(file).name in METADATA]
+    files = visible_files(path) if listed is None else [file for part in listed.values() for file in part]
+    ours = {file: None for file in files if is_picture(file) or PurePosixPath(file).name in METADATA}
     others = sum(
         file.endswith((".parquet", ".arrow", ".csv", ".json", ".jsonl", ".tar", ".zip")) for file in files
     )
     pictures = sum(map(is_picture, ours))
     if not pictures or pictures < others - (len(ours) - pictures):
         return None
-    parts = splits_of(path, ours)
+    if listed is None:
+        parts = splits_of(path, list(ours))
+    else:
+        parts = {name: (0, [file for file in part if file in ours]) for name, part in listed.items()}
     labels = {name: _labels(depth, part) for name, (depth, part) in parts.items()}
     names = sorted({label for found in labels.values() for label in found or ()})
-    if len(names) < 2 or len(ours) > pictures:
+    several = any(len(set(found or ())) > 1 for found in labels.values())
+    if len(names) < 2 or len(ours) > pictures or (listed and not several):
         labels, names = {}, []
     rows = {name: _rows(path, part, labels.get(name), names) for name, (_, part) in parts.items()}
     return take(rows, split)

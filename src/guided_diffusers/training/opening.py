@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import yaml
 from datasets import ClassLabel, Features, Value, load_dataset
 from datasets import Image as ImageFeature
-from datasets.data_files import DataFilesDict, DataFilesList
+from datasets.data_files import DataFilesDict, DataFilesList, sanitize_patterns
 
 from ..files import read_utf8, visible_files
 from ..image_reader import is_picture
@@ -160,9 +161,11 @@ def _folder(path: str, split: str, config: DataConfig) -> Dataset:
     start = f"{glob.escape(path)}/{split}"
     if files := sorted(glob.glob(f"{start}.parquet")) or sorted(glob.glob(f"{start}-*.parquet")):
         return _files(files, split, config)
-    if not _is_described(path):
-        if (pictures := open_pictures(path, config.split)) is not None:
+    described, listed = _card(path)
+    if listed is not None or not described:
+        if (pictures := open_pictures(path, config.split, listed)) is not None:
             return pictures
+    if not described:
         files = [file for file in visible_files(path) if Path(file).suffix in BUILDERS]
         unnamed = [file for file in files if not SPLITS.keys() & set(re.split(r"[-._ \d/]+", file))]
         if unnamed and len(unnamed) < len(files):
@@ -175,15 +178,19 @@ def _folder(path: str, split: str, config: DataConfig) -> Dataset:
     return load_dataset(path, split=config.split)
 
 
-def _is_described(path: str) -> bool:
-    """Whether the folder's card says which files it has, or what is in them."""
+def _card(path: str) -> tuple[bool, dict[str, list[str]] | None]:
+    """Whether the folder's card describes the data, and the files of each split that it lists, if it does."""
     card = os.path.join(path, "README.md")
-    front = read_utf8(card).split("---") if os.path.isfile(card) else [""]
-    return (
-        front[0] == ""
-        and len(front) > 1
-        and re.search(r"^(configs|dataset_info):", front[1], re.M) is not None
-    )
+    parts = read_utf8(card).split("---") if os.path.isfile(card) else [""]
+    front = yaml.safe_load(parts[1]) if len(parts) > 2 and not parts[0] else None
+    if not isinstance(front, dict) or not {"configs", "dataset_info"} & set(front):
+        return False, None
+    configs = front.get("configs") or [{}]
+    if len(configs) > 1 or "data_files" not in configs[0]:
+        return True, None
+    root = os.path.abspath(path)
+    found = DataFilesDict.from_patterns(sanitize_patterns(configs[0]["data_files"]), base_path=root)
+    return True, {split: [os.path.relpath(file, root) for file in files] for split, files in found.items()}
 
 
 def _files(files: list[str], split: str, config: DataConfig) -> Dataset:
