@@ -98,6 +98,21 @@ class TestTheLoop:
         assert not torch.equal(with_seed(1, 1.0), with_seed(2, 1.0))
         assert torch.equal(with_seed(1, 0.0), with_seed(2, 0.0))
 
+    @pytest.mark.parametrize("scheduler", [GuidedDDIMScheduler, GuidedDDPMScheduler, diffusers.DDPMScheduler])
+    def test_generators_one_a_sample_in_any_sequence(self, scheduler):
+        def drawn(kind, step_of=None):
+            generator = kind(torch.Generator().manual_seed(seed) for seed in range(4))
+            made = scheduler(**UNCLIPPED)
+            eta = {"eta": 1.0} if scheduler is GuidedDDIMScheduler else {}
+            if step_of is None:
+                return sampled(made, generator=generator, step_kwargs=eta)
+            made.set_timesteps(6)
+            return made.step(step_of, made.timesteps[0], step_of, generator=generator, **eta).prev_sample
+
+        assert torch.equal(drawn(tuple), drawn(list))
+        if scheduler is not diffusers.DDPMScheduler:
+            assert torch.equal(drawn(tuple, draw(4, 2)), drawn(list, draw(4, 2)))
+
     @pytest.mark.parametrize("variance_type", ["learned_range", "fixed_small"])
     def test_learned_variance_goes_to_schedulers_that_read_it(self, variance_type):
         def denoise(sample, level, condition):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -88,6 +89,11 @@ def rand_for(
     for row, index in zip(numbers, sample_indices, strict=True):
         row.uniform_(generator=generator.manual_seed(seed_for(seed, index)))
     return numbers.to(check_device("device", device))
+
+
+def as_generators(value: Any) -> torch.Generator | list[torch.Generator] | None:
+    """A source of noise as diffusers takes it: of several generators only a list, never a tuple."""
+    return list(value) if isinstance(value, Sequence) else value
 
 
 def _empty(sample_indices: Sequence[int], shape: Sequence[int], dtype: torch.dtype) -> Tensor:

@@ -20,6 +20,7 @@ from guided_diffusers.denoiser import Denoiser
 from guided_diffusers.finite import Watch
 from guided_diffusers.guidance.base import Guided, Step
 from guided_diffusers.prediction import at_least_float32, from_denoised
+from guided_diffusers.randomness import as_generators
 from guided_diffusers.schedulers.compat import (
     check_supported,
     config_of,
@@ -99,7 +100,7 @@ def sampling_loop(
     prediction_type, with_variance = prediction_type_of(scheduler), reads_variance(scheduler)
     step_kwargs, taken = dict(step_kwargs or {}), inspect.signature(scheduler.step).parameters
     if "generator" in taken:
-        step_kwargs["generator"] = list(generator) if isinstance(generator, Sequence) else generator
+        step_kwargs["generator"] = as_generators(generator)
     memory: dict[Any, Any] = {}
     watch = Watch(scheduler)
     take_step = stepper(scheduler, **step_kwargs)

@@ -257,3 +257,11 @@ def test_images_in_a_batch_use_their_own_generators():
     model, images = tiny(), randn(2, 1, 8, 8).float()
     both = model.elbo(images, [generator(1), generator(2)]).elbo
     torch.testing.assert_close(model.elbo(images[1:], [generator(2)]).elbo, both[1:])
+    assert torch.equal(model.elbo(images, (generator(1), generator(2))).elbo, both)
+    drawn = [
+        model(images, sample_posterior=True, generator=kind((generator(1), generator(2)))).sample
+        for kind in (list, tuple)
+    ]
+    assert torch.equal(*drawn)
+    with pytest.raises(ValueError, match="generator is"):
+        model.elbo(images, [None, generator(2)])

@@ -10,11 +10,13 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, RePaintScheduler
 from tiny import CONTEXT, WIDTH, stable_diffusion_schedule, tiny_components
+from tiny_pipelines import PIPELINES
 
 from guided_diffusers import TextToImagePipeline
 from guided_diffusers.guidance import ClassifierFreeGuidance
 
 EMBEDS = torch.zeros(1, CONTEXT, WIDTH)
+PT = {"output_type": "pt"}
 
 
 @pytest.fixture
@@ -140,3 +142,15 @@ def test_folder_says_which_library_its_components_are_of(
     assert index["vae"] == ["guided_diffusers", "VariationalAutoencoder"]
     assert index["unet"] == ["diffusers", "UNet2DConditionModel"]
     assert index["_class_name"] == "TextToImagePipeline"
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_generators_in_a_tuple_are_those_of_a_list(name: str) -> None:
+    make, positional, arguments = PIPELINES[name]
+    pipe = make()
+    pipe.set_progress_bar_config(disable=True)
+    listed, paired = (
+        pipe(*positional, generator=kind(torch.Generator().manual_seed(s) for s in (3, 4)), **arguments, **PT)
+        for kind in (list, tuple)
+    )
+    assert torch.equal(paired.images, listed.images)

@@ -46,6 +46,7 @@ from guided_diffusers.models.latents import raw_statistics
 from guided_diffusers.models.point_posterior import PointPosterior
 from guided_diffusers.models.safe import PICKLE_SUFFIXES, SafeWeightsMixin
 from guided_diffusers.models.standardised import StandardisedLatentsMixin
+from guided_diffusers.randomness import as_generators
 
 # What AutoencoderKL means by a configuration that does not mention scaling_factor.
 _AUTOENCODER_KL_SCALING_FACTOR = 0.18215
@@ -315,7 +316,7 @@ class VariationalAutoencoder(SafeWeightsMixin, StandardisedLatentsMixin, Autoenc
             return_posterior: give the raw posterior too, as VariationalAutoencoderOutput.
         """
         posterior = self.posterior(sample)
-        latents = posterior.sample(generator=generator) if sample_posterior else posterior.mode()
+        latents = posterior.sample(as_generators(generator)) if sample_posterior else posterior.mode()
         reconstruction = self.decode_raw(latents)
         if return_posterior:
             output = VariationalAutoencoderOutput(sample=reconstruction, latent_dist=posterior)

@@ -51,7 +51,7 @@ from guided_diffusers.finite import check_output
 from guided_diffusers.models.decoder_likelihoods import DecoderLikelihood
 from guided_diffusers.models.point_posterior import PointPosterior
 from guided_diffusers.prediction import at_least_float32
-from guided_diffusers.randomness import randn_for, seed_for
+from guided_diffusers.randomness import as_generators, randn_for, seed_for
 
 METHODS = ("importance", "prior")
 
@@ -165,7 +165,7 @@ def elbo(
     )
     _check_generator(generator, len(images))
     posterior = _gaussian(model.posterior(images.to(model.dtype)))
-    output = model.decoder_output(posterior.sample(generator))
+    output = model.decoder_output(posterior.sample(as_generators(generator)))
     log_prob = likelihood.log_prob(output, images)
     return bound_of(log_prob, posterior, likelihood, images[0].numel(), beta, free_bits)
 
@@ -267,7 +267,7 @@ def _checked_images(model: Any, images: Any) -> Tensor:
 
 def _check_generator(generator: Any, count: int) -> None:
     several = generator if isinstance(generator, list | tuple) else [generator] * count
-    right = all(each is None or isinstance(each, torch.Generator) for each in several)
+    right = generator is None or all(isinstance(each, torch.Generator) for each in several)
     if not right or len(several) != count:
         raise ValueError(f"generator is {shown(generator)}; allowed: a torch.Generator, or {count} of them")
 

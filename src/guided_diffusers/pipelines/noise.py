@@ -8,10 +8,12 @@ import torch
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
+from guided_diffusers.randomness import as_generators
+
 
 def noise_of(
     shape: Sequence[int],
-    generator: torch.Generator | list[torch.Generator] | None,
+    generator: torch.Generator | Sequence[torch.Generator] | None,
     device: torch.device,
     dtype: torch.dtype,
 ) -> Tensor:
@@ -30,4 +32,4 @@ def noise_of(
         Noise of `shape`, in float32, or in float64 where the networks are.
     """
     promoted = torch.promote_types(dtype, torch.float32)
-    return randn_tensor(tuple(shape), generator=generator, device=device, dtype=promoted)
+    return randn_tensor(tuple(shape), as_generators(generator), device, promoted)

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from guided_diffusers.checks import check_bool, check_number
 from guided_diffusers.prediction import at_least_float32
+from guided_diffusers.randomness import as_generators
 from guided_diffusers.schedulers.chain import root, shaped
 from guided_diffusers.schedulers.variance_preserving import VariancePreservingMixin
 
@@ -110,7 +111,7 @@ class GuidedDDIMScheduler(VariancePreservingMixin, DDIMScheduler):
                 raise ValueError("generator and variance_noise were both given; give one source of noise")
             if variance_noise is None:
                 variance_noise = randn_tensor(
-                    output.shape, generator=generator, device=output.device, dtype=output.dtype
+                    output.shape, as_generators(generator), output.device, output.dtype
                 )
             previous = previous + shaped(root(fresh), x0) * variance_noise
         result = previous.to(dtype), x0.to(dtype)

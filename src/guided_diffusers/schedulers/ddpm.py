@@ -34,6 +34,7 @@ from torch import Tensor
 from guided_diffusers.checks import shown
 from guided_diffusers.noise_level import broadcast
 from guided_diffusers.prediction import at_least_float32
+from guided_diffusers.randomness import as_generators
 from guided_diffusers.schedulers.chain import Place, shaped
 from guided_diffusers.schedulers.variance_preserving import VariancePreservingMixin
 
@@ -177,7 +178,7 @@ class GuidedDDPMScheduler(VariancePreservingMixin, DDPMScheduler):
         if guidance_gradient is not None:
             drawn = drawn + variance * guidance_gradient.to(drawn.dtype)
         if noisy.any():
-            noise = randn_tensor(output.shape, generator=generator, device=output.device, dtype=output.dtype)
+            noise = randn_tensor(output.shape, as_generators(generator), output.device, output.dtype)
             drawn = drawn + broadcast(noisy, drawn) * variance**0.5 * noise
         result = drawn.to(dtype), x0.to(dtype)
         return DDPMSchedulerOutput(*result) if return_dict else result
