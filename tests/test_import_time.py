@@ -40,7 +40,8 @@ for _ in range(2):
     assert "guided_diffusers" in LOADABLE_CLASSES
     assert diffusers.TextToImagePipeline is guided_diffusers.TextToImagePipeline
     assert diffusers.DDIMPipeline.__module__.startswith("diffusers.")
-    assert not [finder for finder in sys.meta_path if "guided" in type(finder).__module__]
+    waiting = {{finder.name for finder in sys.meta_path if "guided" in type(finder).__module__}}
+    assert waiting <= {{"diffusers.pipelines.auto_pipeline"}}  # which imports every pipeline, and nobody has
     assert type(diffusers.__spec__.loader).__name__ == "SourceFileLoader"
 """
 
