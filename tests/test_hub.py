@@ -17,7 +17,7 @@ from guided_diffusers.hub.card import card_files, figures_of
 from guided_diffusers.hub.entry_point import entry_point
 from guided_diffusers.hub.errors import explanation, hub_errors
 from guided_diffusers.hub.push import replaced
-from guided_diffusers.safety import weights_kind
+from guided_diffusers.weight_files import weights_kind
 
 ROOT = Path(__file__).parents[1]
 EVALUATION = {

@@ -39,6 +39,7 @@ FLOORS = {
     "columns": GROUND,
     "config_safety": GROUND,
     "safety": GROUND,  # folders of files, of whatever model
+    "weight_files": GROUND,
     "files": GROUND,
     "finite": GROUND,
     "image_reader": GROUND,

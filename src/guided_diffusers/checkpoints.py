@@ -56,7 +56,8 @@ def fingerprint(folder: str | Path) -> str:
     Raises:
         OSError: There is no model_index.json, or a file cannot be read.
     """
-    from guided_diffusers.safety import components_of, weights_kind
+    from guided_diffusers.safety import components_of
+    from guided_diffusers.weight_files import weights_kind
 
     folder = Path(folder)
     components = components_of(json.loads((folder / "model_index.json").read_text(encoding="utf-8")))

@@ -3,8 +3,8 @@
 A configuration decides what is built before any weight is read: how many layers, how wide, and where the
 rest comes from. One that asks for a billion layers would build until memory ends; one that is a JSON string
 is taken for the name of another repository and fetched; one that names code or a kernel asks for that to be
-run. Checked before anything is built: each file is an object of finite values, no count is larger than what
-the weights beside it can fill, and nothing names code.
+run. Checked before anything is built: each file is an object, its numbers are numbers, no count is larger
+than what the weights beside it can fill, and nothing names code.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from typing import Any
 
 CONFIGS = (
     "config.json",
-    "model_index.json",
     "scheduler_config.json",
     "tokenizer.json",
     "tokenizer_config.json",
@@ -25,7 +24,7 @@ CONFIGS = (
     "preprocessor_config.json",
     "generation_config.json",
 )
-"""Files that loaders read for what to build; those of them that are there are checked."""
+"""Files of a component that loaders read for what to build; those of them that are there are checked."""
 MAX_TRAIN_TIMESTEPS = 1_000_000
 _ALWAYS_ALLOWED = 65_536  # ids of tokens and sizes of images that a small network may well name
 _CODE = ("auto_map", "custom_pipelines")
@@ -46,36 +45,39 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def check_configs(folder: Path, tensors: int, values: int, code: bool = False) -> None:
-    """Check the JSON files of a folder.
+def check_configs(path: Path, tensors: int = 0, values: int = 0, code: bool = False) -> None:
+    """Check a JSON file that says what to build; one that is not there passes.
 
     Args:
-        folder: One component's, or a pipeline's.
-        tensors: How many tensors its weights have; 0 where it has none.
+        path: One of CONFIGS in a component's folder, or a pipeline's model_index.json.
+        tensors: How many tensors the weights beside it have; 0 where there are none.
         values: How many numbers these hold.
         code: What names code passes, because the caller trusts it or does not load the folder.
 
     Raises:
         OSError: In one line, for the first thing that is wrong.
     """
-    for name in CONFIGS:
-        path = folder / name
-        if not path.is_file():
-            continue
-        config = read_json(path)
-        if name == "tokenizer.json":  # its numbers are ids and scores, as many as there are words
-            continue
-        for key, value in _leaves(config):
-            if key in _CLASSES:
-                _check_class_name(path, key, value)
-            if not code:
-                _check_code(path, key, value)
-            if isinstance(value, float) and not math.isfinite(value):
-                raise OSError(f"{path} has {key} {value}; allowed: finite numbers")
-            if name == "config.json" and tensors:
-                _check_size(path, key, value, tensors, values)
-            if key == "num_train_timesteps" and _beyond(value, MAX_TRAIN_TIMESTEPS):
-                raise OSError(f"{path} has {key} {value}; allowed: at most {MAX_TRAIN_TIMESTEPS:,}")
+    if not path.is_file():
+        return
+    config = read_json(path)
+    if path.name == "tokenizer.json":  # its numbers are ids and scores, as many as there are words
+        return
+    for key, value in _leaves(config):
+        if key in _CLASSES:
+            _check_class_name(path, key, value)
+        if not code:
+            _check_code(path, key, value)
+        if isinstance(value, float) and not _is_setting(value, path):
+            raise OSError(f"{path} has {key} {value}; allowed: finite numbers")
+        if path.name == "config.json" and tensors:
+            _check_size(path, key, value, tensors, values)
+        if key == "num_train_timesteps" and _beyond(value, MAX_TRAIN_TIMESTEPS):
+            raise OSError(f"{path} has {key} {value}; allowed: at most {MAX_TRAIN_TIMESTEPS:,}")
+
+
+def _is_setting(value: float, path: Path) -> bool:
+    """Infinity is a bound that bounds nothing, such as a DPM-Solver's `lambda_min_clipped`: no network's."""
+    return math.isfinite(value) or (math.isinf(value) and path.name != "config.json")
 
 
 def _check_size(path: Path, key: str, value: Any, tensors: int, values: int) -> None:
@@ -83,7 +85,7 @@ def _check_size(path: Path, key: str, value: Any, tensors: int, values: int) -> 
         raise OSError(f"{path} has {key} {value}, and its weights are only {tensors} tensors: refused")
     if "block" in key and isinstance(value, list) and len(value) > tensors:
         raise OSError(f"{path} has {len(value)} {key}, and its weights are only {tensors} tensors: refused")
-    if _beyond(value, max(values, _ALWAYS_ALLOWED)):
+    if _beyond(value, max(values, _ALWAYS_ALLOWED)) and not key.endswith("_step"):  # of training: no size
         raise OSError(f"{path} has {key} {value}, and its weights hold only {values:,} values: refused")
     if ("layers" in key or "channels" in key) and isinstance(value, int) and value < 0:
         raise OSError(f"{path} has {key} {value}; allowed: 0 or more")

@@ -8,11 +8,10 @@ weight is missing, none is NaN or infinite.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path, PurePosixPath
@@ -22,21 +21,14 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from guided_diffusers.config_safety import check_configs, read_json
+from guided_diffusers.config_safety import CONFIGS, check_configs, read_json
+from guided_diffusers.weight_files import pickles_in, safetensors_header, tensor_sizes, weights_read
 
-PICKLE_SUFFIXES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
-_WEIGHTS = re.compile(
-    r"(?P<base>[^.]+?)(\.(?P<variant>\w+))?(-\d+-of-\d+)?\.safetensors(\.index(\.(?P<indexed>\w+))?\.json)?"
-)
+_WITHOUT_WEIGHTS = ("scheduler_config.json", "tokenizer_config.json", "preprocessor_config.json")
+"""What the folders of components that are no networks hold."""
 _VOCABULARIES = ("tokenizer.json", "vocab.*", "*.model", "*.tiktoken")
 COMPONENTS = "guided_diffusers.components"
 """Where this package's own loaders find its classes: see that module."""
-
-
-def pickles_in(folder: str | os.PathLike[str]) -> list[str]:
-    """Names of the pickled weights in a local folder; empty if there is no such folder."""
-    path = Path(folder)
-    return sorted(f.name for f in path.iterdir() if f.suffix in PICKLE_SUFFIXES) if path.is_dir() else []
 
 
 def check_path(name: Any, where: Any) -> None:
@@ -46,13 +38,21 @@ def check_path(name: Any, where: Any) -> None:
         raise OSError(f"{where} names the path {name!r}, which leaves the checkpoint's folder: refused")
 
 
-def check_checkpoint(folder: str | os.PathLike[str], skip: Collection[str] = (), code: bool = False) -> None:
+def check_checkpoint(
+    folder: str | os.PathLike[str],
+    skip: Collection[str] = (),
+    code: bool = False,
+    variant: str | None = None,
+) -> None:
     """Check a checkpoint's folder, a pipeline's or a model's, before anything of it is read.
+
+    Of a pipeline's folder that is what model_index.json names: what else lies there is not opened.
 
     Args:
         folder: The folder.
-        skip: Components that the caller brings itself.
+        skip: Components that the caller brings itself, or leaves out.
         code: Classes may come from files of the checkpoint: the caller trusts it, or does not load it.
+        variant: As of `check_component`.
 
     Raises:
         OSError: See `check_model_index` and `check_component`.
@@ -60,14 +60,17 @@ def check_checkpoint(folder: str | os.PathLike[str], skip: Collection[str] = (),
     folder = Path(folder)
     path = folder / "model_index.json"
     check_links(folder)
-    if path.is_file():
-        index = {name: value for name, value in read_json(path).items() if name not in skip}
-        pairs = components_of(index)
-        own = {name for name, pair in pairs.items() if code and (folder / name / f"{pair[0]}.py").is_file()}
-        check_model_index(index, path, own)
-    for part in [folder, *sorted(path for path in folder.glob("*") if path.is_dir())]:
-        if part.name not in skip:
-            check_component(part, code)
+    if not path.is_file():
+        for part in [folder, *sorted(path for path in folder.glob("*") if path.is_dir())]:
+            check_component(part, code, variant)
+        return
+    index = {name: value for name, value in read_json(path).items() if name not in skip}
+    pairs = components_of(index)
+    own = {name for name, pair in pairs.items() if code and (folder / name / f"{pair[0]}.py").is_file()}
+    check_model_index(index, path, own)
+    check_configs(path, code=code)
+    for name in pairs:  # a loader seeks a component without a folder in the pipeline's
+        check_component(folder / name if (folder / name).is_dir() else folder, code, variant)
 
 
 def check_links(folder: Path) -> None:
@@ -88,12 +91,16 @@ def check_links(folder: Path) -> None:
             )
 
 
-def check_component(folder: str | os.PathLike[str], code: bool = False) -> None:
+def check_component(
+    folder: str | os.PathLike[str], code: bool = False, variant: str | None = None
+) -> None:
     """Check one component's folder; a folder that is not there passes.
 
     Args:
         folder: The folder.
         code: As of `check_checkpoint`.
+        variant: Which weights will be loaded, such as "fp16", "" for the plain ones: others are not looked
+            at. None looks at every file.
 
     Raises:
         OSError: Pickled weights and no safetensors, an index of shards that names a file outside the folder
@@ -102,31 +109,41 @@ def check_component(folder: str | os.PathLike[str], code: bool = False) -> None:
     folder = Path(folder)
     if not folder.is_dir():
         return
+    weights = weights_read(folder, variant)
     pickles = pickles_in(folder)
-    if pickles and not any(folder.glob("*.safetensors*")):
+    if pickles and not weights and not any((folder / name).is_file() for name in _WITHOUT_WEIGHTS):
         raise OSError(
             f"{folder} has pickled weights ({', '.join(pickles)}) and no safetensors: pickles are refused, "
             "because loading one runs code. If you trust it, convert it: torch.load(file, "
             "weights_only=True), then safetensors.torch.save_file(weights, "
             "'diffusion_pytorch_model.safetensors')"
         )
-    for path in sorted(folder.glob("*.safetensors.index*.json")):
-        shards = read_json(path).get("weight_map")
-        if not isinstance(shards, dict) or not shards:
-            raise OSError(f"{path} has no weight_map: it is no index of shards")
-        for shard in sorted(set(map(str, shards.values()))):
-            check_path(shard, path)
-            if not shard.endswith(".safetensors"):
-                raise OSError(f"{path} names the shard {shard!r}; allowed: safetensors")
-            if not (folder / shard).is_file():
-                raise OSError(
-                    f"{path} names the shard {shard!r}, which is not there: the checkpoint is not whole"
-                )
+    for path in weights:
+        if path.suffix == ".json":
+            _check_shards(path)
     vocabularies = [path for kind in _VOCABULARIES for path in folder.glob(kind)]
     if (folder / "tokenizer_config.json").is_file() and not vocabularies:
         raise OSError(f"{folder} has a tokenizer without a vocabulary: the checkpoint is not whole")
-    sizes = [size for path in folder.glob("*.safetensors") for size in tensor_sizes(path)]
-    check_configs(folder, len(sizes), sum(sizes), code)
+    sizes = [size for path in weights if path.suffix == ".safetensors" for size in tensor_sizes(path)]
+    for name in CONFIGS:
+        check_configs(folder / name, len(sizes), sum(sizes), code)
+
+
+def _check_shards(path: Path) -> None:
+    """Check an index of shards: each a safetensors file beside it."""
+    shards = read_json(path).get("weight_map")
+    if not isinstance(shards, dict) or not shards:
+        raise OSError(f"{path} has no weight_map: it is no index of shards")
+    for shard in sorted(set(map(str, shards.values()))):
+        check_path(shard, path)
+        if not shard.endswith(".safetensors"):
+            raise OSError(f"{path} names the shard {shard!r}; allowed: safetensors")
+        if not (path.parent / shard).is_file():
+            whole = path.with_name(path.name.partition(".index")[0]).is_file()
+            remedy = ": if the weights that lie there in one file are newer, delete the index" * whole
+            raise OSError(
+                f"{path} names the shard {shard!r}, which is not there: the checkpoint is not whole{remedy}"
+            )
 
 
 def components_of(index: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
@@ -164,17 +181,21 @@ def check_model_index(index: Mapping[str, Any], where: Any, code: Collection[str
 
 def _is_component_class(library: str, class_name: str) -> bool:
     from diffusers import pipelines
-    from diffusers.pipelines.pipeline_loading_utils import LOADABLE_CLASSES
+    from diffusers.pipelines.pipeline_loading_utils import LOADABLE_CLASSES, simple_get_class_obj
 
     library = "guided_diffusers" if library == COMPONENTS else library
+    beside_its_pipeline = hasattr(pipelines, library)  # such as a safety checker
     if not (class_name.isidentifier() and library.replace("_", "a").replace(".", "a").isalnum()):
         return False
-    if hasattr(pipelines, library):  # a safety checker lives beside its pipeline
-        return isinstance(getattr(getattr(pipelines, library), class_name, None), type)
-    if library not in LOADABLE_CLASSES:
+    if library not in LOADABLE_CLASSES and not beside_its_pipeline:
         return False
+    try:
+        found = simple_get_class_obj(library, class_name)  # by its new name, where diffusers knows one
+    except AttributeError:
+        return False
+    if beside_its_pipeline:
+        return isinstance(found, type)
     module = import_module(library)
-    found = getattr(module, class_name, None)
     bases = [getattr(module, base, None) for base in LOADABLE_CLASSES[library]]
     return isinstance(found, type) and issubclass(found, tuple(base for base in bases if base is not None))
 
@@ -191,71 +212,57 @@ def check_finite(module: Any, name: str) -> None:
 
 
 def check_schedule(scheduler: Any, name: str) -> None:
-    """Raise OSError if a scheduler's table of abar, where it has one, leaves [0, 1]: by betas above 1."""
+    """Raise OSError if a scheduler's tables are no process's: NaN, or an abar that leaves [0, 1]."""
+    for key in ("betas", "alphas_cumprod", "sigmas", "timesteps"):
+        table = getattr(scheduler, key, None)
+        if isinstance(table, torch.Tensor) and bool(table.isnan().any()):
+            raise OSError(f"{name}: its configuration makes {key} that are no numbers (NaN): refused")
     abar = getattr(scheduler, "alphas_cumprod", None)
     if isinstance(abar, torch.Tensor) and not bool(((abar >= 0) & (abar <= 1)).all()):
         raise OSError(f"{name}: its betas lead outside those of a process, from 0 to 1: refused")
 
 
 def check_complete(module: Any, folder: Path, name: str, variant: str | None = None) -> None:
-    """Raise OSError if the safetensors of a network's folder hold fewer values than the network.
+    """Raise OSError if the safetensors of a network's folder are not the weights of the network.
 
-    Loaders fill what is missing with random numbers and a warning. Names change between versions of the
-    libraries, so numbers of values are compared and not names.
+    Loaders fill what is missing with random numbers or with nothing, and a warning. transformers renames
+    weights on loading, so of its networks numbers of values are compared and not names.
     """
-    if not isinstance(module, nn.Module) or not any(folder.glob("*.safetensors")):
+    from diffusers import ModelMixin
+
+    files = [path for path in weights_read(folder, variant or "") if path.suffix == ".safetensors"]
+    if not isinstance(module, nn.Module) or not files:
         return
-    found: dict[str, int] = {}
-    for path in folder.glob("*.safetensors"):
-        kind = weights_kind(path.name)
-        count = sum(tensor_sizes(path))
-        found[kind[1] if kind else ""] = found.get(kind[1] if kind else "", 0) + count
-    has = found.get(variant or "", max(found.values()))
+    found = {key: value for path in files for key, value in safetensors_header(path).items()}
+    found.pop("__metadata__", None)
+    check_no_adapter(found, name)
+    has = sum(math.prod(value["shape"]) for value in found.values())
     wanted = sum(weight.numel() for weight in module.parameters())
     if has < wanted:
         raise OSError(
             f"{name}: its files hold {has:,} values, the network has {wanted:,}: not whole, refused"
         )
+    missing = [key for key, _ in module.named_parameters() if key not in found]
+    if missing and isinstance(module, ModelMixin) and not any(map(_OLD_ATTENTION.search, found)):
+        raise OSError(
+            f"{name}: its files have no {missing[0]!r}, one of {len(missing)} weights of the network that "
+            f"are not there; they have {min(found)!r}, for example: not its weights, refused"
+        )
 
 
-def weights_kind(name: str) -> tuple[str, str] | None:
-    """The base and the variant of a file of weights or of its index, such as ("model", "fp16")."""
-    match = _WEIGHTS.fullmatch(Path(name).name)
-    return match and (match["base"], match["variant"] or match["indexed"] or "")
+def check_no_adapter(weights: Iterable[str], name: str) -> None:
+    """Raise CheckpointError where weights have the names that they have while a LoRA adapter is on."""
+    renamed = next((key for key in weights if ".base_layer." in key), None)
+    if renamed is not None:
+        raise CheckpointError(
+            f"{name} has an adapter (LoRA) switched on, under which its weights have names that no loader "
+            f"knows ({renamed!r}): where it was made, call fuse_lora() on it, then unload_lora(), and save "
+            "it with the adapter in its weights; or unload_lora() alone, and save it without"
+        )
 
 
-def tensor_sizes(path: Path) -> list[int]:
-    """How many numbers each tensor of a safetensors file has; OSError as of `safetensors_header`."""
-    header = safetensors_header(path)
-    return [math.prod(value["shape"]) for key, value in header.items() if key != "__metadata__"]
-
-
-def safetensors_header(path: Path) -> dict[str, Any]:
-    """The header of a safetensors file: for each tensor its dtype, shape and place.
-
-    Raises:
-        OSError: It is none, or it is cut short.
-    """
-    if not path.is_file():
-        raise OSError(f"{path} is no file")
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if not 0 < length <= size - 8:
-            raise OSError(f"{path} is no safetensors file, or it is cut short")
-        try:
-            header = json.loads(file.read(length))
-            tensors = [value for key, value in header.items() if key != "__metadata__"]
-            ends = [value["data_offsets"][1] for value in tensors]
-            sound = all(type(side) is int and side >= 0 for value in tensors for side in value["shape"])
-            whole = 8 + length + max(ends, default=0)
-        except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError) as error:
-            raise OSError(f"{path} is no safetensors file: its header does not read") from error
-    if not sound:
-        raise OSError(f"{path} is no safetensors file: its header has a shape that is none")
-    if whole != size:
-        raise OSError(f"{path} has {size} bytes and should have {whole}: cut short")
-    return header
+_OLD_ATTENTION = re.compile(r"\.(query|key|value|proj_attn)\.(weight|bias)$")
+"""Names of weights that diffusers' loader changes."""
 
 
 class CheckpointError(OSError, ValueError):

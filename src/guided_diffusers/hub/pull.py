@@ -17,7 +17,8 @@ from huggingface_hub import HfApi, constants, get_cached_repo_tree, snapshot_dow
 from huggingface_hub.errors import CachedRepoTreeNotFoundError
 
 from guided_diffusers.hub.errors import HubError, hub_errors
-from guided_diffusers.safety import PICKLE_SUFFIXES, check_checkpoint, check_path
+from guided_diffusers.safety import check_checkpoint, check_path
+from guided_diffusers.weight_files import PICKLE_SUFFIXES
 
 PULLING, REPLACED = ".pulling-", ".replaced-"
 

@@ -11,14 +11,14 @@ from typing import Any, Self
 from guided_diffusers.hub.errors import hub_errors
 from guided_diffusers.hub.sharing import PUSH_ARGUMENTS, PushMixin
 from guided_diffusers.safety import (
-    PICKLE_SUFFIXES,
     check_complete,
     check_component,
     check_finite,
     check_links,
-    pickles_in,
+    check_no_adapter,
     refused_in_one_line,
 )
+from guided_diffusers.weight_files import PICKLE_SUFFIXES, pickles_in, superseding, weights_read
 
 __all__ = ["PICKLE_SUFFIXES", "SafeWeightsMixin", "pickles_in"]
 
@@ -45,19 +45,25 @@ class SafeWeightsMixin(PushMixin):
     ) -> None:
         """As ModelMixin.save_pretrained; `safe_serialization=False` is ignored with a warning.
 
-        The arguments are spelled out because a pipeline hands on only those that it finds in the signature.
+        Weights of the same variant that an earlier save left there are replaced, in shards or whole. The
+        arguments are spelled out because a pipeline hands on only those that it finds in the signature.
+
+        Raises:
+            ValueError: An adapter is switched on, under which weights have names that no loader knows.
         """
         if not safe_serialization:
             warnings.warn("safe_serialization=False is ignored: safetensors are saved.", stacklevel=2)
         pushing = {name: kwargs.pop(name) for name in PUSH_ARGUMENTS if name in kwargs}
-        super().save_pretrained(  # type: ignore[misc]
-            save_directory,
-            is_main_process=is_main_process,
-            save_function=save_function,
-            variant=variant,
-            max_shard_size=max_shard_size,
-            **kwargs,
-        )
+        check_no_adapter(self.state_dict(), type(self).__name__)  # type: ignore[attr-defined]
+        with superseding([Path(save_directory)] if is_main_process else [], variant):
+            super().save_pretrained(  # type: ignore[misc]
+                save_directory,
+                is_main_process=is_main_process,
+                save_function=save_function,
+                variant=variant,
+                max_shard_size=max_shard_size,
+                **kwargs,
+            )
         if push_to_hub:
             saving = {"variant": variant, "max_shard_size": max_shard_size}
             self.push_to_hub(**{"repo_id": Path(save_directory).name, **saving, **pushing})
@@ -75,17 +81,18 @@ class SafeWeightsMixin(PushMixin):
         if kwargs.get("use_safetensors") is False:
             warnings.warn("use_safetensors=False is ignored: pickles are refused.", stacklevel=2)
         folder = Path(pretrained_model_name_or_path) / (kwargs.get("subfolder") or "")
-        pickles, has_safetensors = pickles_in(folder), any(folder.glob("*.safetensors*"))
+        variant = kwargs.get("variant")
+        pickles, has_safetensors = pickles_in(folder), bool(weights_read(folder, variant or ""))
         # In a folder without a pickle diffusers may look for one: it finds none and says what is missing.
         kwargs["use_safetensors"] = None if folder.is_dir() and not pickles else True
         where = str(pretrained_model_name_or_path)
         try:
             with hub_errors(where, kwargs.get("revision")), refused_in_one_line(folder):
                 check_links(Path(pretrained_model_name_or_path))
-                check_component(folder)
+                check_component(folder, variant=variant or "")
                 loaded = super().from_pretrained(pretrained_model_name_or_path, **kwargs)  # type: ignore[misc]
                 model = loaded[0] if isinstance(loaded, tuple) else loaded  # with output_loading_info
-                check_complete(model, folder, where, kwargs.get("variant"))
+                check_complete(model, folder, where, variant)
                 check_finite(model, where)
         except OSError as error:
             if has_safetensors or not (folder / "config.json").is_file():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Self
 
@@ -17,24 +19,42 @@ from guided_diffusers.hub.pull import check_snapshot
 from guided_diffusers.hub.sharing import PUSH_ARGUMENTS, PushMixin
 from guided_diffusers.safety import (
     COMPONENTS,
+    CheckpointError,
     check_checkpoint,
     check_complete,
     check_finite,
+    check_model_index,
+    check_no_adapter,
     check_schedule,
     components_of,
     read_json,
     refused_in_one_line,
 )
 from guided_diffusers.transformers_models import check_fitting
+from guided_diffusers.weight_files import superseding
 
 logger = logging.get_logger(__name__)
 
+_OF_THE_HUB = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "token")
+"""Arguments of from_pretrained about where a repository is found."""
+
 
 class SafePipeline(PushMixin, DiffusionPipeline):
-    """A DiffusionPipeline that saves safetensors only, loads nothing else, and pushes in one commit."""
+    """A DiffusionPipeline that saves safetensors only, loads nothing else, and pushes in one commit.
+
+    A checkpoint whose components it has no place for is refused: its images would be other ones.
+    """
+
+    _uses_all_components = True
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
-        """As DiffusionPipeline.save_pretrained; `safe_serialization=False` is ignored with a warning."""
+        """As DiffusionPipeline.save_pretrained; `safe_serialization=False` is ignored with a warning.
+
+        Weights of the same variant that an earlier save left there are replaced, in shards or whole.
+
+        Raises:
+            ValueError: An adapter is switched on, under which weights have names that no loader knows.
+        """
         positional = dict(
             zip(("safe_serialization", "variant", "max_shard_size", "push_to_hub"), args, strict=False)
         )
@@ -43,9 +63,13 @@ class SafePipeline(PushMixin, DiffusionPipeline):
             logger.warning("safe_serialization=False is ignored: weights are always saved as safetensors")
         push = kwargs.pop("push_to_hub", False)
         pushing = {name: kwargs.pop(name) for name in PUSH_ARGUMENTS if push and name in kwargs}
+        networks = {n: part for n, part in self.components.items() if isinstance(part, torch.nn.Module)}
+        for name, network in networks.items():
+            check_no_adapter(network.state_dict(), name)
         for component in self.components.values():
             _forget_calls(component)
-        super().save_pretrained(save_directory, safe_serialization=True, **kwargs)
+        with superseding([Path(save_directory, name) for name in networks], kwargs.get("variant")):
+            super().save_pretrained(save_directory, safe_serialization=True, **kwargs)
         if push:
             saving = {name: kwargs[name] for name in ("variant", "max_shard_size") if name in kwargs}
             self.push_to_hub(**{"repo_id": Path(save_directory).name, **saving, **pushing})
@@ -54,11 +78,15 @@ class SafePipeline(PushMixin, DiffusionPipeline):
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any) -> Self:
         """As DiffusionPipeline.from_pretrained, from safetensors only.
 
+        A component of the checkpoint that this pipeline has no place for is left out where it is given as
+        None.
+
         Raises:
-            OSError: A folder or repository without safetensors for one of its components, with a file
-                missing, a path or a link that leaves it, a class outside diffusers, transformers and this
-                package, a configuration that its weights cannot fill or that names code, or weights that do
-                not fit, are not whole or not finite; in one line.
+            OSError: A component that this pipeline has no place for; a folder or repository without
+                safetensors for one of its components, with a file missing, a path or a link that leaves it, a
+                class outside diffusers, transformers and this package, a configuration that its weights
+                cannot fill or that names code, or weights that do not fit, are not whole or not finite; in
+                one line.
             HubError: A repository that is not there, or cannot be read; in one line.
         """
         if kwargs.get("use_safetensors") is False:
@@ -66,20 +94,29 @@ class SafePipeline(PushMixin, DiffusionPipeline):
         kwargs["use_safetensors"] = True
         where = str(pretrained_model_name_or_path)
         given = {name for name, value in kwargs.items() if name in cls._components()}
-        code = bool(kwargs.get("trust_remote_code"))
+        code, variant = bool(kwargs.get("trust_remote_code")), kwargs.get("variant")
         with hub_errors(where, kwargs.get("revision")), refused_in_one_line(where):
             folder = Path(pretrained_model_name_or_path)
+            if folder.is_dir():
+                path = folder / cls.config_name
+                index = read_json(path) if path.is_file() else {}
+            else:
+                index = cls.load_config(where, **{key: kwargs[key] for key in _OF_THE_HUB if key in kwargs})
+            wanted = {name: value for name, value in index.items() if name not in kwargs}
+            check_model_index(wanted, where, wanted if code else ())
+            left_out = cls._leave_out(where, index, kwargs)
             if not folder.is_dir():
                 folder = Path(cls.download(where, **kwargs))
-                wanted = components_of(read_json(folder / cls.config_name)).keys() - given
-                check_snapshot(where, folder, wanted, kwargs.get("cache_dir"))
-            check_checkpoint(folder, skip=given, code=code)
+                check_snapshot(
+                    where, folder, components_of(wanted).keys() - left_out, kwargs.get("cache_dir")
+                )
+            check_checkpoint(folder, given | left_out, code, variant or "")
             pipeline = super().from_pretrained(folder, **kwargs)
             for name, component in pipeline.components.items():
                 if name not in given:
                     _check_kind(component, f"{where}, {name}", name)
-                    check_complete(component, folder / name, f"{where}, {name}", kwargs.get("variant"))
-                    check_fitting(component, folder / name, f"{where}, {name}", kwargs.get("variant"))
+                    check_complete(component, folder / name, f"{where}, {name}", variant)
+                    check_fitting(component, folder / name, f"{where}, {name}", variant)
                     check_finite(component, f"{where}, {name}")
                     check_schedule(component, f"{where}, {name}")
             pipeline._check_unet()
@@ -88,6 +125,53 @@ class SafePipeline(PushMixin, DiffusionPipeline):
 
     def _check_unet(self) -> None:
         """Raise ValueError where this pipeline cannot run one of its networks; a subclass says which."""
+
+    @classmethod
+    def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs: Any) -> Self:
+        """As DiffusionPipeline.from_pipe; components are taken over by their names, whatever their classes.
+
+        Args:
+            pipeline: Whose components and configuration are taken over.
+            kwargs: Components and configuration in the place of its own. A component that this pipeline has
+                no place for is left out where it is given as None.
+
+        Raises:
+            ValueError: A component that this pipeline has no place for, or lacks.
+        """
+        parts = {name: part for name, part in pipeline.components.items() if part is not None}
+        index = {name: [type(part).__module__, type(part).__name__] for name, part in parts.items()}
+        where = f"the {type(pipeline).__name__}"
+        cls._leave_out(where, {**index, "_class_name": type(pipeline).__name__}, kwargs)
+        taken = {name: part for name, part in parts.items() if name in cls._components()}
+        made = super().from_pipe(pipeline, **{**taken, **kwargs})
+        made._check_unet()
+        return made
+
+    @classmethod
+    def _leave_out(cls, where: str, index: Mapping[str, Any], kwargs: dict[str, Any]) -> set[str]:
+        """The components of a checkpoint that are left out: those given as None, which go from `kwargs`.
+
+        Raises:
+            CheckpointError: Another one that this pipeline has no place for, of the checkpoint or given.
+        """
+        unknown = {n: pair[1] for n, pair in components_of(index).items() if n not in cls._components()}
+        for name, value in kwargs.items():
+            if isinstance(value, torch.nn.Module) and name not in cls._components():
+                raise CheckpointError(f"{name} is given, for which {cls.__name__} has no place")
+        dropped = [name for name in unknown if name not in kwargs]
+        for name in unknown:
+            kwargs.pop(name, None)
+        if dropped and cls._uses_all_components:
+            saved_by = plain_class_name(index)
+            home = next((lib for lib in (LIBRARY, "diffusers") if saved_by in dir(import_module(lib))), "")
+            remedy = f"use {home}.{saved_by}" if home and saved_by != cls.__name__ else "use what saved it"
+            parts = " and ".join(f"{name} ({unknown[name]})" for name in dropped)
+            raise CheckpointError(
+                f"{where} ({saved_by}) has {parts}, for which {cls.__name__} has no place, and the images "
+                f"would be other ones without: {remedy}; or give "
+                f"{', '.join(f'{name}=None' for name in dropped)} to leave out what is not needed"
+            )
+        return set(unknown)
 
     @classmethod
     def _components(cls) -> set[str]:

@@ -50,6 +50,7 @@ class VAEPipeline(SafePipeline):
     """
 
     model_cpu_offload_seq = "vae"
+    _uses_all_components = False  # of any checkpoint it is the autoencoder alone that is asked for
 
     def __init__(self, vae: Any) -> None:
         super().__init__()
