@@ -73,7 +73,7 @@ class _WhenImported:
 def _then(load: Callable[[ModuleType], None], action: Callable[[ModuleType], None]) -> Callable:
     def exec_module(module: ModuleType) -> None:
         load(module)
-        action(module)
+        action(sys.modules[module.__name__])  # diffusers puts another in its own place
 
     return exec_module
 
