@@ -108,7 +108,7 @@ def test_the_automatic_pipeline_loads_ours_from_a_folder(tmp_path: Any) -> None:
 
 
 def test_a_component_without_a_place_is_refused_and_another_kind_of_one_is_taken() -> None:
-    vae = VQModel(block_out_channels=(8,), norm_num_groups=4)
+    vae = VQModel(block_out_channels=(8,), norm_num_groups=4, latent_channels=1)
     assert ImagePipeline.from_pipe(ImagePipeline(tiny_image_unet(), DDPMScheduler(), vae)).vae is vae
     with pytest.raises(ValueError, match=r"text_encoder \(CLIPTextModel\).*use guided_diffusers.TextToImage"):
         ImagePipeline.from_pipe(ours())
