@@ -68,22 +68,29 @@ def test_a_callback_mends_it_or_ends_the_run_before() -> None:
         sampling_loop(spoilt_from(1, torch.nan), ddim, NOISE, num_inference_steps=5, callback=stop)
 
 
-@pytest.fixture
-def overflowing() -> Any:
-    """An autoencoder whose decoder and encoder are finite in float32 and overflow in float16."""
-    vae = tiny_autoencoder()
-    with torch.no_grad():
-        vae.decoder.conv_out.bias.fill_(1e5)
-        vae.encoder.conv_out.bias.fill_(1e5)
-    return vae
+def overflowing(dtype: torch.dtype, **config: Any) -> Any:
+    """An autoencoder whose weights fit into float16, and what it decodes and encodes does not."""
+    vae = tiny_autoencoder(**config)
+    for last in (vae.decoder.conv_out, vae.encoder.conv_out):
+        torch.nn.init.constant_(last.bias, 6e4)
+        torch.nn.init.constant_(last.weight, 3e3)
+    return vae.to(dtype)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
-def test_a_picture_is_decoded_finite(overflowing: Any, dtype: torch.dtype) -> None:
-    overflowing.to(dtype)
-    text = TextToImagePipeline(**tiny_components(vae=overflowing))
-    image = ImagePipeline(tiny_image_unet(2), DDIMScheduler(clip_sample=False), overflowing)
-    own = VAEPipeline(overflowing)
+@pytest.mark.parametrize(
+    ("dtype", "config", "finite"),
+    [
+        (torch.float16, {"force_upcast": False}, False),
+        (torch.float16, {"force_upcast": True}, True),
+        (torch.float32, {"force_upcast": False}, True),
+    ],
+    ids=str,
+)
+def test_a_picture_is_decoded_finite(dtype: torch.dtype, config: dict, finite: bool) -> None:
+    vae = overflowing(dtype, **config)
+    text = TextToImagePipeline(**tiny_components(vae=vae))
+    image = ImagePipeline(tiny_image_unet(2), DDIMScheduler(clip_sample=False), vae)
+    own = VAEPipeline(vae)
     calls = {
         "decoded picture": [
             lambda: text("ab", num_inference_steps=1, output_type="pt"),
@@ -96,7 +103,7 @@ def test_a_picture_is_decoded_finite(overflowing: Any, dtype: torch.dtype) -> No
         pipe.set_progress_bar_config(disable=True)
     for what, several in calls.items():
         for call in several:
-            if dtype == torch.float32:
+            if finite:
                 call()
                 continue
             with pytest.raises(ValueError, match=f"{what} of VariationalAutoencoder in float16.*float32"):

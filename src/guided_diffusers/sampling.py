@@ -167,7 +167,7 @@ def set_timesteps(
             continue
         if not takes(scheduler, name):
             raise ValueError(f"{type(scheduler).__name__} takes no custom {name}: give num_inference_steps")
-        if hasattr(value, "__len__") and len(value) == 0:
+        if isinstance(value, Sequence) and not value:
             raise ValueError(f"{name} is empty; give at least one")
         # As numbers of our own: schedulers multiply them, and some write into what they are given.
         numbers = check_numbers(name, value, 0, train if name == "timesteps" else None, falling=True)
