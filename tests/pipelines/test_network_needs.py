@@ -115,15 +115,10 @@ SDXL = {
         ),
         ({"num_class_embeds": 5}, "class_labels .num_class_embeds is 5"),
         ({"class_embed_type": "timestep"}, "class_labels .class_embed_type is 'timestep'"),
-        ({"in_channels": 2 + 3}, "in_channels 5 and out_channels 2.*Upscale"),
-        ({"in_channels": 2 + 4}, "in_channels 6 and out_channels 2.*InstructPix2Pix"),
-        ({"in_channels": 2 + 5}, "in_channels 7 and out_channels 2.*Inpaint"),
     ],
     ids=lambda value: value if isinstance(value, str) else "-".join(value),
 )
-def test_what_it_does_not_tell_is_refused_by_name(
-    options: dict, words: str, tmp_path: Path
-) -> None:
+def test_what_it_does_not_tell_is_refused_by_name(options: dict, words: str, tmp_path: Path) -> None:
     pipe = TextToImagePipeline(**tiny_components(unet=tiny_unet(**options)))
     with pytest.raises(ValueError, match=words) as caught:
         pipe("ab", num_inference_steps=2)
@@ -131,6 +126,14 @@ def test_what_it_does_not_tell_is_refused_by_name(
     pipe.save_pretrained(tmp_path)
     with pytest.raises(OSError, match=words):
         TextToImagePipeline.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(("more", "words"), [(3, "Upscale"), (4, "InstructPix2Pix"), (5, "Inpaint")])
+def test_a_network_that_sees_an_image_beside_the_noise_is_refused(more: int, words: str) -> None:
+    with pytest.raises(
+        ValueError, match=f"in_channels {2 + more} and out_channels 2: .*use diffusers' .*{words}"
+    ):
+        TextToImagePipeline(**tiny_components(unet=tiny_unet(in_channels=2 + more)))
 
 
 def test_a_weak_network_of_another_kind_is_refused() -> None:
@@ -154,3 +157,23 @@ def test_pipelines_without_prompts(unet: UNet2DModel, words: str) -> None:
         ImagePipeline(unet, scheduler)(num_inference_steps=2)
     with pytest.raises(ValueError, match=words):
         ClassifierGuidedPipeline(unet, scheduler, tiny_classifier())(0, num_inference_steps=2)
+
+
+@pytest.mark.parametrize("scale", [7.5, 1.0])
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
+def test_guidance_rescale_is_stable_diffusions(scale: float, kind: str) -> None:
+    pipes = pair()
+    for pipe in pipes:
+        pipe.scheduler = DDIMScheduler(steps_offset=1, clip_sample=False, prediction_type=kind)
+    stock, ours = (drawn(pipe, guidance_scale=scale, guidance_rescale=0.7) for pipe in pipes)
+    torch.testing.assert_close(ours, stock, rtol=1e-5, atol=1e-5)
+
+
+def test_guidance_rescale_of_another_guidance_is_refused() -> None:
+    ours = pair()[1]
+    for arguments in ({"guidance": CFGPlusPlus(0.6)}, {"guidance_scale": 3.0, "guidance_rescale": 2}):
+        with pytest.raises(ValueError, match="guidance_rescale"):
+            drawn(ours, **{"guidance_rescale": 0.5, **arguments})
+    other = TextToImagePipeline(**tiny_components(), default_guidance=CFGPlusPlus(0.6))
+    with pytest.raises(ValueError, match="default guidance is CFGPlusPlus"):
+        drawn(other, guidance_rescale=0.5)

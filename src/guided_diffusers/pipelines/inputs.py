@@ -190,6 +190,11 @@ def check_unet(unet: Any, told: Sequence[str], name: str = "unet") -> None:
                 f"{name} is a {kind} that has to be told {argument} ({why}), and is not by this pipeline; "
                 f"use {_INSTEAD.get(argument, _ITS_OWN)}, or sampling_loop with a Condition that has it"
             )
+    check_sees_noise(unet, name)
+
+
+def check_sees_noise(unet: Any, name: str = "unet") -> None:
+    """Raise ValueError where a network sees more than the noise that it draws from; None passes."""
     config = getattr(unet, "config", None) or {}
     seen, drawn = config.get("in_channels"), config.get("out_channels")
     if None not in (seen, drawn) and drawn not in (seen, 2 * seen):

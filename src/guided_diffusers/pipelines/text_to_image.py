@@ -20,7 +20,13 @@ from torch import Tensor
 from transformers import CLIPVisionModelWithProjection, PreTrainedModel, PreTrainedTokenizerBase
 
 from guided_diffusers.denoiser import ModelDenoiser, dtype_of
-from guided_diffusers.guidance import ClassifierFreeGuidance, Guidance, GuidanceInterval, GuidanceSum
+from guided_diffusers.guidance import (
+    ClassifierFreeGuidance,
+    Guidance,
+    GuidanceInterval,
+    GuidanceSum,
+    RescaledGuidance,
+)
 from guided_diffusers.models.latents import decode, spatial_factor
 from guided_diffusers.models.parts import check_text_width, check_vae, check_weak
 from guided_diffusers.networks import guidance_embedding, needed_arguments
@@ -113,6 +119,7 @@ class TextToImagePipeline(PromptEncoding, GuidedPipeline, StableDiffusionMixin):
 
     def _check_parts(self) -> None:
         """Raise ValueError where networks are of other latents than each other; each message names both."""
+        inputs.check_sees_noise(self.unet)
         check_vae(self.unet, self.vae)
         check_weak(self.unet, self.weak_unet)
 
@@ -195,6 +202,7 @@ class TextToImagePipeline(PromptEncoding, GuidedPipeline, StableDiffusionMixin):
         *,
         guidance: Guidance | None = None,
         guidance_interval: GuidanceInterval | Sequence[float] | None = None,
+        guidance_rescale: float = 0.0,
     ) -> StableDiffusionPipelineOutput | tuple:
         """Generate images for prompts.
 
@@ -230,6 +238,7 @@ class TextToImagePipeline(PromptEncoding, GuidedPipeline, StableDiffusionMixin):
             guidance: Any sum of guidance terms, instead of `guidance_scale`.
             guidance_interval: Where guidance is active: a GuidanceInterval or a pair (low, high] in sigma /
                 alpha.
+            guidance_rescale: phi of `RescaledGuidance`, 0 (none) to 1, for classifier-free guidance.
 
         Returns:
             `StableDiffusionPipelineOutput` with `images` (and `nsfw_content_detected` of a safety checker),
@@ -260,6 +269,12 @@ class TextToImagePipeline(PromptEncoding, GuidedPipeline, StableDiffusionMixin):
         inputs.check_callback(callback_on_step_end)
         inputs.check_mapping("cross_attention_kwargs", cross_attention_kwargs)
         self._check_latents(latents, images, height, width)
+        inputs.check_fraction("guidance_rescale", guidance_rescale)
+        if guidance_rescale and guidance is None:
+            guidance = self._rescaled(guidance_rescale, guidance_scale, guidance_interval)
+            guidance_scale = guidance_interval = None
+        elif guidance_rescale:
+            raise ValueError("guidance and guidance_rescale were both given; allowed: one of them")
         self._begin_guidance(guidance, guidance_scale, guidance_interval, images)
         prediction_type = self._begin_schedule(num_inference_steps, timesteps, sigmas)
         self._cross_attention_kwargs = cross_attention_kwargs
@@ -401,6 +416,17 @@ class TextToImagePipeline(PromptEncoding, GuidedPipeline, StableDiffusionMixin):
                 f"{self._scale_width}) is told the scale, and not guided by it"
             )
         self._guidance = GuidanceSum(tuple(term for term in terms if term is not free[0]))
+
+    def _rescaled(self, rescale: float, scale: Any, interval: Any) -> Guidance:
+        """The guidance of a call with these arguments, rescaled."""
+        terms = self.call_guidance(scale, interval).terms
+        if [type(term) for term in terms] != [ClassifierFreeGuidance]:
+            names = " + ".join(type(term).__name__ for term in terms)
+            raise ValueError(
+                f"guidance_rescale is {rescale}, and the checkpoint's default guidance is {names}; allowed: "
+                "0, or guidance_scale beside it (RescaledGuidance)"
+            )
+        return RescaledGuidance(terms[0].scale, terms[0].interval, rescale=rescale)
 
     def _default_size(self, height: int | None, width: int | None) -> tuple[int, int]:
         size = self.unet.config.sample_size
