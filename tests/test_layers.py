@@ -22,6 +22,7 @@ FLOORS = {
     "models": FIRST,
     "denoiser": FIRST,
     "networks": FIRST,
+    "caption_words": FIRST,
     "conditioning": FIRST,
     "transformers_models": FIRST,
     "guidance": SECOND,

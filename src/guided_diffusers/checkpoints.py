@@ -45,7 +45,8 @@ def pretrained(name: str) -> Path:
 def fingerprint(folder: str | Path) -> str:
     """What identifies the components of a pipeline's folder: a hash over their weights and configurations.
 
-    Left out is what a call may replace (scheduler, default guidance), and weights of a variant.
+    Left out is what a call may replace (scheduler, default guidance), weights of a variant, and the words of
+    the training captions, which decide no pixel.
 
     Args:
         folder: A folder in diffusers' format.
@@ -66,10 +67,22 @@ def fingerprint(folder: str | Path) -> str:
         kind = weights_kind(path.name)
         if path.parent.name == "scheduler" or path.suffix not in _DECIDING or (kind and kind[1]):
             continue
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        total.update(f"{path.relative_to(folder).as_posix()} {digest}\n".encode())
+        total.update(f"{path.relative_to(folder).as_posix()} {_digest(path)}\n".encode())
     return f"sha256:{total.hexdigest()}"
+
+
+def _digest(path: Path) -> str:
+    """A file's hash; of a tokenizer's configuration that has captions' words, that of the rest."""
+    if path.name == "tokenizer_config.json":
+        from guided_diffusers.config_safety import read_json
+
+        config = read_json(path)
+        if config.pop("caption_words", None) is not None:
+            # As transformers writes it, so that a file that had no words keeps its hash.
+            text = json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+            return hashlib.sha256(text.encode()).hexdigest()
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 _DECIDING = (".json", ".safetensors", ".txt", ".model")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -182,15 +184,34 @@ def draw_call(
     pipeline.set_progress_bar_config(disable=not sys.stderr.isatty())
     guidance, images = pipeline.guidance_from_config(call.guidance), [None] * len(call.jobs)
     first, step = (0, 1) if processes is None else (processes.process_index, processes.num_processes)
-    for start in range(first * call.batch_size, len(call.jobs), step * call.batch_size):
-        batch = call.jobs[start : start + call.batch_size]
-        images[start : start + len(batch)] = pipeline(
-            **prompt_arguments(pipeline, [call.prompts[prompt] for prompt, _ in batch], call.negative_prompt),
-            generator=[generator_for(call.seed, index) for _, index in batch],
-            guidance=guidance,
-            num_inference_steps=call.steps,
-        ).images
+    with _told_once():
+        for start in range(first * call.batch_size, len(call.jobs), step * call.batch_size):
+            batch = call.jobs[start : start + call.batch_size]
+            texts = [call.prompts[prompt] for prompt, _ in batch]
+            images[start : start + len(batch)] = pipeline(
+                **prompt_arguments(pipeline, texts, call.negative_prompt),
+                generator=[generator_for(call.seed, index) for _, index in batch],
+                guidance=guidance,
+                num_inference_steps=call.steps,
+            ).images
     return images
+
+
+@contextmanager
+def _told_once() -> Iterator[None]:
+    """Let each warning of prompts be logged once, in however many batches they are drawn."""
+    logger, told = logging.getLogger("guided_diffusers.pipelines.prompts"), set()
+
+    def is_new(record: logging.LogRecord) -> bool:
+        known = record.getMessage() in told
+        told.add(record.getMessage())
+        return not known
+
+    logger.addFilter(is_new)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_new)
 
 
 def prompt_arguments(pipeline: GuidedPipeline, texts: list[str], negative: str | None) -> dict[str, Any]:

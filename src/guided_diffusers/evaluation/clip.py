@@ -13,6 +13,7 @@ References:
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,11 +22,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from guided_diffusers.conditioning import cut_texts
 from guided_diffusers.randomness import generator_for
 from guided_diffusers.transformers_models import load_fitting
 
 from .bootstrap import mean_estimate
 from .estimate import Estimate, wilson_estimate
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,13 +96,15 @@ class ClipScorer:
 
     @torch.no_grad()
     def text_features(self, texts: Sequence[str], batch_size: int = 100) -> Tensor:
-        """Directions of texts, `(len(texts), d)` float32 of length 1, on the CPU; a long text is cut."""
-        parts = []
+        """Directions of texts, `(len(texts), d)` float32 of length 1, on the CPU; one cut short is told."""
+        parts, length = [], self.model.config.text_config.max_position_embeddings
+        if told := cut_texts(self.processor.tokenizer, texts, length):
+            logger.warning(told)
         for first in range(0, len(texts), batch_size):
             tokens = self.processor.tokenizer(
                 list(texts[first : first + batch_size]),
                 padding="max_length",  # so that a text's direction does not depend on its batch
-                max_length=self.model.config.text_config.max_position_embeddings,
+                max_length=length,
                 truncation=True,
                 return_tensors="pt",
             )

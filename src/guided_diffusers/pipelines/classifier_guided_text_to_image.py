@@ -23,7 +23,7 @@ from guided_diffusers.noise_level import NoiseLevel
 from guided_diffusers.pipelines import inputs
 from guided_diffusers.pipelines.clipping import clip_before_guidance
 from guided_diffusers.pipelines.guided import default_guidance_config, takes_eta
-from guided_diffusers.pipelines.prompts import warn_of_lost_words
+from guided_diffusers.pipelines.prompts import warn_of_prompts
 from guided_diffusers.pipelines.run import GuidedRun
 from guided_diffusers.pipelines.steered import Scales, SteeredPipeline
 
@@ -196,7 +196,7 @@ class ClassifierGuidedTextToImagePipeline(SteeredPipeline):
         """
         unique = list(dict.fromkeys(prompts))
         ids = tokenize(self.tokenizer, unique)[0]
-        warn_of_lost_words(self.tokenizer, unique)
+        warn_of_prompts(self.tokenizer, unique)
         embeds = self.clip.encode_text(ids.to(self.clip.device))
         return embeds[[unique.index(text) for text in prompts]]
 

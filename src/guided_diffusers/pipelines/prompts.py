@@ -9,6 +9,7 @@ import torch
 from diffusers.utils import logging
 from torch import Tensor
 
+from guided_diffusers.caption_words import unseen_words
 from guided_diffusers.checks import MAX_COUNT, a_kind_of, check_bool, check_int
 from guided_diffusers.conditioning import cut_texts, encode_text, final_norm, tokenize
 from guided_diffusers.denoiser import dtype_of
@@ -17,10 +18,15 @@ from guided_diffusers.pipelines import inputs
 logger = logging.get_logger(__name__)
 
 
-def warn_of_lost_words(tokenizer: Any, prompts: Sequence[str], max_length: int | None = None) -> None:
-    """Log a warning of prompts that are longer than the text encoder's context."""
-    if told := cut_texts(tokenizer, prompts, max_length):
-        logger.warning(told)
+def warn_of_prompts(tokenizer: Any, prompts: Sequence[str], max_length: int | None = None) -> None:
+    """Log a warning of what a network does not see in prompts, or has never seen.
+
+    That is the end of a prompt which is longer than the text encoder's context, and a word which none of the
+    training captions has, where the checkpoint knows them.
+    """
+    for told in (cut_texts(tokenizer, prompts, max_length), unseen_words(tokenizer, prompts)):
+        if told:
+            logger.warning(told)
 
 
 class PromptEncoding:
@@ -123,7 +129,7 @@ class PromptEncoding:
     ) -> Tensor:
         unique = list(dict.fromkeys(prompts))
         ids, mask = tokenize(self.tokenizer, unique, max_length)
-        warn_of_lost_words(self.tokenizer, unique, max_length)
+        warn_of_prompts(self.tokenizer, unique, max_length)
         embeds = encode_text(self.text_encoder, ids.to(device), mask.to(device), clip_skip)
         return embeds[[unique.index(prompt) for prompt in prompts]]
 

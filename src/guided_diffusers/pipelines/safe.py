@@ -67,7 +67,7 @@ class SafePipeline(PushMixin, DiffusionPipeline):
         for name, network in networks.items():
             check_no_adapter(network.state_dict(), name)
         for component in self.components.values():
-            _forget_calls(component)
+            forget_calls(component)
         with superseding([Path(save_directory, name) for name in networks], kwargs.get("variant")):
             super().save_pretrained(save_directory, safe_serialization=True, **kwargs)
         if push:
@@ -201,7 +201,7 @@ def _check_kind(component: Any, where: str, name: str) -> None:
         raise OSError(f"{where} is a {type(component).__name__}; allowed: a {kind.__name__}")
 
 
-def _forget_calls(component: Any) -> None:
+def forget_calls(component: Any) -> None:
     """A tokenizer keeps the padding and truncation of its last call, and would save them as its own."""
     backend = getattr(component, "backend_tokenizer", None)
     if backend is not None:
