@@ -24,6 +24,7 @@ from guided_diffusers.training.data import DataConfig, ImageTextDataset
 from guided_diffusers.training.encoder_start import start_from_encoder
 from guided_diffusers.training.engine import make_accelerator, train
 from guided_diffusers.training.images import image_arguments, load_autoencoder
+from guided_diffusers.training.kept import Classes, run_labels
 from guided_diffusers.training.labels import class_labels
 from guided_diffusers.training.setup import make_scheduler, run_script
 
@@ -46,11 +47,14 @@ class ClassifierConfig:
     validation: cl.ValidationConfig = field(default_factory=cl.ValidationConfig)
 
 
-def make_data(config: ClassifierConfig, vae: Any, names: list[str] | None = None) -> tuple[Any, Any]:
-    """Images or latents with their classes, and the classes' names."""
+def make_data(config: ClassifierConfig, vae: Any, classes: Classes | None = None) -> tuple[Any, Classes]:
+    """Images or latents with their classes; the classes are the run's, which another split is read by."""
     data = ImageTextDataset(config.data)
-    labels, names = class_labels(data, config.label_column, names)
-    return cl.LabelledImages(labels=labels, sources=data.sources, **image_arguments(data, vae)), names
+    if classes is None:
+        labels, classes = run_labels(data, config.label_column, config.training.output_dir)
+    else:
+        labels, _ = class_labels(data, config.label_column, classes.names)
+    return cl.LabelledImages(labels=labels, sources=data.sources, **image_arguments(data, vae)), classes
 
 
 def make_classifier(config: ClassifierConfig, shape: tuple[int, ...], sizes: dict[str, Any]) -> Any:
@@ -76,11 +80,11 @@ def make_task(config: ClassifierConfig, device: torch.device) -> cl.ClassifierTa
     torch.manual_seed(config.training.seed)
     vae = load_autoencoder(config.autoencoder, config.data.channels)
     vae = None if vae is None else vae.to(device)
-    data, names = make_data(config, vae)
+    data, classes = make_data(config, vae)
     split = dataclasses.replace(config.data, split=config.validation.split, mirror=False)
-    held_out, _ = make_data(dataclasses.replace(config, data=split), vae, names)
-    sizes = {"num_classes": int(data.labels.max()) + 1 if names is None else len(names)}
-    sizes["id2label"] = None if names is None else dict(enumerate(names))
+    held_out, _ = make_data(dataclasses.replace(config, data=split), vae, classes)
+    names = classes.names
+    sizes = {"num_classes": classes.count, "id2label": None if names is None else dict(enumerate(names))}
     process = None
     if config.noise_aware:
         process = process_of(make_scheduler(config.scheduler, config.scheduler_arguments))

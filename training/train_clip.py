@@ -21,14 +21,14 @@ from guided_diffusers.losses import process_of
 from guided_diffusers.models import NoiseAwareClassifier, NoiseAwareCLIP
 from guided_diffusers.schedulers import describe_process
 from guided_diffusers.training import clip as cp
-from guided_diffusers.training.captions import text_config_for, train_tokenizer
+from guided_diffusers.training.captions import text_config_for
 from guided_diffusers.training.classifier import ValidationConfig
 from guided_diffusers.training.config import TrainingConfig, arguments, option, parse_config
 from guided_diffusers.training.data import DataConfig, ImageTextDataset
 from guided_diffusers.training.engine import make_accelerator, train
 from guided_diffusers.training.images import Images, image_arguments, load_autoencoder
 from guided_diffusers.training.setup import make_scheduler, run_script
-from guided_diffusers.training.text import load_tokenizer, settle_context
+from guided_diffusers.training.text import load_tokenizer, make_tokenizer, own_tokenizer, settle_context
 from guided_diffusers.transformers_models import load_fitting
 
 
@@ -77,8 +77,8 @@ def make_clip(config: ClipConfig, captions: list[str], shape: tuple[int, ...], p
             text = clip.config.text_config
         tokenizer = load_tokenizer(config.pretrained)
         settle_context(tokenizer, text, config.text.context_length)
-        return clip.float(), tokenizer
-    tokenizer = train_tokenizer(captions, config.text.vocabulary_size, config.text.context_length)
+        return clip.float(), own_tokenizer(tokenizer, config.pretrained, captions, config.training, base=True)
+    tokenizer = make_tokenizer(config.text, captions, config.training)
     text, width = text_config_for(tokenizer, **config.text.model), config.projection_dim
     if config.noise_aware:
         sizes = {"sample_size": shape[-1], "in_channels": shape[0], **config.image}

@@ -65,7 +65,9 @@ def make_task(config: TextToImageConfig, device: torch.device) -> t2i.TextToImag
     vae = load_autoencoder(config.autoencoder, config.data.channels)
     data = ImageTextDataset(config.data)
     captions = ["", *(text for text in data.all_captions() if text)]
-    tokenizer, text_encoder = make_text(config.text, captions)
+    tokenizer, text_encoder = make_text(
+        config.text, captions, config.training, base=config.unet_pretrained is not None
+    )
     components = {
         "vae": vae,
         "text_encoder": text_encoder,

@@ -27,6 +27,7 @@ from guided_diffusers.training.config import TrainingConfig, arguments, option, 
 from guided_diffusers.training.data import DataConfig, ImageTextDataset
 from guided_diffusers.training.engine import make_accelerator, train
 from guided_diffusers.training.images import load_autoencoder
+from guided_diffusers.training.kept import run_labels
 from guided_diffusers.training.labels import class_labels
 from guided_diffusers.training.setup import run_script
 
@@ -63,13 +64,6 @@ def make_unet(config: UnconditionalConfig, vae: Any, learned: bool, classes: int
     return UNet2DModel(**{**sizes, **config.unet})
 
 
-def labels_of(
-    data: ImageTextDataset, column: str | None, names: list[str] | None = None
-) -> tuple[Tensor | None, list[str] | None]:
-    """The class of each row, and the classes' names where they have any."""
-    return (None, None) if column is None else class_labels(data, column, names)
-
-
 def held_out(config: UnconditionalConfig, names: list[str] | None) -> tuple[Tensor, Tensor | None] | None:
     """The held-out images whose bits/dim are estimated while training, and their classes."""
     count = config.validation.bound_images
@@ -77,7 +71,8 @@ def held_out(config: UnconditionalConfig, names: list[str] | None) -> tuple[Tens
         return None
     split = f"{config.validation.split}[:{count}]"
     data = ImageTextDataset(dataclasses.replace(config.data, split=split, mirror=False))
-    return data.pixels(range(len(data))), labels_of(data, config.label_column, names)[0]
+    labels = None if config.label_column is None else class_labels(data, config.label_column, names)[0]
+    return data.pixels(range(len(data))), labels
 
 
 def make_task(config: UnconditionalConfig, device: torch.device) -> un.UnconditionalTask:
@@ -85,12 +80,15 @@ def make_task(config: UnconditionalConfig, device: torch.device) -> un.Unconditi
     torch.manual_seed(config.training.seed)
     vae = load_autoencoder(config.autoencoder, config.data.channels)
     data = ImageTextDataset(config.data)
-    labels, names = labels_of(data, config.label_column)
+    labels, classes = None, None
+    if config.label_column is not None:
+        labels, classes = run_labels(data, config.label_column, config.training.output_dir)
+    names = None if classes is None else classes.names
     if names is not None:
         logging.info("classes: %s", ", ".join(f"{number} {name}" for number, name in enumerate(names)))
     scheduler = GuidedDDPMScheduler(**config.scheduler)
     learned = scheduler.config.variance_type in ("learned", "learned_range")
-    unet = make_unet(config, vae, learned, None if labels is None else int(labels.max()) + 1)
+    unet = make_unet(config, vae, learned, None if classes is None else classes.count)
     shape = data.shape if vae is None else latent_shape(vae, *data.shape[1:])
     check_sample(unet, "unet", shape, "the image" if vae is None else "the autoencoder's latent")
     return un.UnconditionalTask(
@@ -103,6 +101,7 @@ def make_task(config: UnconditionalConfig, device: torch.device) -> un.Unconditi
         labels=labels,
         vae=vae,
         held_out=held_out(config, names),
+        classes=classes,
     )
 
 

@@ -1,15 +1,13 @@
 """What training's tests share: a tiny real task for the engine, and tiny text-to-image runs of the script."""
 
 import importlib.util
-import json
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from diffusers import UNet2DModel
-from PIL import Image
+from tiny_data import captioned
 
 from guided_diffusers.randomness import randn_for
 from guided_diffusers.training.config import TrainingConfig
@@ -102,18 +100,6 @@ def script():
     sys.modules[spec.name] = module  # dataclasses look their module up
     spec.loader.exec_module(module)
     return module
-
-
-def captioned(folder, captions):
-    """An image folder: a grey 16x16 image for each caption, of two shades by turns."""
-    folder.mkdir(parents=True, exist_ok=True)
-    lines = []
-    for number, caption in enumerate(captions):
-        shade = np.full((16, 16), 200 * (number % 2) + number, dtype=np.uint8)
-        Image.fromarray(shade).save(folder / f"{number}.png")
-        lines.append({"file_name": f"{number}.png", "text": caption})
-    (folder / "metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return folder
 
 
 @pytest.fixture(scope="module")

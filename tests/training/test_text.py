@@ -17,7 +17,7 @@ from transformers import CLIPModel, PreTrainedModel
 
 from guided_diffusers import TextToImagePipeline
 from guided_diffusers.evaluation import ClipScorer
-from guided_diffusers.training.text import TextConfig, load_text_encoder, make_text
+from guided_diffusers.training.text import TextConfig, load_text, load_text_encoder
 from guided_diffusers.transformers_models import load_fitting
 
 PROMPTS = ["a dark square", "", "square"]
@@ -115,7 +115,7 @@ def test_one_of_several_text_encoders_is_named(tmp_path: Path):
         encoder.save_pretrained(tmp_path / f"text_encoder{number}")
         tokenizer.save_pretrained(tmp_path / f"tokenizer{number}")
     config = TextConfig(pretrained=str(tmp_path), component="text_encoder_3")
-    assert [type(part).__name__ for part in make_text(config, [])] == ["T5Tokenizer", "T5EncoderModel"]
+    assert [type(part).__name__ for part in load_text(config)] == ["T5Tokenizer", "T5EncoderModel"]
 
 
 def relabelled(folder: Path, source: str, **config: Any) -> Path:
@@ -155,7 +155,7 @@ def test_a_tokenizer_of_another_text_encoder_is_refused(tmp_path: Path):
     encoder.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="its tokenizer has 50 tokens, and its BertModel knows 40"):
-        make_text(TextConfig(pretrained=str(tmp_path), subfolders=False), [])
+        load_text(TextConfig(pretrained=str(tmp_path), subfolders=False))
 
 
 @pytest.mark.parametrize(
@@ -164,7 +164,7 @@ def test_a_tokenizer_of_another_text_encoder_is_refused(tmp_path: Path):
 def test_a_folder_of_the_other_kind_says_which_option(tmp_path: Path, pipeline: bool, missing: str):
     saved("T5EncoderModel", tmp_path, pipeline=pipeline)
     with pytest.raises(ValueError, match=f"which has no {missing}: .*text.subfolders"):
-        make_text(TextConfig(pretrained=str(tmp_path), subfolders=not pipeline), [])
+        load_text(TextConfig(pretrained=str(tmp_path), subfolders=not pipeline))
 
 
 @pytest.mark.parametrize("source", ["T5EncoderModel", "CLIPTextModel"])

@@ -18,6 +18,7 @@ from guided_diffusers import GuidedDDPMScheduler, VariationalAutoencoder, pretra
 from guided_diffusers.checkpoints import component_source
 from guided_diffusers.training.config import TrainingConfig
 from guided_diffusers.training.data import DataConfig, ImageTextDataset
+from guided_diffusers.training.labels import class_labels
 from guided_diffusers.training.unconditional import ObjectiveConfig, UnconditionalTask, ValidationConfig
 
 ROOT = Path(__file__).parents[2]
@@ -196,7 +197,7 @@ def test_a_row_without_a_class_is_named(script, tmp_path, kind, labels, message)
     rows.to_parquet(tmp_path / "train.parquet")
     config = DataConfig(path=str(tmp_path), caption_column=None, resolution=8, cache_dir=str(tmp_path))
     with pytest.raises(ValueError, match=message):
-        script.labels_of(ImageTextDataset(config), "kind")
+        class_labels(ImageTextDataset(config), "kind")
 
 
 def test_a_split_that_numbers_its_classes_otherwise_is_read_by_name(script, tmp_path):
@@ -208,7 +209,7 @@ def test_a_split_that_numbers_its_classes_otherwise_is_read_by_name(script, tmp_
         datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / f"{split}.parquet")
         options = {"caption_column": None, "resolution": 8, "cache_dir": str(tmp_path)}
         config = DataConfig(path=str(tmp_path), split=split, **options)
-        labels, names = script.labels_of(ImageTextDataset(config), "kind", names)
+        labels, names = class_labels(ImageTextDataset(config), "kind", names)
         found.append(labels.tolist())
     assert found == [[0, 1, 2], [2, 0]] and names == ["cat", "dog", "owl"]
 

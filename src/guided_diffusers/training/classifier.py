@@ -41,6 +41,7 @@ from ..randomness import seed_for
 from .config import TrainingConfig, option
 from .engine import make_optimizer
 from .images import Images
+from .kept import Classes, keep_classes
 from .labels import stratified_subset
 from .log import ByBin
 from .order import uniform_for
@@ -150,6 +151,12 @@ class ClassifierTask:
             classifier.encoder.requires_grad_(False)
             trained, self.features = classifier.head, frozen_features(classifier, data, self.rows)
         self.optimizers = {"classifier": make_optimizer(training, trained.parameters())}
+
+    def begin(self, folder: Path) -> None:
+        """Write the run's classes."""
+        config = self.modules["classifier"].config
+        names = None if config.id2label is None else [config.id2label[key] for key in sorted(config.id2label)]
+        keep_classes(folder, Classes(count=config.num_classes, names=names))
 
     def batch(self, indices: list[int], positions: list[int]) -> dict[str, Any]:
         """Images or features, labels; noise-aware, eps and noise levels, which stay on the CPU in float64."""

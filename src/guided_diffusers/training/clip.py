@@ -38,6 +38,7 @@ from .config import TrainingConfig, option
 from .contrastive import contrastive_loss, limit_temperature
 from .engine import make_optimizer
 from .images import Images
+from .kept import keep_tokenizer
 from .log import ByBin
 from .parallel import gathered, own_rows
 from .task import Metrics
@@ -123,6 +124,10 @@ class ClipTask:
         others = [parameter for parameter in clip.parameters() if parameter is not clip.logit_scale]
         groups = [{"params": others}, {"params": [clip.logit_scale], "weight_decay": 0.0}]
         self.optimizers = {"clip": make_optimizer(training, groups)}
+
+    def begin(self, folder: Path) -> None:
+        """Write the run's tokenizer."""
+        keep_tokenizer(folder, self.tokenizer)
 
     def batch(self, indices: list[int], positions: list[int]) -> dict[str, Any]:
         """Images and the tokens of their captions; noise-aware, eps and noise levels."""

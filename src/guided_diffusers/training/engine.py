@@ -59,8 +59,8 @@ def train(
 ) -> None:
     """Train, or go on from the newest checkpoint of `config.output_dir`.
 
-    Leaves there: config.json, log.jsonl, checkpoints/, snapshots/<images>/<module>/, validation/ and final/
-    (what `task.save` writes).
+    Leaves there: config.json, log.jsonl, checkpoints/, snapshots/<images>/<module>/, validation/, what
+    `task.begin` writes, where there is such, and final/ (what `task.save` writes).
 
     Args:
         task: see `task.Task`.
@@ -291,6 +291,8 @@ class Trainer:
             self.folder.mkdir(parents=True, exist_ok=True)
             recover(self.folder / "final")
             record_config(self.folder, self.full_config, resuming=path is not None)
+            if begin := getattr(self.task, "begin", None):
+                begin(self.folder)
             self.lines = JsonLines(self.folder / "log.jsonl", seen)
             self.logged = (seen, self.lines.seconds)
         if self.accelerator.log_with:

@@ -50,6 +50,9 @@ class Task(Protocol):
         gradients from it. `batch` is on the device.
         """
 
+    # A task may have `begin(folder)`: writes into the run's folder, before the first step, what belongs to
+    # the run beside its weights, such as a tokenizer.
+
     def validate(self, images_seen: int, modules: Mapping[str, nn.Module], folder: Path) -> Metrics:
         """Measure or draw with the averaged weights; files go to `folder`, metrics (if any) to the log."""
 

@@ -17,11 +17,13 @@ import torch
 import transformers
 from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedModel, PreTrainedTokenizerBase
 
-from ..conditioning import MAX_CONTEXT, encode_text, tokenize
+from ..caption_words import keep_words, known_words, new_words
+from ..conditioning import MAX_CONTEXT, cut_texts, encode_text, tokenize
 from ..safety import refused_in_one_line
 from ..transformers_models import load_fitting
 from .captions import text_config_for, train_tokenizer
-from .config import arguments, option
+from .config import TrainingConfig, arguments, option
+from .kept import images_seen, kept_tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -52,11 +54,100 @@ class TextConfig:
             )
 
 
-def make_text(config: TextConfig, captions: list[str]) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
-    """The tokenizer and the text encoder, loaded or new."""
+def make_text(
+    config: TextConfig, captions: list[str], training: TrainingConfig, base: bool = False
+) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
+    """The tokenizer and the text encoder, loaded or new; the tokenizer is the run's own when that goes on.
+
+    Args:
+        config: which.
+        captions: of the data.
+        training: the engine's configuration: where the run is, and how far it goes.
+        base: the denoiser is a trained one: it knows the words that the tokenizer of `text.pretrained` says.
+    """
     if config.pretrained is None:
-        tokenizer = train_tokenizer(captions, config.vocabulary_size, config.context_length)
+        tokenizer = make_tokenizer(config, captions, training)
         return tokenizer, CLIPTextModel(text_config_for(tokenizer, **config.model))
+    tokenizer, encoder = load_text(config)
+    return own_tokenizer(tokenizer, config.pretrained, captions, training, base), encoder
+
+
+def own_tokenizer(
+    tokenizer: PreTrainedTokenizerBase,
+    pretrained: str,
+    captions: list[str],
+    training: TrainingConfig,
+    base: bool,
+) -> PreTrainedTokenizerBase:
+    """The run's own tokenizer when it goes on, which must be the pretrained one; and else that.
+
+    Args:
+        tokenizer: of `pretrained`.
+        pretrained: a folder or a Hub repository.
+        captions: of the data.
+        training: the engine's configuration.
+        base: as of `make_text`.
+
+    Raises:
+        ValueError: the run was begun with another one.
+    """
+    own = kept_tokenizer(training.output_dir)
+    if own is not None and own.get_vocab() != tokenizer.get_vocab():
+        raise ValueError(
+            f"pretrained is {pretrained!r}, whose tokenizer is not the one that the run in "
+            f"{training.output_dir} was begun with: name that one, or begin in another output_dir"
+        )
+    tell_captions(own or tokenizer, captions, training, own is not None, base)
+    return own or tokenizer
+
+
+def make_tokenizer(config: Any, captions: list[str], training: TrainingConfig) -> PreTrainedTokenizerBase:
+    """The run's own tokenizer when it goes on, and else a new one of the captions.
+
+    Args:
+        config: has `vocabulary_size` and `context_length`.
+        captions: of the data.
+        training: the engine's configuration.
+    """
+    own = kept_tokenizer(training.output_dir)
+    tokenizer = own or train_tokenizer(captions, config.vocabulary_size, config.context_length)
+    tell_captions(tokenizer, captions, training, own is not None)
+    return tokenizer
+
+
+def tell_captions(
+    tokenizer: PreTrainedTokenizerBase,
+    captions: list[str],
+    training: TrainingConfig,
+    goes_on: bool,
+    base: bool = False,
+) -> None:
+    """Log what captions lose and which of their words a run does not know; keep the words in the tokenizer.
+
+    Args:
+        tokenizer: the run's; its configuration gets the words.
+        captions: of the data.
+        training: the engine's configuration.
+        goes_on: the run has begun with this tokenizer, and perhaps with other captions.
+        base: as of `make_text`.
+    """
+    if told := cut_texts(tokenizer, captions):
+        logger.warning("captions are longer than the context: %s", told)
+    if not goes_on and not base:
+        keep_words(tokenizer, captions)
+    elif (known := known_words(tokenizer)) is not None:
+        if goes_on and (new := new_words(tokenizer, captions)):
+            logger.warning(
+                "captions have %d words that are new to this run, whose tokenizer stays as it was: %s",
+                len(new),
+                ", ".join(map(repr, new[:3])) + (" ..." if len(new) > 3 else ""),
+            )
+        ends = images_seen(training.output_dir) >= training.num_images
+        keep_words(tokenizer, [] if ends else captions, known)
+
+
+def load_text(config: TextConfig) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
+    """The tokenizer and the text encoder of `text.pretrained`."""
     names = (config.component.replace("text_encoder", "tokenizer"), config.component)
     names = names if config.subfolders else ("", "")
     folder = Path(config.pretrained)

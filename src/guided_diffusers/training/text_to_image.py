@@ -33,6 +33,7 @@ from ..pipelines import TextToImagePipeline
 from ..randomness import generator_for, randn_for, seed_for
 from ..schedulers.compat import prediction_type_of
 from .config import TrainingConfig, option
+from .kept import keep_tokenizer
 from .log import ByBin
 from .order import uniform_for
 from .task import Metrics
@@ -177,6 +178,10 @@ class TextToImageTask:
         self.weighting = weightings[config.weighting]
         size, channels = components["unet"].config.sample_size, components["unet"].config.in_channels
         self.shape = (channels, *((size, size) if isinstance(size, int) else size))
+
+    def begin(self, folder: Path) -> None:
+        """Write the run's tokenizer."""
+        keep_tokenizer(folder, self.components["tokenizer"])
 
     def batch(self, indices: list[int], positions: list[int]) -> dict[str, Any]:
         """Latents, eps, noise levels and captions; levels stay on the CPU in float64."""

@@ -37,6 +37,7 @@ from ..variational import hybrid_terms
 from .config import TrainingConfig, option
 from .data import ImageTextDataset
 from .engine import make_optimizer
+from .kept import Classes, keep_classes
 from .log import ByBin
 from .order import uniform_for
 from .task import Metrics
@@ -107,6 +108,7 @@ class UnconditionalTask:
         labels: the class of each row of `images`, (rows,) int64; None for an unconditional model.
         vae: the autoencoder of the latents; None for pixels.
         held_out: pixels whose bits/dim are estimated, with their labels where there are classes.
+        classes: those of the run, where it has any; they are written into its folder.
 
     Raises:
         ValueError: a network whose channels do not suit the objective and variance type, or one without
@@ -126,7 +128,9 @@ class UnconditionalTask:
         labels: Tensor | None = None,
         vae: nn.Module | None = None,
         held_out: tuple[Tensor, Tensor | None] | None = None,
+        classes: Classes | None = None,
     ) -> None:
+        self.classes = classes
         self.unet, self.scheduler, self.images, self.labels, self.vae = unet, scheduler, images, labels, vae
         self.objective, self.validation, self.held_out = objective, validation, held_out
         self.seed, self.num_samples = training.seed, len(images)
@@ -177,6 +181,11 @@ class UnconditionalTask:
             )
         if known is not None and known < classes:
             raise ValueError(f"unet.num_class_embeds is {known}, but there are labels up to {classes - 1}")
+
+    def begin(self, folder: Path) -> None:
+        """Write the run's classes."""
+        if self.classes is not None:
+            keep_classes(folder, self.classes)
 
     def batch(self, indices: list[int], positions: list[int]) -> dict[str, Any]:
         """Images, eps, uniform numbers that become timesteps, labels."""
