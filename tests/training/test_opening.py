@@ -4,12 +4,13 @@ import io
 import sys
 import tarfile
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from datasets import ClassLabel, Dataset, Features, LargeList, List, Value
+from datasets import Array2D, ClassLabel, Dataset, Features, LargeList, List, Value
 from datasets import Image as ImageFeature
 from PIL import Image
 
@@ -95,6 +96,7 @@ def test_other_columns_are_no_captions(opened, told):
     ("kind", "cells"),
     [
         (List(ImageFeature()), [[CELL]] * 2),
+        (List(Value("uint8")), [[1, 2]] * 2),
         (Value("int64"), [1, 2]),
         ({"url": Value("string")}, [{"url": "x"}] * 2),
     ],
@@ -113,6 +115,37 @@ def test_bytes_and_paths_are_images(opened, tmp_path):
     for name, kind in (("bytes", (Value("binary"), [picture(255)] * 2)), ("path", paths)):
         data = opened({name: kind}, image_column=name, caption_column=None)
         assert data.pixels([0, 1]).min() == 1
+
+
+RAMP = np.arange(64).reshape(8, 8)
+ARRAYS = {
+    "lists of 8 bits": (List(List(Value("uint8"))), RAMP.tolist()),
+    "lists of JSON": (List(List(Value("int64"))), RAMP.tolist()),
+    "lists of colours": (List(List(List(Value("int64")))), np.stack([RAMP] * 3, 2).tolist()),
+    "an array": (Array2D((8, 8), "int64"), RAMP),
+    "lists of 16 bits": (List(List(Value("uint16"))), (RAMP * 257).tolist()),
+    "floating point": (List(List(Value("float64"))), (RAMP / 255).tolist()),
+    "a struct with more": ({"bytes": Value("binary"), "width": Value("int64")}, {"bytes": None, "width": 8}),
+}
+
+
+@pytest.mark.parametrize("name", ARRAYS)
+def test_arrays_of_pixels_are_images(opened, name):
+    kind, cell = ARRAYS[name]
+    if isinstance(cell, dict):
+        buffer = io.BytesIO()
+        Image.fromarray(RAMP.astype(np.uint8)).save(buffer, "PNG")
+        cell["bytes"] = buffer.getvalue()
+    data = opened({"array": (kind, [cell] * 2)}, image_column="array", caption_column=None)
+    assert np.array_equal(((data.pixels([1])[0, 0] + 1) * 127.5).round(), RAMP)
+
+
+@pytest.mark.parametrize("cell", [(RAMP * 1000).tolist(), (RAMP - 9).tolist()])
+def test_arrays_beyond_8_bits_are_refused(opened, cell):
+    with pytest.raises(
+        ValueError, match="image_column 'array' of .* does not read as images: .*allowed: 0 to 255"
+    ):
+        opened({"array": (List(List(Value("int64"))), [cell] * 2)}, image_column="array", caption_column=None)
 
 
 def test_web_addresses_are_named_by_row(opened):

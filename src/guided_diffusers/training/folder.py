@@ -157,9 +157,17 @@ def _rows(path: str, files: list[str], labels: list[str] | None, names: list[str
         table = table.append_column("label", pa.array([names.index(label) for label in labels]))
         features["label"] = ClassLabel(names=names)
     paths = [os.path.join(path, file) for file in metadata] + table["image"].to_pylist()
-    states = [(at, os.stat(at).st_mtime_ns, os.stat(at).st_size) for at in paths if at and os.path.exists(at)]
-    key = hashlib.sha256(json.dumps([states, names, table.column_names]).encode()).hexdigest()
+    key = hashlib.sha256(json.dumps([names, table.column_names, *map(_state, paths)]).encode()).hexdigest()
     return Dataset(table, info=DatasetInfo(features=features), fingerprint=key[:32])
+
+
+def _state(path: str | None) -> tuple[str | None, ...]:
+    """What changes when a file does."""
+    try:
+        found = os.stat(path) if path else None
+    except OSError:  # which its row will say
+        found = None
+    return (path,) if found is None else (path, str(found.st_mtime_ns), str(found.st_size))
 
 
 def _metadata_table(path: str, files: list[str]) -> pa.Table:

@@ -7,6 +7,7 @@ Paths that exist are taken as they are, whatever signs are in their names; other
 from __future__ import annotations
 
 import glob
+import io
 import logging
 import os
 import re
@@ -14,12 +15,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
-from datasets import ClassLabel, Features, Value, load_dataset
+from datasets import Array2D, Array3D, ClassLabel, Features, Value, load_dataset
 from datasets import Image as ImageFeature
 from datasets.data_files import DataFilesDict, DataFilesList, sanitize_patterns
+from PIL import Image
 
 from ..files import read_utf8, visible_files
 from ..image_reader import is_picture
@@ -58,7 +61,7 @@ def load_image_text(config: DataConfig) -> Dataset:
     """
     dataset = _opened(os.path.expanduser(config.path), config)
     for argument, holds, allowed in (
-        ("image_column", holds_images, "images, the bytes of image files, or their paths"),
+        ("image_column", holds_images, "images, the bytes of image files, their paths, or arrays of pixels"),
         ("caption_column", holds_texts, "texts, lists of texts, or class labels with names"),
     ):
         column = getattr(config, argument)
@@ -78,14 +81,55 @@ def load_image_text(config: DataConfig) -> Dataset:
             )
     if len(dataset) == 0:
         raise ValueError(f"{config.path!r} has no rows in split {config.split!r}")
-    return dataset.cast_column(config.image_column, ImageFeature(decode=False))
+    return _as_images(dataset, config)
+
+
+def _as_images(dataset: Dataset, config: DataConfig) -> Dataset:
+    """The dataset with {"bytes", "path"} in its image column."""
+    column, image = config.image_column, ImageFeature(decode=False)
+    kind = _pixel_type(dataset.features[column])
+    try:
+        if kind is None:
+            return dataset.cast_column(column, image)
+        features = Features({**dataset.features, column: image})
+        told = {"column": column, "kind": kind}
+        return dataset.map(_encoded, batched=True, features=features, fn_kwargs=told, batch_size=256)
+    except MemoryError:
+        raise
+    except Exception as error:  # as Arrow or Pillow raises it
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"image_column {column!r} of {config.path!r} does not read as images: {reason}"
+        ) from error
+
+
+def _encoded(batch: dict[str, list[Any]], column: str, kind: str) -> dict[str, list[Any]]:
+    """Arrays of pixels as image files: of 8 bits, of 16 where the type says so, or of floating point."""
+    cells = []
+    for cell in batch[column]:
+        if cell is None:
+            cells.append(None)
+            continue
+        array = np.asarray(cell)
+        stored = array.astype(kind if kind == "uint16" else "uint8" if "int" in kind else "float32")
+        if "int" in kind and not np.array_equal(stored, array):
+            raise ValueError(f"an array has values from {array.min()} to {array.max()}; allowed: 0 to 255")
+        buffer = io.BytesIO()
+        Image.fromarray(stored[..., 0] if stored.shape[2:] == (1,) else stored).save(buffer, "TIFF")
+        cells.append({"bytes": buffer.getvalue(), "path": None})
+    return {column: cells}
 
 
 def holds_images(feature: Any) -> bool:
-    """Whether a column of this type can hold images: as such, as bytes, as paths, or as {"bytes", "path"}."""
+    """Whether a column of this type can hold images.
+
+    They may be images as such, {"bytes", "path"} or one of both, or arrays (height, width) or (height, width,
+    channels) of numbers.
+    """
     if isinstance(feature, dict):
-        return "bytes" in feature and set(feature) <= {"bytes", "path"}
-    return isinstance(feature, ImageFeature) or (isinstance(feature, Value) and feature.dtype in FILES)
+        return "bytes" in feature or "path" in feature
+    file = isinstance(feature, Value) and feature.dtype in FILES
+    return isinstance(feature, ImageFeature) or file or _pixel_type(feature) is not None
 
 
 def holds_texts(feature: Any) -> bool:
@@ -104,6 +148,17 @@ def class_names(feature: Any) -> list[str] | None:
 def _one(feature: Any) -> Any:
     """The type of a list's elements; any other type as it is."""
     return feature[0] if isinstance(feature, list) else getattr(feature, "feature", feature)
+
+
+def _pixel_type(feature: Any) -> str | None:
+    """The type of the numbers in arrays of two or three dimensions; None of another type."""
+    if isinstance(feature, Array2D | Array3D):
+        return feature.dtype
+    depth = 0
+    while _one(feature) is not feature:
+        feature, depth = _one(feature), depth + 1
+    number = isinstance(feature, Value) and feature.dtype.startswith(("int", "uint", "float"))
+    return feature.dtype if number and depth in (2, 3) else None
 
 
 def _told(feature: Any) -> str:

@@ -60,9 +60,7 @@ def settled(config: TrainingConfig, earlier: Mapping[str, Any]) -> TrainingConfi
     return replace(config, **{name: v for name, v in found.items() if getattr(config, name) == "auto"})
 
 
-def choose(
-    task: Task, config: TrainingConfig, accelerator: Accelerator, batches: Batches
-) -> TrainingConfig:
+def choose(task: Task, config: TrainingConfig, accelerator: Accelerator, batches: Batches) -> TrainingConfig:
     """The configuration with what is `auto` replaced by what is fastest, the same on every process."""
     if "auto" not in (config.mixed_precision, config.channels_last):
         return config

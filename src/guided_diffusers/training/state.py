@@ -90,9 +90,7 @@ def _network_difference(given: Mapping[str, Tensor], own: Mapping[str, Tensor]) 
     return ""
 
 
-def _optimizer_difference(
-    given: Mapping[str, Tensor], state: Mapping[str, Any], optimizer: Optimizer
-) -> str:
+def _optimizer_difference(given: Mapping[str, Tensor], state: Mapping[str, Any], optimizer: Optimizer) -> str:
     """How a checkpoint's optimizer differs from this one; "" where it does not."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     own = [type(optimizer).__name__, len(parameters)]
