@@ -14,7 +14,7 @@ from laws.exact import draw, exact_denoiser, exact_log_prob
 from laws.mixture import MIXTURE
 
 from guided_diffusers import GuidedDDIMScheduler, GuidedDDPMScheduler, sampling_loop
-from guided_diffusers.guidance import ClassifierGuidance
+from guided_diffusers.guidance import ClassifierFreeGuidance, ClassifierGuidance
 
 COUNT = 2048
 UNCLIPPED = {"clip_sample": False}
@@ -39,6 +39,13 @@ def assert_within_standard_errors(values, expected, what, bound=4.5):
         (diffusers.HeunDiscreteScheduler(use_karras_sigmas=True), 40),
         (diffusers.EDMDPMSolverMultistepScheduler(), 60),
         (diffusers.FlowMatchHeunDiscreteScheduler(), 60),
+        (diffusers.KDPM2AncestralDiscreteScheduler(use_karras_sigmas=True), 100),
+        (diffusers.SASolverScheduler(use_karras_sigmas=True), 100),
+        (diffusers.CogVideoXDPMScheduler(snr_shift_scale=1.0, beta_end=0.02), 200),
+        (diffusers.CogVideoXDDIMScheduler(beta_schedule="linear", beta_start=1e-4, beta_end=0.02), 500),
+        (diffusers.LTXEulerAncestralRFScheduler(), 400),
+        (diffusers.MiniMaxH3Scheduler(shift=3.0), 400),
+        (diffusers.FlowMatchEulerDiscreteScheduler(invert_sigmas=True, shift=3.0), 400),
     ],
     ids=lambda value: type(value).__name__ if not isinstance(value, int) else str(value),
 )
@@ -53,6 +60,33 @@ def test_fractions_means_and_deviations(scheduler, steps):
         assert_within_standard_errors(r * offset, 0.0, f"mean of class {k}")
         spread = r * (offset.square() - deviation**2)
         assert_within_standard_errors(spread, 0.0, f"deviation of class {k}")
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4])
+@pytest.mark.parametrize(
+    "scheduler",
+    [
+        diffusers.LCMScheduler(beta_end=0.02),
+        diffusers.FlowMatchLCMScheduler(),
+        diffusers.FlowMatchEulerDiscreteScheduler(stochastic_sampling=True),
+        diffusers.SCMScheduler(),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_consistency_function_draws_its_distribution_in_any_number_of_steps(scheduler, steps):
+    """Of N(m, v) it is m + sqrt(v / (alpha^2 v + sigma^2)) (x_t - alpha m); guided by gamma, m is gamma m."""
+    mean, deviation, gamma = 0.4, 0.5, 1.5
+
+    def consistent(sample, level, condition=None):
+        m = mean if condition else 0.0
+        variance = level.alpha**2 * deviation**2 + level.sigma**2
+        return m + deviation / variance.sqrt() * (sample - level.alpha * m)
+
+    generator = torch.Generator().manual_seed(2)
+    guided = ClassifierFreeGuidance(gamma)(consistent)
+    x = sampling_loop(guided, scheduler, draw(COUNT, 2, seed=1), True, steps, generator=generator)
+    assert_within_standard_errors(x, gamma * mean, "mean", 6.0)
+    assert_within_standard_errors((x - gamma * mean).square(), deviation**2, "variance", 6.0)
 
 
 def test_guided_samples_are_the_class():

@@ -9,7 +9,7 @@ from diffusers import StableDiffusionPipeline
 from laws.cases import CASES
 from laws.mixture import MixtureClassifier, MixtureNetwork, levels_of, log_prob_of
 from tiny import stable_diffusion_schedule, tiny_components
-from tiny_classifier import tiny_classifier
+from tiny_classifier import tiny_classifier, tiny_noise_aware_classifier
 
 from guided_diffusers import GuidedDDPMScheduler, TextToImagePipeline
 from guided_diffusers.guidance import AutoGuidance, ClassifierFreeGuidance, ClassifierGuidance
@@ -118,6 +118,50 @@ def test_under_any_scheduler_the_exact_classifier_makes_the_conditional_model(ca
         return sample
 
     torch.testing.assert_close(run(True), run(False), rtol=0, atol=max(100 * case.tolerance, 1e-6))
+
+
+class TestBatchesThatArePaired:
+    """DiTPipeline steps every image twice, with and without its label; the labels are one an image."""
+
+    def steps(self, condition, sample):
+        def log_prob(x, level, labels):
+            return -0.1 * (x - labels.reshape(-1, 1).double()).square().sum(1)
+
+        scheduler = diffusers.DDIMScheduler(clip_sample=False)
+        guided = classifier_guided_scheduler(scheduler, ClassifierGuidance(log_prob, 3.0), condition)
+        guided.set_timesteps(4)
+        return guided.step(torch.zeros_like(sample), guided.timesteps[1], sample).prev_sample
+
+    def test_both_halves_are_told_the_labels(self):
+        half = torch.randn(2, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+        alone, paired = self.steps(LABELS, half), self.steps(LABELS, torch.cat([half, half]))
+        torch.testing.assert_close(paired, torch.cat([alone, alone]), rtol=0, atol=0)
+        assert (alone[0] - self.steps(LABELS.flip(0), half)[0]).abs().max() > 1e-3
+
+    @pytest.mark.parametrize("count", [1, 3, 4])
+    def test_labels_of_other_images_are_not_guessed(self, count):
+        sample = torch.randn(count, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+        with pytest.raises(ValueError, match=f"condition has 2 labels for a batch of {count} images"):
+            self.steps(LABELS, sample)
+
+
+class TestTheProcessOfTheClassifier:
+    """A noise-aware network is checked against the scheduler, where it says what it was trained for."""
+
+    def guided(self, trained, scheduler, scale=1.0):
+        network = tiny_noise_aware_classifier(trained, in_channels=2)
+        return classifier_guided_scheduler(scheduler, ClassifierGuidance(network.log_prob, scale), LABELS)
+
+    @pytest.mark.parametrize(
+        "other", [diffusers.DDPMScheduler(beta_schedule="squaredcos_cap_v2"), diffusers.EDMEulerScheduler()]
+    )
+    def test_another_is_refused_where_it_would_be_seen(self, other):
+        own = diffusers.DDIMScheduler()
+        for scheduler in (own, diffusers.LCMScheduler(beta_start=0.0001, beta_end=0.02, beta_schedule="linear")):
+            assert self.guided(own, scheduler)
+        with pytest.raises(ValueError, match="classifier was trained for another process"):
+            self.guided(own, other)
+        assert self.guided(own, other, scale=0.0)
 
 
 def term(**options):
