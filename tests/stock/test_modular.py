@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 from diffusers import ClassifierFreeGuidance as StockGuidance
-from diffusers import EulerDiscreteScheduler, ModularPipeline
-from diffusers.modular_pipelines import SequentialPipelineBlocks
+from diffusers import DDPMScheduler, EulerDiscreteScheduler, ModularPipeline
+from diffusers.modular_pipelines import SequentialPipelineBlocks, StableDiffusionXLAutoBlocks
 from diffusers.modular_pipelines.stable_diffusion_xl import before_denoise, denoise
 from tiny import WIDTH, stable_diffusion_schedule, tiny_autoencoder, tiny_unet
-from tiny_classifier import tiny_classifier
+from tiny_classifier import tiny_classifier, tiny_noise_aware_classifier
 
 import guided_diffusers
 from guided_diffusers import Condition, ModelDenoiser, noise_level, sampling_loop
@@ -22,6 +22,7 @@ from guided_diffusers.guidance import (
     RescaledGuidance,
 )
 from guided_diffusers.stock import ClassifierFreeGuider, ClassifierGuidanceBlock, classifier_guided_step
+from guided_diffusers.stock.blocks import _loops
 
 LABELS, STEPS, POOLED = torch.tensor([0, 2]), 6, 8
 
@@ -124,6 +125,23 @@ class TestTheBlock:
         assert isinstance(guided.sub_blocks["classifier_guidance"], ClassifierGuidanceBlock)
         with pytest.raises(ValueError, match="after is 'unet'; allowed: 'before_denoiser', 'denoiser'"):
             classifier_guided_step(loop, after="unet")
+
+    def test_blocks_that_hold_loops_are_guided_in_each_of_them(self):
+        whole = StableDiffusionXLAutoBlocks()
+        guided = classifier_guided_step(whole)
+        loops = [[*_loops(blocks)] for blocks in (whole, guided)]
+        assert len(loops[0]) == len(loops[1]) > 2
+        assert not any("classifier_guidance" in loop.sub_blocks for loop in loops[0])
+        assert all(list(loop.sub_blocks)[1:3] == ["denoiser", "classifier_guidance"] for loop in loops[1])
+        assert "classifier" in {each.name for each in guided.expected_components}
+        with pytest.raises(ValueError, match="StableDiffusionXLDecodeStep, which holds no denoising loop"):
+            classifier_guided_step(whole.sub_blocks["decode"].sub_blocks["non-inpaint"])
+
+    def test_a_classifier_of_another_process_is_refused(self, components):
+        cosine = DDPMScheduler(beta_schedule="squaredcos_cap_v2")
+        other = {**components, "classifier": tiny_noise_aware_classifier(cosine, in_channels=2)}
+        with pytest.raises(ValueError, match="classifier was trained for another process"):
+            run(modular(other), class_labels=LABELS)
 
     def test_what_needs_the_network_is_refused(self, components):
         with pytest.raises(ValueError, match="through='denoised'"):

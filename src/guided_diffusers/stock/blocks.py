@@ -6,6 +6,7 @@ one place (`latents` and `noise_pred`), whatever the guider did. That is where t
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from copy import deepcopy
 from typing import Any
 
@@ -16,7 +17,7 @@ from diffusers.modular_pipelines.modular_pipeline import LoopSequentialPipelineB
 from torch import Tensor
 
 from guided_diffusers.guidance import ClassifierGuidance
-from guided_diffusers.stock.output import check_classifier_terms, guided_output
+from guided_diffusers.stock.output import check_classifier_terms, check_process_of, guided_output
 
 
 class ClassifierGuidanceBlock(ModularPipelineBlocks):
@@ -54,11 +55,14 @@ class ClassifierGuidanceBlock(ModularPipelineBlocks):
         """Guide the output of step `i`.
 
         Raises:
-            ValueError: An option of ClassifierGuidance out of range, or one that needs the network.
+            ValueError: An option of ClassifierGuidance out of range, or one that needs the network; a
+                classifier that was trained for another process than the scheduler's.
         """
         options = block_state.classifier_options or {}
         guidance = ClassifierGuidance(components.classifier.log_prob, block_state.classifier_scale, **options)
         check_classifier_terms(guidance)
+        if i == 0:
+            check_process_of(guidance, components.scheduler)
         block_state.noise_pred = guided_output(
             guidance,
             components.scheduler,
@@ -71,25 +75,39 @@ class ClassifierGuidanceBlock(ModularPipelineBlocks):
 
 
 def classifier_guided_step(
-    denoise_step: LoopSequentialPipelineBlocks, after: str = "denoiser"
-) -> LoopSequentialPipelineBlocks:
-    """A copy of a denoising loop with a `ClassifierGuidanceBlock` behind its denoiser.
+    blocks: ModularPipelineBlocks, after: str = "denoiser"
+) -> ModularPipelineBlocks:
+    """A copy of blocks in whose denoising loops a `ClassifierGuidanceBlock` stands behind the denoiser.
 
-        blocks.sub_blocks["denoise"] = classifier_guided_step(StableDiffusionXLDenoiseStep())
+        pipeline = classifier_guided_step(StableDiffusionXLAutoBlocks()).init_pipeline()
 
     Args:
-        denoise_step: A loop whose blocks share `latents` and `noise_pred`, such as
-            `StableDiffusionXLDenoiseStep`. It is left as it is.
-        after: The name of its block that computes `noise_pred`.
+        blocks: A denoising loop whose blocks share `latents` and `noise_pred`, such as
+            `StableDiffusionXLDenoiseStep`, or blocks that hold such loops, at any depth. They are left as
+            they are.
+        after: The name of the loop's block that computes `noise_pred`.
 
     Raises:
-        ValueError: No block of that name.
+        ValueError: No loop with a block of that name.
     """
-    names = list(denoise_step.sub_blocks)
-    if after not in names:
-        raise ValueError(
-            f"after is {after!r}; allowed: {', '.join(map(repr, names))}, the blocks of the loop"
-        )
-    guided = deepcopy(denoise_step)
-    guided.sub_blocks.insert("classifier_guidance", ClassifierGuidanceBlock(), names.index(after) + 1)
+    guided = deepcopy(blocks)
+    loops = list(_loops(guided))
+    found = [loop for loop in loops if after in loop.sub_blocks]
+    if not found:
+        names = dict.fromkeys(name for loop in loops for name in loop.sub_blocks)
+        if not names:
+            raise ValueError(f"blocks are a {type(blocks).__name__}, which holds no denoising loop")
+        allowed = ", ".join(map(repr, names))
+        raise ValueError(f"after is {after!r}; allowed: {allowed}, the blocks of the loop")
+    for loop in found:
+        place = list(loop.sub_blocks).index(after) + 1
+        loop.sub_blocks.insert("classifier_guidance", ClassifierGuidanceBlock(), place)
     return guided
+
+
+def _loops(blocks: ModularPipelineBlocks) -> Iterator[LoopSequentialPipelineBlocks]:
+    if isinstance(blocks, LoopSequentialPipelineBlocks):
+        yield blocks
+        return
+    for block in blocks.sub_blocks.values():
+        yield from _loops(block)
