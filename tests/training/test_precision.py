@@ -33,7 +33,7 @@ def timed(denoising):
             way = ("bf16" if torch.is_autocast_enabled("cpu") else "no", last)
             self.ways.append(way)
             if self.fast not in (None, way):
-                time.sleep(0.05)
+                time.sleep(0.1)
             for name, loss, metrics in super().losses(batch):
                 self.modules["statistics"](metrics["parity"].values[:, None].float())
                 yield name, loss, metrics
@@ -64,7 +64,7 @@ def assert_same(one, other):
     assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
-@pytest.mark.parametrize("way", WAYS, ids=WAYS.get)
+@pytest.mark.parametrize("way", [("no", True), ("bf16", False)], ids=WAYS.get)
 def test_the_fastest_way_is_taken_said_kept_and_computes_as_if_named(timed, tmp_path, caplog, way):
     caplog.set_level("INFO")
     task, config = trained(timed, tmp_path / "auto", way)
@@ -130,7 +130,7 @@ def test_ways_that_do_not_run_are_left_out(timed, tmp_path, caplog, fails, chose
     class Scarce(timed):
         def losses(self, batch):
             for item in super().losses(batch):
-                if fails == self.ways[-1] or (fails is None and len(self.ways) <= 3):
+                if fails == self.ways[-1] or (fails is None and len(self.ways) <= 4):
                     raise torch.OutOfMemoryError("out of memory")
                 yield item
 

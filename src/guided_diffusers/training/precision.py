@@ -107,18 +107,18 @@ def _measure(
 ) -> dict[Way, float]:
     """Seconds an image for each way that runs and computes the same loss, on samples of the last step.
 
-    There every loss of the task counts. A GPU needs a whole part to be busy; a CPU shows it with eight
-    samples, or two where they take long.
+    There every loss of the task counts. A GPU needs a whole part to be busy; a CPU has as many samples as it
+    computes in a quarter of a second.
     """
     last, count = (config.num_images - 1) // config.batch_size * config.batch_size, batches.part_size
     if accelerator.device.type == "cpu":
-        count, wanted = min(count, 2), min(count, 8)
-        seconds, _ = _trial(task, accelerator, ways[0], batches.samples(last, count))
-        count = wanted if seconds * wanted / count < SECONDS / 4 else count
+        few = min(count, 2)
+        batch = batches.samples(last, few)
+        seconds = min(_trial(task, accelerator, ways[0], batch)[0] for _ in range(2))  # the first is slow
+        count = max(few, min(count, int(few * SECONDS / 16 / seconds)))
     batch = batches.samples(last, count)
     warm = {way: _trial(task, accelerator, way, batch) for way in ways}
-    expected = next((loss for _, loss in warm.values() if math.isfinite(loss)), math.nan)
-    sound = [way for way in ways if abs(warm[way][1] - expected) <= TOLERANCE * abs(expected)]
+    sound = [way for way in ways if math.isfinite(warm[way][1]) and _agrees(warm, way)]
     spent, times = sum(warm[way][0] for way in sound), {way: warm[way][0] for way in sound}
     for number in range(ROUNDS if len(sound) > 1 else 0):
         if spent > SECONDS:
@@ -127,6 +127,13 @@ def _measure(
         times = {way: again[way] if number == 0 else min(times[way], again[way]) for way in sound}
         spent += sum(again.values())
     return {way: seconds / count for way, seconds in times.items()}
+
+
+def _agrees(warm: Mapping[Way, tuple[float, float]], way: Way) -> bool:
+    """Whether a way's loss is that of float32 in the same layout (in another, dropout drops others)."""
+    _, loss = warm[way]
+    _, exact = warm.get(replace(way, mixed_precision="no"), (0.0, loss))
+    return not math.isfinite(exact) or abs(loss - exact) <= TOLERANCE * abs(exact)
 
 
 def _trial(task: Task, accelerator: Accelerator, way: Way, batch: Any) -> tuple[float, float]:
