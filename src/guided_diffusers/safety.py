@@ -91,9 +91,7 @@ def check_links(folder: Path) -> None:
             )
 
 
-def check_component(
-    folder: str | os.PathLike[str], code: bool = False, variant: str | None = None
-) -> None:
+def check_component(folder: str | os.PathLike[str], code: bool = False, variant: str | None = None) -> None:
     """Check one component's folder; a folder that is not there passes.
 
     Args:

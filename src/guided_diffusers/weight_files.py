@@ -130,5 +130,3 @@ def safetensors_header(path: Path) -> dict[str, Any]:
     if whole != size:
         raise OSError(f"{path} has {size} bytes and should have {whole}: cut short")
     return header
-
-

@@ -4,9 +4,11 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow
 import pytest
 import torch
 from PIL import Image
+from pyarrow import parquet
 
 from guided_diffusers.evaluation import read_images, stratified_prompts
 
@@ -66,12 +68,49 @@ def test_the_data_sets_parquet():
         (lambda folder: (folder / "x.png").write_bytes(b"no image"), "x.png is no readable image"),
         (lambda folder: (png(folder / "a.png"), png(folder / "b.png", (5, 5))), "b.png is 5 x 5"),
         (lambda folder: (png(folder / "a.png"), png(folder / "grid.png", (5, 5))), "draw with --no-grid"),
+        (
+            lambda folder: (folder / "metadata.jsonl").write_bytes(b'\n{"text": "caf\xe9"}'),
+            "metadata.jsonl, line 2: the byte 0xe9 is not UTF-8",
+        ),
+        (
+            lambda folder: (folder / "metadata.jsonl").write_text('{"text": "a"}'),
+            "metadata.jsonl, line 1 has no file_name",
+        ),
     ],
 )
 def test_what_is_wrong_with_a_folder_is_said(tmp_path, make, message):
     make(tmp_path)
     with pytest.raises(ValueError, match=message):
         read_images(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (None, "x.parquet does not read as parquet"),
+        ([{"bytes": None, "path": "a.png"}], "x.parquet, row 0 has no image; allowed: the bytes"),
+        ([None], "x.parquet, row 0 has no image"),
+        ([{"bytes": b"no image", "path": None}], "x.parquet, row 0 is no readable image"),
+    ],
+)
+def test_what_is_wrong_with_a_parquet_file_is_said(tmp_path, rows, message):
+    path = tmp_path / "x.parquet"
+    if rows is None:
+        path.write_bytes(b"no parquet")
+    else:
+        cell = pyarrow.struct({"bytes": pyarrow.binary(), "path": pyarrow.string()})
+        parquet.write_table(pyarrow.table({"image": pyarrow.array(rows, cell)}), path)
+    with pytest.raises(ValueError, match=message):
+        read_images(path)
+
+
+def test_names_are_taken_literally_and_every_kind_of_picture_is_seen(tmp_path):
+    folder = tmp_path / "a [1] *#"
+    folder.mkdir()
+    for number, name in enumerate(("[1].png", "a#.TIFF", "b*?.gif", "\u732b.ppm")):
+        Image.new("L", (4, 4), number).save(folder / name)
+    (folder / "._[1].png").write_bytes(b"what macOS leaves beside files")
+    assert read_images(folder).images[:, 0, 0, 0].tolist() == [0, 1, 2, 3]
 
 
 def test_nothing_there(tmp_path):

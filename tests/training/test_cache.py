@@ -1,9 +1,11 @@
 """Caches hold what the networks give, and are made anew when anything that made them changes."""
 
 import dataclasses
+import io
 import json
 import logging
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -51,6 +53,15 @@ def test_moments_are_those_of_encoding_directly(data):
     assert len(latents) == 64 and mean.shape == (64, 2, 8, 8)
     torch.testing.assert_close(mean, posterior.mean, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(std, posterior.std, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_encoding_shows_its_progress_on_a_terminal(data, monkeypatch, terminal):
+    stream = io.StringIO()
+    stream.isatty = lambda: terminal
+    monkeypatch.setattr(sys, "stderr", stream)
+    cached_latents(make_autoencoder(), data, batch_size=10)
+    assert ("encoding latents: 100%" in stream.getvalue()) == terminal == bool(stream.getvalue())
 
 
 def test_a_draw_is_the_mean_plus_the_deviation_times_noise_and_new_each_time(data):

@@ -115,8 +115,12 @@ def _npz(path: Path, limit: int | None) -> ImageSet:
 
 def _parquet(path: Path, limit: int | None) -> ImageSet:
     import pyarrow.parquet as parquet
+    from pyarrow import ArrowException
 
-    rows = parquet.read_table(path).slice(0, limit).to_pylist()
+    try:
+        rows = parquet.read_table(path).slice(0, limit).to_pylist()
+    except ArrowException as error:
+        raise ValueError(f"{path} does not read as parquet: {' '.join(str(error).split())}") from error
     if not rows or "image" not in rows[0]:
         raise ValueError(f"{path} has no column named image, or no rows")
     cells = [row["image"] for row in rows]

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-DECODING_VERSION = 1
+DECODING_VERSION = 2
 """Part of the key of decoded images: raise it when `decode_image` changes what it returns."""
 
 

@@ -169,7 +169,8 @@ def _told(feature: Any) -> str:
 def _opened(path: str, config: DataConfig) -> Dataset:
     split = config.split.split("[")[0]
     if "://" in path and (path.endswith(".parquet") or any(sign in path for sign in "*?")):
-        return load_dataset("parquet", data_files={split: path}, split=config.split)
+        files = {split: path}
+        return _local(config, [], "", lambda: load_dataset("parquet", data_files=files, split=config.split))
     if os.path.isdir(path):
         return _local(config, visible_files(path), path, lambda: _folder(path, split, config))
     if os.path.isfile(path):
@@ -188,9 +189,11 @@ def _from_hub(path: str, config: DataConfig) -> Dataset:
         raise FileNotFoundError(f"path {config.path!r} is no folder, nor the name of a dataset on the Hub")
     try:
         return load_dataset(path, split=config.split)
-    except (OSError, ValueError) as error:
-        kind = ValueError if isinstance(error, ValueError) else FileNotFoundError
-        reason = str(error).split("\n")[0]
+    except MemoryError:
+        raise
+    except Exception as error:  # as datasets and the Hub's client raise it
+        kind = FileNotFoundError if isinstance(error, OSError) else ValueError
+        reason = str(error).split("\n")[0] or type(error).__name__
         raise kind(f"path {config.path!r} is no folder here; on the Hub: {reason}") from error
 
 
