@@ -4,8 +4,14 @@ import math
 
 import pytest
 import torch
-from diffusers import DDPMScheduler, EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers import (
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+)
 
+from guided_diffusers import noise_level
 from guided_diffusers.losses import (
     LEVEL_DISTRIBUTIONS,
     DiscreteProcess,
@@ -158,7 +164,18 @@ def test_a_scheduler_without_training_levels_is_named():
 
     with pytest.raises(ValueError, match="Odd.*alphas_cumprod"):
         process_of(Odd())
+    with pytest.raises(ValueError, match="invert_sigmas=True, whose timesteps count from noise to data"):
+        process_of(FlowMatchEulerDiscreteScheduler(invert_sigmas=True))
     assert isinstance(process_of(EulerDiscreteScheduler()), DiscreteProcess)
+
+
+def test_a_network_is_trained_on_the_levels_that_it_is_sampled_at():
+    """With flow sigmas a solver of diffusers keeps the betas' table too, which says nothing then."""
+    scheduler = DPMSolverMultistepScheduler(use_flow_sigmas=True, prediction_type="flow_prediction")
+    scheduler.set_timesteps(10)
+    sampled, process = noise_level(scheduler, scheduler.timesteps[4]), process_of(scheduler)
+    trained = process.at_fraction(sampled.timestep.reshape(1) / 1000)
+    assert float(trained.noise_to_signal) == pytest.approx(float(sampled.noise_to_signal), rel=3e-3)
 
 
 def test_epsilon_prediction_at_zero_signal_is_refused():

@@ -101,16 +101,23 @@ def process_of(scheduler: Any) -> Process:
     """The noise levels to train a scheduler's network on.
 
     Args:
-        scheduler: with `alphas_cumprod` (DDPM, DDIM and their kind), or else a flow-matching one, whose
-            timestep is sigma x `config.num_train_timesteps`.
+        scheduler: a flow-matching one, or one that uses flow sigmas, whose timestep is
+            sigma x `config.num_train_timesteps`; or else one with `alphas_cumprod` (DDPM, DDIM and their
+            kind).
 
     Raises:
-        ValueError: for a scheduler that is neither.
+        ValueError: for a scheduler that is neither, or whose timesteps count from noise to data.
     """
+    config = getattr(scheduler, "config", {})
+    if config.get("invert_sigmas"):
+        raise ValueError(
+            f"scheduler {type(scheduler).__name__} has invert_sigmas=True, whose timesteps count from noise "
+            "to data; allowed for training: False"
+        )
+    if "FlowMatch" in type(scheduler).__name__ or config.get("use_flow_sigmas"):
+        return FlowProcess(config.num_train_timesteps)
     if hasattr(scheduler, "alphas_cumprod"):
         return DiscreteProcess(scheduler.alphas_cumprod)
-    if "FlowMatch" in type(scheduler).__name__:
-        return FlowProcess(scheduler.config.num_train_timesteps)
     raise ValueError(
         f"scheduler {type(scheduler).__name__} has no training noise levels; allowed: one with "
         "alphas_cumprod, such as GuidedDDPMScheduler, or a flow-matching one "

@@ -31,7 +31,13 @@ SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
     "euler": ("diffusers.EulerDiscreteScheduler", {}),
     "euler-ancestral": ("diffusers.EulerAncestralDiscreteScheduler", {}),
     "heun": ("diffusers.HeunDiscreteScheduler", {}),
+    "kdpm2": ("diffusers.KDPM2DiscreteScheduler", {}),
+    "kdpm2-ancestral": ("diffusers.KDPM2AncestralDiscreteScheduler", {}),
+    "lcm": ("diffusers.LCMScheduler", {}),
+    "lms": ("diffusers.LMSDiscreteScheduler", {}),
     "pndm": ("diffusers.PNDMScheduler", {"skip_prk_steps": True}),
+    "sa-solver": ("diffusers.SASolverScheduler", {}),
+    "tcd": ("diffusers.TCDScheduler", {}),
     "unipc": ("diffusers.UniPCMultistepScheduler", {}),
 }
 """For each scheduler name of the command line: its class, and what overrides the checkpoint's config."""
