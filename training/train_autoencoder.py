@@ -36,7 +36,7 @@ class AutoencoderConfig:
     export: ExportConfig = field(default_factory=ExportConfig)
     autoencoder: dict[str, Any] = arguments("VariationalAutoencoder's arguments", VariationalAutoencoder)
     discriminator: dict[str, Any] = arguments("PatchDiscriminator's arguments", PatchDiscriminator)
-    pretrained: str | None = option(None, "folder or Hub id of a VariationalAutoencoder to start from")
+    pretrained: str | None = option(None, "folder, shipped name or Hub id of an autoencoder to start from")
     decoder_only: bool = option(False, "train the decoder alone: latents stay what they are in `pretrained`")
 
     denoiser: str | None = option(None, "folder or Hub id of a TextToImagePipeline whose latents to decode")

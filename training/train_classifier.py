@@ -37,7 +37,7 @@ class ClassifierConfig:
     data: DataConfig
     label_column: str = option("label", "column of class numbers or names")
     noise_aware: bool = option(False, "a NoiseAwareClassifier of q(x_t); else an ImageClassifier")
-    autoencoder: str | None = option(None, "its latents: a folder, fashion-32/vae or Hub id; null: pixels")
+    autoencoder: str | None = option(None, "its latents: a folder, fashion-32 or Hub id; null: pixels")
     init_from_autoencoder: str | None = option(None, "an autoencoder whose encoder is the start, named so")
     copy_weights: bool = option(True, "false: of that encoder the architecture alone (ImageClassifier)")
     classifier: dict[str, Any] = arguments("the model's arguments", ImageClassifier, NoiseAwareClassifier)

@@ -48,7 +48,7 @@ class ClipConfig:
     training: TrainingConfig
     data: DataConfig
     noise_aware: bool = option(False, "a NoiseAwareCLIP of q(x_t); else transformers' CLIPModel")
-    autoencoder: str | None = option(None, "its latents: a folder, fashion-32/vae or Hub id; null: pixels")
+    autoencoder: str | None = option(None, "its latents: a folder, fashion-32 or Hub id; null: pixels")
     pretrained: str | None = option(None, "folder or Hub id of a model with its tokenizer; null: new ones")
     projection_dim: int = option(64, "of the space in which images and texts meet")
     text: TextConfig = field(default_factory=TextConfig)

@@ -35,7 +35,7 @@ class TextToImageConfig:
 
     training: TrainingConfig
     data: DataConfig
-    autoencoder: str = field(metadata={"help": "a trained one: folder, fashion-32/vae or Hub id"})
+    autoencoder: str = field(metadata={"help": "a trained one: folder, fashion-32 or Hub id"})
     text: TextConfig = field(default_factory=TextConfig)
     unet: dict[str, Any] = arguments("UNet2DConditionModel's arguments", UNet2DConditionModel)
     unet_pretrained: str | None = option(None, "folder or Hub id of a UNet2DConditionModel to start from")

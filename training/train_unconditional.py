@@ -39,7 +39,7 @@ class UnconditionalConfig:
     training: TrainingConfig
     data: DataConfig
     label_column: str | None = option(None, "column of class numbers or names; null: unconditional")
-    autoencoder: str | None = option(None, "folder, fashion-32/vae or Hub id; null: pixels")
+    autoencoder: str | None = option(None, "folder, fashion-32 or Hub id; null: pixels")
     unet: dict[str, Any] = arguments("UNet2DModel's arguments", UNet2DModel)
     unet_pretrained: str | None = option(None, "folder or Hub id of a UNet2DModel to start from")
     scheduler: dict[str, Any] = arguments("GuidedDDPMScheduler's", GuidedDDPMScheduler)

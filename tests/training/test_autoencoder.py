@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import AutoencoderKL
 from safetensors.torch import load_file
 
 from guided_diffusers.models import VariationalAutoencoder
@@ -136,6 +137,19 @@ def test_the_second_stage_changes_the_decoder_and_no_latent(train, whole, data):
         latents = one.encode(images).latent_dist.mean
         assert torch.equal(latents, two.encode(images).latent_dist.mean)
         assert not torch.equal(one.decode(latents).sample, two.decode(latents).sample)
+
+
+@pytest.mark.parametrize("scaling", [0.18215, 1.0])
+def test_a_decoder_of_others_keeps_the_scale_of_their_latents(data, tmp_path, scaling):
+    kl = AutoencoderKL(1, 1, block_out_channels=(4,), norm_num_groups=4, scaling_factor=scaling)
+    model = VariationalAutoencoder.from_autoencoder_kl(kl)
+    training = TrainingConfig(output_dir="unused", batch_size=8)
+    task = AutoencoderTask(model, None, data, data, LossConfig(), ExportConfig(), training, decoder_only=True)
+    task.save(tmp_path, task.modules)
+    images, saved = data.pixels(range(4)), VariationalAutoencoder.from_pretrained(tmp_path)
+    with torch.no_grad():
+        latents = kl.encode(images).latent_dist.mean * scaling
+        torch.testing.assert_close(saved.encode(images).latent_dist.mean, latents, atol=1e-6, rtol=1e-5)
 
 
 def test_losses_do_not_depend_on_how_a_batch_is_split(data):

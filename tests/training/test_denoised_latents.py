@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny import LATENT, tiny_components
+from tiny import LATENT, tiny_autoencoder, tiny_components
 
 from guided_diffusers import GuidedDDIMScheduler, TextToImagePipeline
 from guided_diffusers.training.denoised_latents import DenoisedLatents
@@ -37,6 +37,21 @@ def test_draws_are_of_the_position_alone(pipeline):
     together = denoised(latents, levels, noise)
     torch.testing.assert_close(denoised(latents[1:2], level, one), together[1:2], rtol=0, atol=1e-5)
     assert not together.requires_grad
+
+
+@pytest.mark.parametrize(
+    ("other", "word"),
+    [
+        ({"latents_std": (0.9, 1.4)}, "latents of mean and deviation .*0.9, 1.3.*0.9, 1.4"),
+        ({"scaling_factor": 0.18215}, "latents of mean and deviation"),
+        ({"latent_channels": 1, "latents_mean": None, "latents_std": None}, "takes 2 channels .* has 1"),
+    ],
+)
+def test_it_is_of_the_autoencoder_that_is_trained(pipeline, other, word):
+    denoised = DenoisedLatents(pipeline, 1.0, seed=0)
+    denoised.check_statistics(tiny_autoencoder())
+    with pytest.raises(ValueError, match=word):
+        denoised.check_statistics(tiny_autoencoder(**other))
 
 
 def test_the_level_must_be_positive(pipeline):

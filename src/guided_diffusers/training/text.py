@@ -18,6 +18,7 @@ import transformers
 from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..caption_words import keep_words, known_words, new_words
+from ..checkpoints import pipeline_source
 from ..conditioning import MAX_CONTEXT, cut_texts, encode_text, tokenize
 from ..safety import refused_in_one_line
 from ..transformers_models import load_fitting
@@ -150,14 +151,15 @@ def load_text(config: TextConfig) -> tuple[PreTrainedTokenizerBase, PreTrainedMo
     """The tokenizer and the text encoder of `text.pretrained`."""
     names = (config.component.replace("text_encoder", "tokenizer"), config.component)
     names = names if config.subfolders else ("", "")
-    folder = Path(config.pretrained)
+    name = pipeline_source(config.pretrained)
+    folder = Path(name)
     if folder.is_dir() and not (folder / names[1] / "config.json").is_file():
         raise ValueError(
             f"text.pretrained is {config.pretrained!r}, which has no {Path(names[1], 'config.json')}: give a "
             "pipeline's folder with text.subfolders true, or a text encoder's own with false"
         )
-    encoder = load_text_encoder(config.pretrained, names[1])
-    tokenizer = load_tokenizer(config.pretrained, names[0])
+    encoder = load_text_encoder(name, names[1])
+    tokenizer = load_tokenizer(name, names[0])
     settle_context(tokenizer, encoder.config, config.context_length)
     check_pair(tokenizer, encoder, config.pretrained)
     return tokenizer, encoder
