@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from command_line import runner
-from diffusers import DDPMPipeline, UNet2DModel
+from diffusers import DDIMScheduler, DDPMPipeline, LDMPipeline, UNet2DModel, VQModel
 
 from guided_diffusers import GuidedDDPMScheduler, ImagePipeline
 from guided_diffusers.likelihood import estimated_bound
@@ -94,13 +94,17 @@ def test_classes_come_with_the_images(run, tmp_path):
     ]
 
 
-def test_what_cannot_be_measured_is_named(run, checkpoint, data, tiny_folder):
+def test_what_cannot_be_measured_is_named(run, checkpoint, data, tiny_folder, tmp_path):
     code, _, errors = run("--checkpoint", checkpoint, "--data", data[0])
     assert code == 1 and "(1, 12, 12), and the network takes (1, 8, 8)" in errors and "--crop" in errors
     code, _, errors = run("--checkpoint", checkpoint, "--data", data[0], "--crop", 20)
     assert code == 1 and "crop is 20" in errors
     code, _, errors = run("--checkpoint", tiny_folder, "--data", data[0])
     assert code == 1 and "no autoencoder" in errors
+    vqvae = VQModel(latent_channels=1, block_out_channels=(8,), norm_num_groups=4)  # latents as images
+    LDMPipeline(vqvae, unet_of(1), DDIMScheduler()).save_pretrained(tmp_path / "ldm")
+    code, _, errors = run("--checkpoint", tmp_path / "ldm", "--data", data[0], "--crop", 8, "--full", 2)
+    assert code == 1 and "vqvae" in errors and "no autoencoder" in errors
     code, _, errors = run("--checkpoint", "fashion-32", "--data", data[0])  # one that ships
     assert code == 1 and "no autoencoder" in errors
     code, _, errors = run(

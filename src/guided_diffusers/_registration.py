@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable
+from functools import wraps
 from importlib import import_module
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
@@ -119,13 +120,29 @@ def _register_auto_pipelines(module: ModuleType) -> None:
 
 
 def _accept_our_models(module: ModuleType) -> None:
-    """Teach diffusers' pipelines that a model of ours is of the type whose subclass it is."""
+    """Teach diffusers' pipelines that a model of ours is of the type whose subclass it is.
+
+    And give them a scheduler of their own, for Stable Diffusion's change what they are given.
+    """
     stock = module.DiffusionPipeline.__dict__["_get_signature_types"].__func__
 
     def with_our_models(cls: type) -> dict[str, tuple[Any, ...]]:
         return {name: (*types, *_our_subclasses(types)) for name, types in stock(cls).items()}
 
+    stock_from_pipe = module.DiffusionPipeline.__dict__["from_pipe"].__func__
+
+    def from_pipe(cls: type, pipeline: Any, **kwargs: Any) -> Any:
+        scheduler, ours = getattr(pipeline, "scheduler", None), [_is_ours(type(pipeline)), _is_ours(cls)]
+        if scheduler is not None and ours == [True, False]:
+            kwargs.setdefault("scheduler", type(scheduler).from_config(scheduler.config))
+        return stock_from_pipe(cls, pipeline, **kwargs)
+
     module.DiffusionPipeline._get_signature_types = classmethod(with_our_models)
+    module.DiffusionPipeline.from_pipe = classmethod(wraps(stock_from_pipe)(from_pipe))
+
+
+def _is_ours(cls: type) -> bool:
+    return cls.__module__.split(".")[0] == LIBRARY
 
 
 def _our_subclasses(types: Iterable[Any]) -> list[type]:
@@ -134,5 +151,5 @@ def _our_subclasses(types: Iterable[Any]) -> list[type]:
     while pending:
         below = type.__subclasses__(pending.pop())
         pending += below
-        found += [each for each in below if each.__module__.split(".")[0] == LIBRARY]
+        found += [each for each in below if _is_ours(each)]
     return found

@@ -33,7 +33,7 @@ def latents(pipeline: Any) -> torch.Tensor:
 
 def ours(**arguments: Any) -> TextToImagePipeline:
     scheduler = stable_diffusion_schedule(DDIMScheduler, clip_sample=False, set_alpha_to_one=False)
-    components = tiny_components(scheduler=scheduler, **arguments)
+    components = tiny_components(**{"scheduler": scheduler, **arguments})
     return TextToImagePipeline(**components, requires_safety_checker=False)
 
 
@@ -73,6 +73,15 @@ def test_to_stable_diffusion_and_back_draws_the_same(cls: type) -> None:
     back = TextToImagePipeline.from_pipe(there)
     assert back.vae is pipeline.vae and back.call_guidance() == pipeline.call_guidance()
     torch.testing.assert_close(latents(back), wanted, rtol=0, atol=1e-4)
+
+
+def test_stable_diffusion_does_not_change_the_schedule_of_ours() -> None:
+    """It sets steps_offset to 1 in the scheduler that it is given."""
+    pipeline = ours(scheduler=DDIMScheduler(beta_schedule="scaled_linear", clip_sample=False))
+    wanted = latents(pipeline)
+    stock = StableDiffusionPipeline.from_pipe(pipeline)
+    assert (pipeline.scheduler.config.steps_offset, stock.scheduler.config.steps_offset) == (0, 1)
+    assert torch.equal(latents(pipeline), wanted)
 
 
 @pytest.mark.parametrize(

@@ -102,10 +102,12 @@ def load_denoiser(
         device: The default is cuda where there is one, else cpu.
 
     Raises:
-        ValueError: The pipeline has no `unet`, or an autoencoder: the likelihood would be one of latents.
+        ValueError: The pipeline has no `unet`; or an autoencoder, whatever its name, so that the likelihood
+            would be one of latents; or another network beside those that guide.
     """
     from diffusers import DiffusionPipeline
     from diffusers.utils import logging
+    from torch import nn
 
     from guided_diffusers import GuidedDDPMScheduler
     from guided_diffusers.cli.drawing import device_of, local_folder
@@ -113,10 +115,12 @@ def load_denoiser(
     logging.disable_progress_bar()  # of loading
     pipeline = DiffusionPipeline.from_pretrained(local_folder(checkpoint) or checkpoint)
     parts = pipeline.components
-    if parts.get("unet") is None or parts.get("scheduler") is None or parts.get("vae") is not None:
+    others = {n for n, part in parts.items() if isinstance(part, nn.Module)} - {"unet", "classifier", "clip"}
+    if parts.get("unet") is None or parts.get("scheduler") is None or others:
         raise ValueError(
             f"checkpoint={checkpoint!r} has {', '.join(name for name, part in parts.items() if part)}: the "
-            "bound is of images, so it needs a `unet` of pixels and a `scheduler`, and no autoencoder"
+            "bound is of images, so it needs a `unet` of pixels and a `scheduler`, and no autoencoder and no "
+            "other network that the denoiser draws with"
         )
     scheduler = GuidedDDPMScheduler.from_config(pipeline.scheduler.config)
     scheduler.set_timesteps(steps or scheduler.config.num_train_timesteps)
