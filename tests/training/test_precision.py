@@ -70,8 +70,10 @@ def test_the_fastest_way_is_taken_said_kept_and_computes_as_if_named(timed, tmp_
     task, config = trained(timed, tmp_path / "auto", way)
     assert (config["mixed_precision"], config["channels_last"]) == way
     assert set(task.ways[:-2]) == set(WAYS) and task.ways[-2:] == [way] * 2  # timed, then trained on
-    (line,) = [text for text in caplog.messages if "the fastest here; images a second" in text]
-    assert line.startswith(f"computing in {WAYS[way]}, the fastest")
+    (line,) = [text for text in caplog.messages if "the fastest here, of so many images a second" in text]
+    layout = str(way[1]).lower()
+    keys = f"training.mixed_precision is {way[0]}, training.channels_last {layout}"
+    assert line.startswith(f"computing in {WAYS[way]} ({keys}): the fastest")
     assert all(f"{other} " in line for other in WAYS.values())  # with its figure
 
     AcceleratorState._reset_state(reset_partial_state=True)
@@ -103,7 +105,7 @@ def test_short_runs_are_not_timed(timed, tmp_path, caplog):
     task, config = trained(timed, tmp_path, num_images=16)
     assert task.ways == [("no", False)] * 2
     assert (config["mixed_precision"], config["channels_last"]) == ("no", False)
-    assert "computing in float32: runs of fewer than 10,000 images are not timed" in caplog.messages
+    assert "channels_last false): runs of fewer than 10,000 images are not timed" in caplog.text
 
 
 def test_bfloat16_is_for_tasks_that_allow_it(timed, tmp_path):

@@ -66,19 +66,23 @@ def choose(task: Task, config: TrainingConfig, accelerator: Accelerator, batches
         return config
     ways = ways_to_try(task, config, accelerator)
     if config.num_images < SHORTEST:
-        logger.info("computing in %s: runs of fewer than %s images are not timed", ways[0], f"{SHORTEST:,}")
-        return replace(config, **asdict(ways[0]))
+        return _said(config, ways[0], f"runs of fewer than {SHORTEST:,} images are not timed", accelerator)
     with _as_it_was(task):
         measured = _measure(task, config, accelerator, batches, ways) if len(ways) > 1 else {}
     best = min(measured, key=lambda way: measured[way], default=ways[0])
     if ways[0] in measured and measured[best] > GAIN * measured[ways[0]]:
         best = ways[0]
-    if measured:
-        timed = "; ".join(f"{way} {1 / seconds:.3g}" for way, seconds in measured.items())
-        logger.info("computing in %s, the fastest here; images a second: %s", best, timed)
-    else:
-        logger.info("computing in %s: there is no other way that runs", best)
-    return replace(config, **asdict(best))
+    timed = "; ".join(f"{way} {1 / seconds:.3g}" for way, seconds in measured.items())
+    reason = f"the fastest here, of so many images a second: {timed}" if timed else "no other way runs here"
+    return _said(config, best, reason, accelerator)
+
+
+def _said(config: TrainingConfig, way: Way, reason: str, accelerator: Accelerator) -> TrainingConfig:
+    if accelerator.is_main_process:
+        layout = str(way.channels_last).lower()
+        keys = f"training.mixed_precision is {way.mixed_precision}, training.channels_last {layout}"
+        logger.info("computing in %s (%s): %s", way, keys, reason)
+    return replace(config, **asdict(way))
 
 
 def ways_to_try(task: Task, config: TrainingConfig, accelerator: Accelerator) -> list[Way]:
