@@ -142,7 +142,7 @@ def test_misfits_are_refused_by_both_names(name, parts, tmp_path, monkeypatch):
 
 PIPELINES = {
     "channels": (
-        lambda: TextToImagePipeline(**tiny_components(unet=tiny_unet(in_channels=4))),
+        lambda: TextToImagePipeline(**tiny_components(unet=tiny_unet(in_channels=4, out_channels=4))),
         "unet takes 4 .*vae has 2",
     ),
     "width": (
