@@ -17,7 +17,8 @@ LABELS = torch.tensor([0, 1, 2, 0, 1, 2])
 
 def test_every_supported_scheduler_is_here() -> None:
     names = {case.scheduler.__name__ for case in CASES}
-    assert names == {*SUPPORTED_SCHEDULERS, "GuidedDDPMScheduler", "GuidedDDIMScheduler"}
+    elsewhere = {"DPMSolverSDEScheduler", "CosineDPMSolverMultistepScheduler"}  # laws.test_torchsde
+    assert names == {*SUPPORTED_SCHEDULERS, "GuidedDDPMScheduler", "GuidedDDIMScheduler"} - elsewhere
     assert len({str(case) for case in CASES}) == len(CASES)
 
 
