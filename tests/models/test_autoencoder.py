@@ -74,7 +74,8 @@ class TestDropIn:
         again = VariationalAutoencoder.from_pretrained(tmp_path / "ours")
         with torch.no_grad():
             latents = original.encode(images).latent_dist.mode() * 0.18215
-            for model in (ours, again, VariationalAutoencoder.from_config(ours.config)):
+            made = [VariationalAutoencoder.from_config(config) for config in (ours.config, original.config)]
+            for model in (ours, again, *made):
                 assert model.config.scaling_factor == 1 and model.config.latents_mean == [0.0] * 3
                 assert model.config.latents_std == pytest.approx([1 / 0.18215] * 3, rel=1e-12)
             for model in (ours, again):

@@ -159,7 +159,9 @@ class VariationalAutoencoder(SafeWeightsMixin, StandardisedLatentsMixin, Autoenc
             raise ValueError(f"the configuration is of {kind}, not AutoencoderKL: use diffusers.{kind}")
         if kind == AutoencoderKL.__name__:
             config_dict = {"scaling_factor": _AUTOENCODER_KL_SCALING_FACTOR, **config_dict}
-        return super().extract_init_dict(config_dict, **kwargs)
+        # What a model in memory lists as defaults may be its class's and not this one's.
+        defaults = [k for k in config_dict.get("_use_default_values", []) if k != "scaling_factor"]
+        return super().extract_init_dict({**config_dict, "_use_default_values": defaults}, **kwargs)
 
     @classmethod
     def from_autoencoder_kl(cls, model: AutoencoderKL) -> Self:

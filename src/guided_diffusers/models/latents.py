@@ -69,7 +69,7 @@ def raw_statistics(config: Mapping[str, Any]) -> Statistics:
     scaling, shift = config.get("scaling_factor"), config.get("shift_factor")
     scaling = 1.0 if scaling is None else check_number("scaling_factor", scaling, 0, above=True)
     shift = 0.0 if shift is None else check_number("shift_factor", shift)
-    channels = latent_channels(config)
+    channels = latent_channels(config) or 1
     check_statistics("latents_mean", mean, channels)
     check_statistics("latents_std", std, channels, positive=True)
     if scaling == 1 and shift == 0:
@@ -80,9 +80,9 @@ def raw_statistics(config: Mapping[str, Any]) -> Statistics:
     return mean, [deviation / scaling for deviation in ([1.0] * channels if std is None else std)]
 
 
-def latent_channels(config: Mapping[str, Any]) -> int:
-    """The channels of an autoencoder's latents."""
-    return config.get("vq_embed_dim") or config["latent_channels"]
+def latent_channels(config: Mapping[str, Any]) -> int | None:
+    """The channels of an autoencoder's latents, where its configuration says them."""
+    return config.get("vq_embed_dim") or config.get("latent_channels")
 
 
 def image_channels(config: Mapping[str, Any]) -> int:

@@ -8,9 +8,9 @@ from typing import Any
 from guided_diffusers.models.latents import check_autoencoder, latent_channels
 
 
-def check_channels(name: str, seen: int | None, other: str, channels: int) -> None:
+def check_channels(name: str, seen: int | None, other: str, channels: int | None) -> None:
     """Raise ValueError where a part takes other channels than another gives; both are named."""
-    if seen is not None and seen != channels:
+    if None not in (seen, channels) and seen != channels:
         raise ValueError(f"{name} takes {seen} channels and {other} has {channels}; allowed: as many in both")
 
 
