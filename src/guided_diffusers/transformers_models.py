@@ -40,12 +40,13 @@ def check_fitting(model: Any, folder: Path, where: str, variant: str | None = No
         model: Anything; what is no model of transformers passes, and so does a quantised one.
         folder: Its folder.
         where: What an error calls it.
-        variant: Of the files.
+        variant: Of the files, where there are such: else diffusers takes the plain ones.
     """
     from transformers import PreTrainedModel
 
     if not isinstance(model, PreTrainedModel) or getattr(model.config, "quantization_config", None):
         return
+    variant = variant if any(folder.glob(f"*.{variant}[.-]*")) else None
     with refused_in_one_line(where), _quiet():
         _, told = type(model).from_pretrained(
             folder, variant=variant, use_safetensors=True, device_map="meta", output_loading_info=True

@@ -188,6 +188,20 @@ def test_a_pipeline_with_weights_of_another_class_is_refused(tmp_path: Path):
         TextToImagePipeline.from_pretrained(tmp_path)
 
 
+@pytest.mark.parametrize("part", ["unet", "text_encoder"])
+def test_a_variant_of_some_components_loads(tmp_path: Path, part: str):
+    """diffusers takes the plain files of a component that has none of the variant."""
+    pipeline = text_to_image()
+    pipeline.save_pretrained(tmp_path)
+    getattr(pipeline, part).half().save_pretrained(tmp_path / part, variant="fp16")
+    for file in (tmp_path / part).glob("*.safetensors"):
+        if ".fp16." not in file.name:
+            file.unlink()
+    loaded = TextToImagePipeline.from_pretrained(tmp_path, variant="fp16")
+    weights, before = (getattr(one, part).state_dict() for one in (loaded, pipeline))
+    assert all(torch.equal(weights[name].half(), before[name]) for name in before)
+
+
 def test_clip_skip_is_of_clip_alone():
     encoder, tokenizer = text_encoder("T5EncoderModel")
     pipeline = text_to_image(text_encoder=encoder, tokenizer=tokenizer)
