@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import pytest
 import torch
@@ -334,7 +335,7 @@ class TestErrors:
             ({"num_inference_steps": 0}, "num_inference_steps is 0"),
             ({"callback_on_step_end_tensor_inputs": ["prompt_embeds"]}, "has 'prompt_embeds'"),
         ],
-        ids=str,
+        ids=lambda value: re.sub(r" at 0x\w+", "", str(value)),
     )
     def test_arguments(self, options, message):
         with pytest.raises(ValueError, match=message):
