@@ -6,7 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, EulerAncestralDiscreteScheduler, EulerDiscreteScheduler
+from diffusers import (
+    DDIMScheduler,
+    EulerAncestralDiscreteScheduler,
+    EulerDiscreteScheduler,
+    LTXEulerAncestralRFScheduler,
+    SCMScheduler,
+)
 from tiny import tiny_autoencoder, tiny_components
 from tiny_classifier import tiny_image_unet
 
@@ -49,6 +55,19 @@ def test_a_step_that_is_not_finite_is_its_schedulers() -> None:
     scheduler = EulerAncestralDiscreteScheduler(**COSINE)
     with pytest.raises(NonFiniteError, match="AncestralDiscreteScheduler.step made it so; try more steps"):
         sampling_loop(spoilt_from(0, 0), scheduler, NOISE, num_inference_steps=3)
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "how"),
+    [
+        (SCMScheduler(), {"num_inference_steps": 3}),
+        (LTXEulerAncestralRFScheduler(), {"sigmas": [0.9, 0.5, 0.2, 0.0]}),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_clean_end_that_is_listed_is_no_step(scheduler: Any, how: Any) -> None:
+    with pytest.raises(NonFiniteError, match="after step 2 of 3 "):
+        sampling_loop(spoilt_from(2, torch.nan), scheduler, NOISE, **how)
 
 
 def test_a_callback_mends_it_or_ends_the_run_before() -> None:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from guided_diffusers.noise_level import NoiseLevel
+from guided_diffusers.schedulers.compat import run_timesteps
 
 
 class NonFiniteError(FloatingPointError, ValueError):
@@ -42,7 +43,7 @@ class Watch:
                 self._refuse(index, all(predicted for predicted, _ in finite[: index + 1]))
 
     def _refuse(self, index: int, predicted: bool) -> None:
-        name, steps = type(self.scheduler).__name__, len(self.scheduler.timesteps)
+        name, steps = type(self.scheduler).__name__, len(run_timesteps(self.scheduler))
         timestep = float(self.scheduler.timesteps[index])
         where = f"step {index + 1} of {steps} (timestep {timestep:g}, sigma / alpha "
         where += f"{float(self.levels[index].noise_to_signal):.3g})"

@@ -30,6 +30,7 @@ from guided_diffusers.schedulers.compat import (
     prediction_type_of,
     reads_variance,
     run_timesteps,
+    seed_noise,
     sigmas_for,
     stepper,
     takes,
@@ -101,6 +102,7 @@ def sampling_loop(
     step_kwargs, taken = dict(step_kwargs or {}), inspect.signature(scheduler.step).parameters
     if "generator" in taken:
         step_kwargs["generator"] = as_generators(generator)
+    seed_noise(scheduler, sample, as_generators(generator))
     memory: dict[Any, Any] = {}
     watch = Watch(scheduler)
     take_step = stepper(scheduler, **step_kwargs)

@@ -44,3 +44,26 @@ def test_the_laws(name: str) -> None:
         torch.testing.assert_close(scaled, ours, rtol=1e-6, atol=0)
         sample = scheduler.step(torch.zeros_like(sample), timestep, sample).prev_sample
     assert name in SUPPORTED_SCHEDULERS
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_the_noise_of_a_run_is_its_generators(several: bool) -> None:
+    """As of any other: the same seed draws the same, a used generator goes on, one an image is its own."""
+    scheduler = diffusers.DPMSolverSDEScheduler(**SHORT)
+
+    def run(generator, noise=draw(2, 2)):  # noqa: B008
+        return sampling_loop(exact_denoiser(), scheduler, noise, num_inference_steps=6, generator=generator)
+
+    def seeded(*seeds):
+        made = [torch.Generator().manual_seed(seed) for seed in seeds]
+        return made if several else made[0]
+
+    generator = seeded(1, 2)
+    first = run(generator)
+    torch.testing.assert_close(first, run(seeded(1, 2)), rtol=0, atol=0)
+    for other in (run(generator), run(seeded(3, 4)), run(None), run(None)):
+        assert (other - first).abs().max() > 1e-3
+    if several:
+        torch.testing.assert_close(first[1:], run(seeded(2), draw(2, 2)[1:]), rtol=0, atol=1e-12)
+    scheduler = diffusers.DPMSolverSDEScheduler(noise_sampler_seed=3, **SHORT)
+    torch.testing.assert_close(run(seeded(1, 2)), run(None), rtol=0, atol=0)

@@ -192,7 +192,11 @@ TARGETS: dict[str, Target] = {
         right=_from_config,
     ),
     "set_timesteps": Target(
-        call=listed, arguments=st.sampled_from(NAMES).flatmap(taken), right=finite, keep=("name",)
+        call=listed,
+        arguments=st.sampled_from(NAMES).flatmap(taken),
+        right=finite,
+        called={"timesteps": "num_inference_steps"},  # without the one, the other is asked for
+        keep=("name",),
     ),
     "GuidedDDPMScheduler": Target(
         call=lambda **given: ours(GuidedDDPMScheduler, **given),

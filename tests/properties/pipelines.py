@@ -25,10 +25,11 @@ from guided_diffusers.guidance import (
     ProjectedGuidance,
     RescaledGuidance,
 )
+from guided_diffusers.schedulers import describe_process
 from guided_diffusers.schedulers.compat import takes
 
 OUTPUT_TYPES = st.sampled_from(["pil", "np", "pt", "latent"])
-CLASSIFIER_SCHEDULERS = [name for name in NAMES if not name.startswith(("EDM", "FlowMatch"))]
+CLASSIFIER_SCHEDULERS = [name for name in NAMES if "beta_start" in describe_process(scheduler_of(name))]
 """Of the process that the tiny classifiers were made for."""
 
 

@@ -199,6 +199,13 @@ class TestErrors:
         with pytest.raises(ValueError, match=f"{name} with invert_sigmas=True .*a wrong x_0"):
             prediction_type_of(getattr(diffusers, name)(invert_sigmas=True, **config))
 
+    def test_steps_that_change_the_size(self):
+        made, told = diffusers.FlowMatchLCMScheduler(scale_factors=[0.5]), diffusers.FlowMatchLCMScheduler()
+        told.set_scale_factors([0.5], "bicubic")
+        for scheduler in (made, told):
+            with pytest.raises(ValueError, match="FlowMatchLCMScheduler with scale_factors .* leave"):
+                set_timesteps(scheduler, 2)
+
     @pytest.mark.parametrize(
         ("kind", "flow"), [("v_prediction", True), ("flow_prediction", False)], ids=["v of flow", "flow of v"]
     )

@@ -11,6 +11,7 @@ from tiny import stable_diffusion_schedule, tiny_components
 
 from guided_diffusers import NoiseLevel, TextToImagePipeline, noise_level, sampling_loop
 from guided_diffusers.guidance import CFGPlusPlus, ClassifierFreeGuidance, ClassifierGuidance, Step
+from guided_diffusers.pipelines.record import scheduler_config
 from guided_diffusers.sampling import set_timesteps
 from guided_diffusers.schedulers import next_noise_level, prediction_type_of
 from guided_diffusers.stock import classifier_guided_scheduler
@@ -165,6 +166,11 @@ def test_pipelines_take_it(own):
         )
         torch.testing.assert_close(drawn, images(stock), rtol=0, atol=4e-5)
     assert drawn.isfinite().all() and drawn.std() > 0.1
+
+
+def test_a_record_of_it_has_the_configuration_that_it_has():
+    assert scheduler_config(Plain()) == {}
+    assert scheduler_config(Worded()) == {"prediction_type": "v_prediction"}
 
 
 def test_an_unmodified_loop_is_guided_by_it():

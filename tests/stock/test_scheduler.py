@@ -146,10 +146,11 @@ class TestBatchesThatArePaired:
 
 
 class TestTheProcessOfTheClassifier:
-    """A noise-aware network is checked against the scheduler, where it says what it was trained for."""
+    """A noise-aware network is checked against the scheduler, as in ClassifierGuidedPipeline."""
 
     def guided(self, trained, scheduler, scale=1.0):
-        network = tiny_noise_aware_classifier(trained, in_channels=2)
+        unknown = {} if trained else {"process": None}
+        network = tiny_noise_aware_classifier(trained or scheduler, in_channels=2, **unknown)
         return classifier_guided_scheduler(scheduler, ClassifierGuidance(network.log_prob, scale), LABELS)
 
     @pytest.mark.parametrize(
@@ -157,11 +158,17 @@ class TestTheProcessOfTheClassifier:
     )
     def test_another_is_refused_where_it_would_be_seen(self, other):
         own = diffusers.DDIMScheduler()
-        for scheduler in (own, diffusers.LCMScheduler.from_config(own.config)):
+        same = {name: own.config[name] for name in ("beta_schedule", "beta_start", "beta_end")}
+        for scheduler in (own, diffusers.LCMScheduler(**same)):  # from_config would leave defaults behind
             assert self.guided(own, scheduler)
         with pytest.raises(ValueError, match="classifier was trained for another process"):
             self.guided(own, other)
         assert self.guided(own, other, scale=0.0)
+
+    def test_an_unknown_one_is_refused_with_what_to_say(self):
+        with pytest.raises(ValueError, match=r"process is unknown: .*register_to_config\(process="):
+            self.guided(None, diffusers.DDIMScheduler())
+        assert self.guided(None, diffusers.DDIMScheduler(), scale=0.0)
 
 
 def term(**options):

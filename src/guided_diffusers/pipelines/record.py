@@ -202,8 +202,13 @@ def read_record(path: str | Path) -> ImageRecord:
 
 
 def scheduler_config(scheduler: Any) -> dict[str, Any]:
-    """A scheduler's configuration as JSON values, as it is read back; an infinite number is a string."""
-    config = {name: value for name, value in scheduler.config.items() if not name.startswith("_")}
+    """A scheduler's configuration as JSON values, as it is read back; an infinite number is a string.
+
+    One of your own may have none: {}.
+    """
+    config = getattr(scheduler, "config", None)
+    config = dict(config) if isinstance(config, Mapping) else {}
+    config = {name: value for name, value in config.items() if not name.startswith("_")}
     config |= {name: str(v) for name, v in config.items() if isinstance(v, float) and not math.isfinite(v)}
     return json.loads(json.dumps(config, default=lambda v: v.tolist() if hasattr(v, "tolist") else str(v)))
 

@@ -152,6 +152,11 @@ def check_supported(scheduler: AnyScheduler) -> None:
             f"a {name} with invert_sigmas=True and new noise at each step is not supported: it takes the "
             "signal's scale for the noise's, and makes a wrong x_0"
         )
+    elif getattr(scheduler, "_scale_factors", None):
+        raise ValueError(
+            f"a {name} with scale_factors is not supported: its steps change the sample's size, and a run "
+            "here keeps it; leave scale_factors out"
+        )
 
 
 def config_of(scheduler: AnyScheduler, name: str, default: Any = None) -> Any:
@@ -196,6 +201,25 @@ def stepper(scheduler: AnyScheduler, **fixed: Any) -> Callable[..., Tensor]:
         return _sample_of(stepped)
 
     return step
+
+
+def seed_noise(scheduler: AnyScheduler, sample: Tensor, generator: Any) -> None:
+    """Let DPMSolverSDEScheduler, whose step takes no generator, draw this run's noise from it all the same.
+
+    Args:
+        scheduler: Any; one that was made with a `noise_sampler_seed` keeps it.
+        sample: The first of the run.
+        generator: None, one, or a list of one a sample.
+    """
+    if generator is None or getattr(scheduler, "noise_sampler_seed", 0) is not None:
+        return
+    from diffusers.schedulers.scheduling_dpmsolver_sde import BrownianTreeNoiseSampler
+
+    several = generator if isinstance(generator, list) else [generator]
+    seeds = [int(torch.randint(2**63 - 1, (), generator=each, device=each.device)) for each in several]
+    sigmas = scheduler.sigmas[scheduler.sigmas > 0]
+    seed = seeds if isinstance(generator, list) else seeds[0]
+    scheduler.noise_sampler = BrownianTreeNoiseSampler(sample, float(sigmas.min()), float(sigmas.max()), seed)
 
 
 def step_names(scheduler: AnyScheduler) -> tuple[str, str, str]:

@@ -34,10 +34,10 @@ def check_classifier_terms(guidance: Any) -> None:
 
 
 def check_process_of(guidance: Guidance, scheduler: AnyScheduler) -> None:
-    """Raise ValueError where the network of a term is known to be trained for another process."""
+    """Raise ValueError where the network of a term was trained for another process, or an unknown one."""
     for term in guidance.terms:
         network = getattr(term.log_prob, "__self__", None)
-        if getattr(getattr(network, "config", None), "process", None) is not None and term.scale != 0:
+        if hasattr(network, "check_scheduler") and term.scale != term.neutral:
             network.check_scheduler(scheduler)
 
 
