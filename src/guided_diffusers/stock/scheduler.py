@@ -50,7 +50,7 @@ def classifier_guided_scheduler(
 
     Raises:
         ValueError: An unsupported scheduler, terms that need the network, or a network that was trained for
-            another process than the scheduler's; on use, labels that are not one an image.
+            another process than the scheduler's or an unknown one; on use, labels that are not one an image.
     """
     check_supported(scheduler)
     check_classifier_terms(guidance)
