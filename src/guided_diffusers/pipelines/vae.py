@@ -208,7 +208,7 @@ class VAEPipeline(SafePipeline):
 
     def _decode(self, latents: Tensor) -> Tensor:
         """Images in [-1, 1] of raw latents, through `vae.decode`, which hooks such as offloading see."""
-        latents = latents.to(self._execution_device, self.vae.dtype)
+        latents = latents.to(self._execution_device)
         return decode(self.vae, self.vae.standardise(latents))
 
     def _encode(self, images: Any, name: str) -> Tensor:
