@@ -32,7 +32,7 @@ from guided_diffusers.guidance import (
     ProjectedGuidance,
     RescaledGuidance,
 )
-from guided_diffusers.likelihood import estimated_bound, with_variance
+from guided_diffusers.likelihood.bound import estimated_bound, with_variance
 
 if not torch.cuda.is_available():
     pytest.skip("there is no GPU", allow_module_level=True)

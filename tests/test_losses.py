@@ -12,6 +12,7 @@ from diffusers import (
 )
 
 from guided_diffusers import noise_level
+from guided_diffusers.core.prediction import from_denoised, to_denoised
 from guided_diffusers.losses import (
     LEVEL_DISTRIBUTIONS,
     DiscreteProcess,
@@ -27,7 +28,6 @@ from guided_diffusers.losses import (
     uniform_levels,
     uniform_weight,
 )
-from guided_diffusers.prediction import from_denoised, to_denoised
 
 TYPES = ("epsilon", "sample", "v_prediction", "flow_prediction")
 COSINE = DDPMScheduler(beta_schedule="squaredcos_cap_v2")

@@ -20,9 +20,9 @@ from pathlib import Path
 from diffusers import UNet2DConditionModel
 
 from guided_diffusers import TextToImagePipeline, VariationalAutoencoder, schedulers
-from guided_diffusers.files import atomic_folder
 from guided_diffusers.hub.component import find_component
-from guided_diffusers.training.setup import run_script
+from guided_diffusers.store.files import atomic_folder
+from guided_diffusers.training.engine.setup import run_script
 
 
 def main() -> None:

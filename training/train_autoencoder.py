@@ -14,16 +14,16 @@ from typing import Any
 import torch
 
 from guided_diffusers import TextToImagePipeline
-from guided_diffusers.checkpoints import pipeline_source
 from guided_diffusers.hub.component import find_component
 from guided_diffusers.models import VariationalAutoencoder
 from guided_diffusers.models.discriminator import PatchDiscriminator
-from guided_diffusers.training.autoencoder import AutoencoderTask, ExportConfig, LossConfig
-from guided_diffusers.training.config import TrainingConfig, arguments, option, parse_config
-from guided_diffusers.training.data import DataConfig, ImageTextDataset
-from guided_diffusers.training.denoised_latents import DenoisedLatents
-from guided_diffusers.training.engine import make_accelerator, train
-from guided_diffusers.training.setup import run_script
+from guided_diffusers.store.checkpoints import pipeline_source
+from guided_diffusers.training.data.dataset import DataConfig, ImageTextDataset
+from guided_diffusers.training.engine.config import TrainingConfig, arguments, option, parse_config
+from guided_diffusers.training.engine.setup import run_script
+from guided_diffusers.training.engine.trainer import make_accelerator, train
+from guided_diffusers.training.tasks.autoencoder import AutoencoderTask, ExportConfig, LossConfig
+from guided_diffusers.training.tasks.denoised_latents import DenoisedLatents
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,15 +18,15 @@ import torch
 from guided_diffusers.losses import process_of
 from guided_diffusers.models import ImageClassifier, NoiseAwareClassifier
 from guided_diffusers.schedulers import describe_process
-from guided_diffusers.training import classifier as cl
-from guided_diffusers.training.config import TrainingConfig, arguments, option, parse_config
-from guided_diffusers.training.data import DataConfig, ImageTextDataset
-from guided_diffusers.training.encoder_start import start_from_encoder
-from guided_diffusers.training.engine import make_accelerator, train
-from guided_diffusers.training.images import image_arguments, load_autoencoder
-from guided_diffusers.training.kept import Classes, run_labels
-from guided_diffusers.training.labels import class_labels
-from guided_diffusers.training.setup import make_scheduler, run_script
+from guided_diffusers.training.data.dataset import DataConfig, ImageTextDataset
+from guided_diffusers.training.data.images import image_arguments, load_autoencoder
+from guided_diffusers.training.data.labels import class_labels
+from guided_diffusers.training.engine.config import TrainingConfig, arguments, option, parse_config
+from guided_diffusers.training.engine.setup import make_scheduler, run_script
+from guided_diffusers.training.engine.trainer import make_accelerator, train
+from guided_diffusers.training.tasks import classifier as cl
+from guided_diffusers.training.tasks.encoder_start import start_from_encoder
+from guided_diffusers.training.tasks.kept import Classes, run_labels
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,17 +19,17 @@ from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig
 
 from guided_diffusers.losses import process_of
 from guided_diffusers.models import NoiseAwareClassifier, NoiseAwareCLIP
+from guided_diffusers.models.transformers_models import load_fitting
 from guided_diffusers.schedulers import describe_process
-from guided_diffusers.training import clip as cp
-from guided_diffusers.training.captions import text_config_for
-from guided_diffusers.training.classifier import ValidationConfig
-from guided_diffusers.training.config import TrainingConfig, arguments, option, parse_config
-from guided_diffusers.training.data import DataConfig, ImageTextDataset
-from guided_diffusers.training.engine import make_accelerator, train
-from guided_diffusers.training.images import Images, image_arguments, load_autoencoder
-from guided_diffusers.training.setup import make_scheduler, run_script
-from guided_diffusers.training.text import load_tokenizer, make_tokenizer, own_tokenizer, settle_context
-from guided_diffusers.transformers_models import load_fitting
+from guided_diffusers.training.data.captions import text_config_for
+from guided_diffusers.training.data.dataset import DataConfig, ImageTextDataset
+from guided_diffusers.training.data.images import Images, image_arguments, load_autoencoder
+from guided_diffusers.training.engine.config import TrainingConfig, arguments, option, parse_config
+from guided_diffusers.training.engine.setup import make_scheduler, run_script
+from guided_diffusers.training.engine.trainer import make_accelerator, train
+from guided_diffusers.training.tasks import clip as cp
+from guided_diffusers.training.tasks.classifier import ValidationConfig
+from guided_diffusers.training.tasks.text import load_tokenizer, make_tokenizer, own_tokenizer, settle_context
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,18 +15,18 @@ from typing import Any
 import torch
 from diffusers import UNet2DConditionModel
 
-from guided_diffusers.conditioning import sees_padding
+from guided_diffusers.core.condition import sees_padding
 from guided_diffusers.hub.component import load_network
 from guided_diffusers.models.latents import latent_channels, latent_shape, spatial_factor
 from guided_diffusers.models.parts import check_sample, check_text_width
-from guided_diffusers.training import text_to_image as t2i
-from guided_diffusers.training.cache import cached_embeddings, cached_latents
-from guided_diffusers.training.config import TrainingConfig, arguments, option, parse_config
-from guided_diffusers.training.data import DataConfig, ImageTextDataset
-from guided_diffusers.training.engine import make_accelerator, make_optimizer, train
-from guided_diffusers.training.images import load_autoencoder
-from guided_diffusers.training.setup import make_scheduler, run_script
-from guided_diffusers.training.text import TextConfig, make_text
+from guided_diffusers.training.data.cache import cached_embeddings, cached_latents
+from guided_diffusers.training.data.dataset import DataConfig, ImageTextDataset
+from guided_diffusers.training.data.images import load_autoencoder
+from guided_diffusers.training.engine.config import TrainingConfig, arguments, option, parse_config
+from guided_diffusers.training.engine.setup import make_scheduler, run_script
+from guided_diffusers.training.engine.trainer import make_accelerator, make_optimizer, train
+from guided_diffusers.training.tasks import text_to_image as t2i
+from guided_diffusers.training.tasks.text import TextConfig, make_text
 
 
 @dataclass(frozen=True, kw_only=True)

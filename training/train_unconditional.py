@@ -21,15 +21,15 @@ from guided_diffusers.hub.component import load_network
 from guided_diffusers.models.latents import latent_channels, latent_shape, spatial_factor
 from guided_diffusers.models.parts import check_sample
 from guided_diffusers.schedulers import GuidedDDPMScheduler
-from guided_diffusers.training import unconditional as un
-from guided_diffusers.training.cache import cached_latents
-from guided_diffusers.training.config import TrainingConfig, arguments, option, parse_config
-from guided_diffusers.training.data import DataConfig, ImageTextDataset
-from guided_diffusers.training.engine import make_accelerator, train
-from guided_diffusers.training.images import load_autoencoder
-from guided_diffusers.training.kept import run_labels
-from guided_diffusers.training.labels import class_labels
-from guided_diffusers.training.setup import run_script
+from guided_diffusers.training.data.cache import cached_latents
+from guided_diffusers.training.data.dataset import DataConfig, ImageTextDataset
+from guided_diffusers.training.data.images import load_autoencoder
+from guided_diffusers.training.data.labels import class_labels
+from guided_diffusers.training.engine.config import TrainingConfig, arguments, option, parse_config
+from guided_diffusers.training.engine.setup import run_script
+from guided_diffusers.training.engine.trainer import make_accelerator, train
+from guided_diffusers.training.tasks import unconditional as un
+from guided_diffusers.training.tasks.kept import run_labels
 
 
 @dataclass(frozen=True, kw_only=True)

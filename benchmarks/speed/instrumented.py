@@ -27,9 +27,9 @@ from diffusers.training_utils import EMAModel
 from transformers import CLIPTextModel
 from transformers.utils import is_torchvision_available
 
-from guided_diffusers.training import cache
-from guided_diffusers.training.ema import ExponentialMovingAverage
-from guided_diffusers.training.text_to_image import TextToImageTask
+from guided_diffusers.training.data import cache
+from guided_diffusers.training.engine.ema import ExponentialMovingAverage
+from guided_diffusers.training.tasks.text_to_image import TextToImageTask
 
 PARTS: list[tuple[str, Any, str]] = [
     ("caches", cache, "cached_latents"),

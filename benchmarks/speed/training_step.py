@@ -27,11 +27,11 @@ from torch import nn
 
 from guided_diffusers import VariationalAutoencoder
 from guided_diffusers.evaluation.runs import machine, parameters_millions, write_json
-from guided_diffusers.training.cache import cached_embeddings, cached_latents
-from guided_diffusers.training.config import TrainingConfig
-from guided_diffusers.training.data import DataConfig, ImageTextDataset
-from guided_diffusers.training.engine import Trainer, make_accelerator, make_optimizer
-from guided_diffusers.training.text_to_image import (
+from guided_diffusers.training.data.cache import cached_embeddings, cached_latents
+from guided_diffusers.training.data.dataset import DataConfig, ImageTextDataset
+from guided_diffusers.training.engine.config import TrainingConfig
+from guided_diffusers.training.engine.trainer import Trainer, make_accelerator, make_optimizer
+from guided_diffusers.training.tasks.text_to_image import (
     DenoisingConfig,
     DrawingConfig,
     FrozenText,

@@ -7,9 +7,9 @@ from PIL import Image
 from torch import Tensor
 
 from guided_diffusers import TextToImagePipeline, pretrained
+from guided_diffusers.core.randomness import generator_for, randn_for
 from guided_diffusers.evaluation.grid import labelled_grid, to_pictures
 from guided_diffusers.guidance import ClassifierFreeGuidance, Guidance, GuidanceSum
-from guided_diffusers.randomness import generator_for, randn_for
 
 COLUMNS = 10
 GAMMAS = (0.0, 1.0, 2.0, 4.0, 8.0)

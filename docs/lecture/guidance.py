@@ -11,7 +11,7 @@ from theory import BLUE, GREEN, ORANGE, RED, SKY, panels, scheduler_of
 from torch import Tensor
 
 from guided_diffusers import GuidedDDIMScheduler, NoiseLevel, sampling_loop
-from guided_diffusers.exact import CLEAN, GaussianMixture
+from guided_diffusers.core.exact import CLEAN, GaussianMixture
 from guided_diffusers.guidance import ClassifierFreeGuidance, ClassifierGuidance, Guidance, GuidanceSum
 
 PLANE = GaussianMixture.of([[-1.0, -0.6], [1.1, -0.2], [0.1, 1.2]], [0.25, 0.4, 0.15], [0.5, 0.3, 0.2])

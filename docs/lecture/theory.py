@@ -12,11 +12,11 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from guided_diffusers import GuidedDDPMScheduler, NoiseLevel, sampling_loop
-from guided_diffusers.exact import GaussianMixture
+from guided_diffusers.core.exact import GaussianMixture
+from guided_diffusers.core.prediction import coefficients
 from guided_diffusers.guidance.posterior_mean import posterior_mean
 from guided_diffusers.models.evidence import METHODS, log_likelihood
-from guided_diffusers.prediction import coefficients
-from guided_diffusers.training.contrastive import contrastive_loss
+from guided_diffusers.training.tasks.contrastive import contrastive_loss
 
 BLUE, ORANGE, GREEN, RED, SKY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9"
 """Of Okabe and Ito's palette, which the colour-blind tell apart."""

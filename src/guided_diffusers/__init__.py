@@ -7,32 +7,30 @@ Where diffusers is imported, before or later, its loader learns the classes of t
 
 from __future__ import annotations
 
-import sys
 from importlib import import_module
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from guided_diffusers import _registration
 
 if TYPE_CHECKING:
-    from guided_diffusers.checkpoints import pretrained
-    from guided_diffusers.conditioning import Condition
-    from guided_diffusers.denoiser import Denoised, ModelDenoiser
+    from guided_diffusers.core.condition import Condition
+    from guided_diffusers.core.denoiser import Denoised, ModelDenoiser
+    from guided_diffusers.core.noise import NoiseLevel
+    from guided_diffusers.core.prediction import from_denoised, to_denoised
     from guided_diffusers.models.adm_unet import ADMUNet2DModel
     from guided_diffusers.models.autoencoder import VariationalAutoencoder
     from guided_diffusers.models.image_classifier import ImageClassifier
     from guided_diffusers.models.noise_aware_classifier import NoiseAwareClassifier
     from guided_diffusers.models.noise_aware_clip import NoiseAwareCLIP
-    from guided_diffusers.noise_level import NoiseLevel
     from guided_diffusers.pipelines.classifier_guided import ClassifierGuidedPipeline
     from guided_diffusers.pipelines.classifier_guided_text_to_image import ClassifierGuidedTextToImagePipeline
     from guided_diffusers.pipelines.image import ImagePipeline
     from guided_diffusers.pipelines.text_to_image import TextToImagePipeline
     from guided_diffusers.pipelines.vae import VAEPipeline
-    from guided_diffusers.prediction import from_denoised, to_denoised
     from guided_diffusers.sampling import sampling_loop
     from guided_diffusers.schedulers import GuidedDDIMScheduler, GuidedDDPMScheduler, noise_level
     from guided_diffusers.stock.guider import ClassifierFreeGuider
+    from guided_diffusers.store.checkpoints import pretrained
 
 __version__ = "0.1.0"
 
@@ -66,24 +64,24 @@ _HOME = {
     "ClassifierFreeGuider": "guided_diffusers.stock.guider",
     "ClassifierGuidedPipeline": "guided_diffusers.pipelines.classifier_guided",
     "ClassifierGuidedTextToImagePipeline": "guided_diffusers.pipelines.classifier_guided_text_to_image",
-    "Condition": "guided_diffusers.conditioning",
-    "Denoised": "guided_diffusers.denoiser",
+    "Condition": "guided_diffusers.core.condition",
+    "Denoised": "guided_diffusers.core.denoiser",
     "GuidedDDIMScheduler": "guided_diffusers.schedulers",
     "GuidedDDPMScheduler": "guided_diffusers.schedulers",
     "ImageClassifier": "guided_diffusers.models.image_classifier",
     "ImagePipeline": "guided_diffusers.pipelines.image",
-    "ModelDenoiser": "guided_diffusers.denoiser",
+    "ModelDenoiser": "guided_diffusers.core.denoiser",
     "NoiseAwareCLIP": "guided_diffusers.models.noise_aware_clip",
     "NoiseAwareClassifier": "guided_diffusers.models.noise_aware_classifier",
-    "NoiseLevel": "guided_diffusers.noise_level",
+    "NoiseLevel": "guided_diffusers.core.noise",
     "TextToImagePipeline": "guided_diffusers.pipelines.text_to_image",
     "VAEPipeline": "guided_diffusers.pipelines.vae",
     "VariationalAutoencoder": "guided_diffusers.models.autoencoder",
-    "from_denoised": "guided_diffusers.prediction",
+    "from_denoised": "guided_diffusers.core.prediction",
     "noise_level": "guided_diffusers.schedulers",
-    "pretrained": "guided_diffusers.checkpoints",
+    "pretrained": "guided_diffusers.store.checkpoints",
     "sampling_loop": "guided_diffusers.sampling",
-    "to_denoised": "guided_diffusers.prediction",
+    "to_denoised": "guided_diffusers.core.prediction",
     # diffusers' loader looks for these base classes in the library that a component names.
     "BaseGuidance": "diffusers.guiders",
     "DiffusionPipeline": "diffusers",
@@ -92,15 +90,16 @@ _HOME = {
 }
 _SUBMODULES = (
     "convert",
+    "core",
     "evaluation",
     "guidance",
     "likelihood",
     "losses",
     "models",
     "pipelines",
-    "randomness",
     "schedulers",
     "stock",
+    "store",
     "training",
 )
 
@@ -121,15 +120,6 @@ def __dir__() -> list[str]:
     return sorted({*(name for name in globals() if name.startswith("__")), *__all__, *_SUBMODULES})
 
 
-class _Package(ModuleType):
-    """The package: its `noise_level` is the function, whoever imports the module of that name."""
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name != "noise_level" or not isinstance(value, ModuleType):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package
 _registration.register(
     pipelines=(
         "ClassifierGuidedPipeline",

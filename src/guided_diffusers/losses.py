@@ -18,9 +18,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from .checks import check_int, check_number, check_same_shape, check_tensor, shown
-from .noise_level import NoiseLevel, broadcast
-from .prediction import coefficients
+from guided_diffusers.core.checks import check_int, check_number, check_same_shape, check_tensor, shown
+from guided_diffusers.core.noise import NoiseLevel, broadcast
+from guided_diffusers.core.prediction import coefficients
 
 Levels = Callable[[Tensor], NoiseLevel]
 Weighting = Callable[[NoiseLevel, str], Tensor]

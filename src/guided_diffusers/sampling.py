@@ -15,13 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from guided_diffusers.checks import check_callable, check_int, check_number, check_numbers, shown
-from guided_diffusers.denoiser import Denoiser
-from guided_diffusers.finite import Watch
+from guided_diffusers.core.checks import check_callable, check_int, check_number, check_numbers, shown
+from guided_diffusers.core.denoiser import Denoiser
+from guided_diffusers.core.finite import Watch
+from guided_diffusers.core.prediction import at_least_float32, from_denoised
+from guided_diffusers.core.randomness import as_generators
 from guided_diffusers.guidance.base import Guided, Step
-from guided_diffusers.prediction import at_least_float32, from_denoised
-from guided_diffusers.randomness import as_generators
-from guided_diffusers.schedulers.compat import (
+from guided_diffusers.schedulers.adapt import (
     check_supported,
     config_of,
     initial_scale,
@@ -104,10 +104,11 @@ def sampling_loop(
         step_kwargs["generator"] = as_generators(generator)
     seed_noise(scheduler, sample, as_generators(generator))
     memory: dict[Any, Any] = {}
-    watch = Watch(scheduler)
+    timesteps = run_timesteps(scheduler)
+    watch = Watch(type(scheduler).__name__, timesteps)
     take_step = stepper(scheduler, **step_kwargs)
     following = noise_level(scheduler, scheduler.timesteps[0])
-    for index, timestep in enumerate(run_timesteps(scheduler)):
+    for index, timestep in enumerate(timesteps):
         if hasattr(scheduler, "scale_model_input"):
             scheduler.scale_model_input(sample[:1], timestep)  # sets up a multi-stage one's state
         level, following = following, next_noise_level(scheduler, index)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from guided_diffusers.core.noise import NoiseLevel, broadcast
 from guided_diffusers.evaluation.classification import (
     answers_and_gradients,
     classifier_figure,
@@ -12,7 +13,6 @@ from guided_diffusers.evaluation.classification import (
 )
 from guided_diffusers.losses import DiscreteProcess, uniform_levels
 from guided_diffusers.models import NoiseAwareClassifier
-from guided_diffusers.noise_level import NoiseLevel, broadcast
 
 PROCESS = DiscreteProcess(torch.linspace(0.999, 0.01, 40, dtype=torch.float64))
 

@@ -5,6 +5,7 @@ from laws.exact import draw, exact_denoiser, level_at
 from laws.mixture import MIXTURE
 
 from guided_diffusers import GuidedDDIMScheduler, NoiseLevel, sampling_loop
+from guided_diffusers.core.randomness import randn_for
 from guided_diffusers.evaluation.grid import labelled_grid, to_pictures
 from guided_diffusers.evaluation.pictures import (
     forward_process,
@@ -13,7 +14,6 @@ from guided_diffusers.evaluation.pictures import (
     reverse_process,
 )
 from guided_diffusers.guidance import ClassifierFreeGuidance
-from guided_diffusers.randomness import randn_for
 
 LABELS_WIDE, GAP, HEADER = 190, 4, 23
 

@@ -12,6 +12,7 @@ from PIL import Image
 from tiny import tiny_components, tiny_unet
 
 from guided_diffusers import TextToImagePipeline
+from guided_diffusers.cli.drawer import PipelineDrawer
 from guided_diffusers.cli.drawing import make_scheduler
 from guided_diffusers.evaluation import Judge, JudgeConfig, Reference, read_images, stratified_prompts
 from guided_diffusers.evaluation.sweep import (
@@ -26,7 +27,6 @@ from guided_diffusers.evaluation.sweep import (
     verdict,
 )
 from guided_diffusers.evaluation.sweep.figures import draw_figures
-from guided_diffusers.pipelines.drawer import PipelineDrawer
 
 SLICE = Path(__file__).parents[1] / "data" / "fashion_slice.parquet"
 SPEC = {

@@ -112,7 +112,7 @@ def pull_all(folder: str) -> dict[str, Any]:
 
     from guided_diffusers import ImagePipeline, TextToImagePipeline, VariationalAutoencoder
     from guided_diffusers.hub import pull
-    from guided_diffusers.training.images import load_autoencoder
+    from guided_diffusers.training.data.images import load_autoencoder
 
     text = TextToImagePipeline.from_pretrained("alice/text")
     with_code = TextToImagePipeline.from_pretrained("alice/code")
@@ -249,8 +249,8 @@ def train_and_push(folder: str, repo: str, seconds: str) -> dict[str, Any]:
     from training.conftest import Denoising
 
     from guided_diffusers import GuidedDDPMScheduler, ImagePipeline
-    from guided_diffusers.training.config import TrainingConfig
-    from guided_diffusers.training.engine import train
+    from guided_diffusers.training.engine.config import TrainingConfig
+    from guided_diffusers.training.engine.trainer import train
 
     class Drawing(Denoising):
         def batch(self, indices: list[int], positions: list[int]) -> Any:
@@ -274,7 +274,7 @@ def train_and_push(folder: str, repo: str, seconds: str) -> dict[str, Any]:
     lines: list[str] = []
     handler = logging.Handler()
     handler.emit = lambda record: lines.append(record.getMessage())
-    logger = logging.getLogger("guided_diffusers.training.publish")
+    logger = logging.getLogger("guided_diffusers.training.engine.publish")
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     train(Drawing(config), config)

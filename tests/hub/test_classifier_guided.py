@@ -38,7 +38,8 @@ def test_the_shim_loads_the_pipeline(tmp_path: Path, tiny_folder: Path):
     pipeline = ClassifierGuidedPipeline(tiny_image_unet(), GuidedDDPMScheduler(), tiny_classifier())
     pipeline.set_progress_bar_config(disable=True)
     pipeline.save_pretrained(tmp_path / "checkpoint")
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT / "tests")])}
+    folders = [str(ROOT / name) for name in ("src", "tests", "tests/support")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(folders)}
     environment |= {"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     folders = [tmp_path / "checkpoint", tiny_folder, ROOT / "pipelines"]
     command = [sys.executable, "-c", THROUGH_THE_SHIMS, *map(str, folders)]

@@ -10,13 +10,13 @@ from laws.mixture import MixtureClassifier, MixtureNetwork, levels_of, log_prob_
 from torch import nn
 
 from guided_diffusers import Condition, GuidedDDIMScheduler, GuidedDDPMScheduler, ModelDenoiser, sampling_loop
+from guided_diffusers.core.randomness import generator_for, randn_for
 from guided_diffusers.guidance import (
     AutoGuidance,
     ClassifierFreeGuidance,
     ClassifierGuidance,
     GuidanceInterval,
 )
-from guided_diffusers.randomness import generator_for, randn_for
 
 STEPS = 10
 LABELS = torch.tensor([0, 1, 2, 0])

@@ -7,9 +7,9 @@ import torch
 from scipy.stats import logistic
 from torch.distributions import Normal
 
-from guided_diffusers.distributions import BIN_WIDTH, bits_per_dim, dequantise
+from guided_diffusers.core.distributions import BIN_WIDTH, bits_per_dim, dequantise
+from guided_diffusers.core.randomness import rand_for, randn_for
 from guided_diffusers.models.decoder_likelihoods import LIKELIHOODS, make_likelihood
-from guided_diffusers.randomness import rand_for, randn_for
 
 LEVELS = torch.linspace(-1, 1, 256, dtype=torch.float64)
 

@@ -23,9 +23,9 @@ from tiny import tiny_components, tiny_unet
 from tiny_classifier import tiny_image_unet
 
 from guided_diffusers import GuidedDDIMScheduler, ImagePipeline, TextToImagePipeline, VAEPipeline
-from guided_diffusers.finite import NonFiniteError
+from guided_diffusers.core.finite import NonFiniteError
 from guided_diffusers.models import VariationalAutoencoder, latents
-from guided_diffusers.training.images import load_autoencoder
+from guided_diffusers.training.data.images import load_autoencoder
 
 KL = {
     "down_block_types": ("DownEncoderBlock2D",) * 2,

@@ -76,7 +76,7 @@ def _denoiser(module: ModuleType, words: list[str], folder: Path, data: ModuleTy
     from diffusers import DDPMPipeline
 
     from guided_diffusers import GuidedDDPMScheduler, ImagePipeline
-    from guided_diffusers.training.images import load_autoencoder
+    from guided_diffusers.training.data.images import load_autoencoder
 
     config = module.parse_config(module.UnconditionalConfig, words)
     scheduler, vae = GuidedDDPMScheduler(**config.scheduler), load_autoencoder(config.autoencoder)
@@ -98,7 +98,7 @@ def _classifier(module: ModuleType, words: list[str], folder: Path, data: Module
 
 def _clip(module: ModuleType, words: list[str], folder: Path, data: ModuleType) -> None:
     from guided_diffusers.schedulers import describe_process
-    from guided_diffusers.training.setup import make_scheduler
+    from guided_diffusers.training.engine.setup import make_scheduler
 
     config = module.parse_config(module.ClipConfig, words)
     process = describe_process(make_scheduler(config.scheduler, config.scheduler_arguments))
@@ -108,6 +108,6 @@ def _clip(module: ModuleType, words: list[str], folder: Path, data: ModuleType) 
 
 
 def _latent_shape(config: Any) -> tuple[int, ...]:
-    from guided_diffusers.training.images import load_autoencoder
+    from guided_diffusers.training.data.images import load_autoencoder
 
     return load_autoencoder(config.autoencoder).latent_shape(config.data.resolution, config.data.resolution)

@@ -25,7 +25,7 @@ from guided_diffusers import (
     noise_level,
     sampling_loop,
 )
-from guided_diffusers.conditioning import class_condition
+from guided_diffusers.core.condition import class_condition
 from guided_diffusers.guidance import AutoGuidance, CFGPlusPlus, ClassifierFreeGuidance, ClassifierGuidance
 
 STEPS = 4

@@ -21,7 +21,7 @@ from guided_diffusers import (
     NoiseLevel,
     sampling_loop,
 )
-from guided_diffusers.conditioning import TextCondition, tokenize
+from guided_diffusers.core.condition import TextCondition, tokenize
 from guided_diffusers.guidance import AutoGuidance, ClassifierFreeGuidance, ClassifierGuidance
 from guided_diffusers.schedulers import describe_process
 

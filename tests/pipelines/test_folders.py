@@ -33,7 +33,7 @@ from tiny_pipelines import classifier_guided
 from transformers import CLIPImageProcessor
 
 from guided_diffusers import ImagePipeline, TextToImagePipeline, VAEPipeline, VariationalAutoencoder
-from guided_diffusers.safety import check_component
+from guided_diffusers.store.safety import check_component
 
 NO_CHECKER = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
 

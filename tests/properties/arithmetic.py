@@ -13,9 +13,11 @@ from properties.strategies import BATCH, SHAPE, TEXTS, integers, numbers, tensor
 from tiny import tiny_tokenizer
 
 from guided_diffusers import Condition, ModelDenoiser, NoiseLevel, from_denoised, to_denoised
-from guided_diffusers.conditioning import class_condition, tokenize, words_beyond
-from guided_diffusers.denoiser import DynamicThreshold
-from guided_diffusers.importance import ImportanceSampler
+from guided_diffusers.core.condition import class_condition, tokenize, words_beyond
+from guided_diffusers.core.denoiser import DynamicThreshold
+from guided_diffusers.core.noise import broadcast
+from guided_diffusers.core.prediction import PREDICTION_TYPES, coefficients
+from guided_diffusers.core.randomness import generator_for, rand_for, randn_for, seed_for
 from guided_diffusers.losses import (
     DiscreteProcess,
     FlowProcess,
@@ -28,9 +30,7 @@ from guided_diffusers.losses import (
     target,
     uniform_levels,
 )
-from guided_diffusers.noise_level import broadcast
-from guided_diffusers.prediction import PREDICTION_TYPES, coefficients
-from guided_diffusers.randomness import generator_for, rand_for, randn_for, seed_for
+from guided_diffusers.training.tasks.importance import ImportanceSampler
 
 TYPES = st.sampled_from(PREDICTION_TYPES)
 PLAIN_TYPES = st.sampled_from(PREDICTION_TYPES[:4])

@@ -14,7 +14,7 @@ from properties.strategies import WRONG
 from guided_diffusers.convert.flags import classifier_architecture, process_of, unet_architecture
 from guided_diffusers.evaluation.sweep import Arm, Finals, SweepSpec, points_of
 from guided_diffusers.schedulers import GuidedDDIMScheduler, check_process, checked_process
-from guided_diffusers.training.config import TrainingConfig, build_config, to_json
+from guided_diffusers.training.engine.config import TrainingConfig, build_config, to_json
 
 PLAIN = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9),

@@ -13,7 +13,7 @@ from tiny import tiny_autoencoder
 from torch import Tensor
 
 from guided_diffusers import GuidedDDPMScheduler
-from guided_diffusers.distributions import bits_per_dim, dequantise
+from guided_diffusers.core.distributions import bits_per_dim, dequantise
 from guided_diffusers.evaluation import frechet_distance, kernel_distance, precision_recall
 from guided_diffusers.evaluation.agreement import agreement
 from guided_diffusers.evaluation.bootstrap import mean_estimate
@@ -22,7 +22,7 @@ from guided_diffusers.evaluation.diversity import prompt_diversity
 from guided_diffusers.evaluation.estimate import ratio_of_means, wilson_estimate
 from guided_diffusers.evaluation.nearest import memorisation, nearest_images
 from guided_diffusers.evaluation.sharpness import high_frequency_energy, laplacian_energy
-from guided_diffusers.likelihood import estimated_bound, full_bound, mean_interval
+from guided_diffusers.likelihood.bound import estimated_bound, full_bound, mean_interval
 
 FEATURES = tensors(9, 3)
 SETS = {"real_features": FEATURES, "generated_features": tensors(7, 3)}

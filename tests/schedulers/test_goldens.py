@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from guided_diffusers.prediction import from_denoised, to_denoised
+from guided_diffusers.core.prediction import from_denoised, to_denoised
 from guided_diffusers.schedulers import GuidedDDIMScheduler, GuidedDDPMScheduler
 
 FILE = Path(__file__).parent.parent / "goldens" / "gaussian_diffusion.safetensors"

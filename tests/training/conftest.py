@@ -9,10 +9,10 @@ import torch
 from diffusers import UNet2DModel
 from tiny_data import captioned
 
-from guided_diffusers.randomness import randn_for
-from guided_diffusers.training.config import TrainingConfig
-from guided_diffusers.training.engine import make_optimizer, train
-from guided_diffusers.training.log import ByBin
+from guided_diffusers.core.randomness import randn_for
+from guided_diffusers.training.engine.config import TrainingConfig
+from guided_diffusers.training.engine.log import ByBin
+from guided_diffusers.training.engine.trainer import make_optimizer, train
 
 TRAINING = Path(__file__).parents[2] / "training"
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from guided_diffusers import GuidedDDPMScheduler, sampling_loop
-from guided_diffusers.exact import GaussianMixture
+from guided_diffusers.core.exact import GaussianMixture
 from guided_diffusers.guidance import ClassifierGuidance, Guidance, GuidanceSum
 
 MIXTURE = GaussianMixture.of([[-1.0, -0.6], [1.1, -0.2], [0.1, 1.2]], [0.25, 0.4, 0.15], [0.5, 0.3, 0.2])

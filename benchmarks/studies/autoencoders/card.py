@@ -15,7 +15,7 @@ from typing import Any
 
 from features_table import table
 
-from guided_diffusers.distributions import BIN_WIDTH
+from guided_diffusers.core.distributions import BIN_WIDTH
 from guided_diffusers.evaluation.cards import (
     card_parser,
     interval,

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from guided_diffusers import VariationalAutoencoder
-from guided_diffusers.distributions import bits_per_dim, dequantise
+from guided_diffusers.core.distributions import bits_per_dim, dequantise
+from guided_diffusers.core.randomness import generator_for, rand_for, randn_for, seed_for
 from guided_diffusers.evaluation.distances import moments_of, square_root
-from guided_diffusers.likelihood import mean_interval
+from guided_diffusers.likelihood.bound import mean_interval
 from guided_diffusers.models.evidence import kl_by_channel
-from guided_diffusers.randomness import generator_for, rand_for, randn_for, seed_for
-from guided_diffusers.training.autoencoder_measures import psnr
+from guided_diffusers.training.tasks.autoencoder_measures import psnr
 
 TEST_NOISE, TRAINING_NOISE, POSTERIOR, IMPORTANCE, SAMPLES = range(5)  # streams of randomness
 BATCH = 50  # on a CPU twice as fast as 250: the decoder's maps stay in its cache

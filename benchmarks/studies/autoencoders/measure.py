@@ -44,7 +44,7 @@ from guided_diffusers.evaluation.kept import KeptValues
 from guided_diffusers.evaluation.labelled import load_split
 from guided_diffusers.evaluation.reference import reference_features
 from guided_diffusers.evaluation.runs import machine, parameters_millions, training_run, write_json
-from guided_diffusers.likelihood import mean_interval
+from guided_diffusers.likelihood.bound import mean_interval
 
 GAUSSIAN = {"posterior": "gaussian", "likelihood": "gaussian"}
 EXPECTED = {

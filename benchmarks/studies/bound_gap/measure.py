@@ -14,7 +14,7 @@ from typing import Any
 
 from discretised_gaussian import VARIANCE_TYPES, draw, exact_network, scheduler_of
 
-from guided_diffusers.likelihood import full_bound, mean_interval, with_variance
+from guided_diffusers.likelihood.bound import full_bound, mean_interval, with_variance
 
 
 def main() -> None:

@@ -31,6 +31,7 @@ from guided_diffusers import (
     NoiseAwareClassifier,
     noise_level,
 )
+from guided_diffusers.core.randomness import generator_for
 from guided_diffusers.evaluation import Reference, feature_network, load_judge
 from guided_diffusers.evaluation.compute import count_compute, networks_of
 from guided_diffusers.evaluation.features import fingerprint_of
@@ -40,7 +41,6 @@ from guided_diffusers.evaluation.labelled import load_split
 from guided_diffusers.evaluation.reference import reference_features
 from guided_diffusers.evaluation.runs import machine, parameters_millions, training_run
 from guided_diffusers.evaluation.sweep import Ruler
-from guided_diffusers.randomness import generator_for
 
 FINALS = "finals"
 

@@ -27,6 +27,7 @@ import pyarrow.parquet as parquet
 import torch
 from torch import Tensor
 
+from guided_diffusers.core.randomness import seed_for
 from guided_diffusers.evaluation import (
     Estimate,
     Reference,
@@ -42,8 +43,7 @@ from guided_diffusers.evaluation.grid import labelled_grid, to_pictures
 from guided_diffusers.evaluation.report import figure_names
 from guided_diffusers.evaluation.runs import training_run
 from guided_diffusers.models import VariationalAutoencoder
-from guided_diffusers.randomness import seed_for
-from guided_diffusers.training.autoencoder_measures import psnr
+from guided_diffusers.training.tasks.autoencoder_measures import psnr
 
 
 def main() -> None:

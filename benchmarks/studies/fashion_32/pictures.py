@@ -27,6 +27,7 @@ from guided_diffusers import (
     noise_level,
     pretrained,
 )
+from guided_diffusers.core.randomness import generator_for, randn_for
 from guided_diffusers.evaluation.features import extract_features, feature_network
 from guided_diffusers.evaluation.labelled import default_guidance, generate, load_split
 from guided_diffusers.evaluation.nearest import closest_pairs, memorisation
@@ -37,8 +38,7 @@ from guided_diffusers.evaluation.pictures import (
     reverse_process,
 )
 from guided_diffusers.losses import process_of
-from guided_diffusers.randomness import generator_for, randn_for
-from guided_diffusers.schedulers.compat import prediction_type_of
+from guided_diffusers.schedulers.adapt import prediction_type_of
 
 TIMESTEPS = [50, 100, 200, 300, 450, 600, 800, 999]
 

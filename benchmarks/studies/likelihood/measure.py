@@ -23,7 +23,7 @@ from torch import Tensor
 
 from guided_diffusers.cli.likelihood import load_denoiser, load_images, variance_types
 from guided_diffusers.evaluation.runs import machine, parameters_millions
-from guided_diffusers.likelihood import (
+from guided_diffusers.likelihood.bound import (
     Bound,
     Schedulers,
     estimated_bound,

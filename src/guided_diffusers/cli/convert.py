@@ -155,7 +155,7 @@ def read_mapping(path: Path) -> dict[str, Any]:
 
 
 def _write(model: nn.Module, output: Path, json_output: bool) -> dict[str, Any]:
-    from guided_diffusers.files import room_for
+    from guided_diffusers.store.files import room_for
 
     with room_for(output):
         model.save_pretrained(output)

@@ -89,7 +89,7 @@ def device_of(device: str | None) -> torch.device:
     """
     import torch
 
-    from guided_diffusers.checks import check_device
+    from guided_diffusers.core.checks import check_device
 
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -123,7 +123,7 @@ def local_folder(checkpoint: str) -> Path | None:
     Raises:
         ValueError: It is none of the three.
     """
-    from guided_diffusers.checkpoints import pretrained, shipped
+    from guided_diffusers.store.checkpoints import pretrained, shipped
 
     if Path(checkpoint).is_dir():
         return Path(checkpoint)
@@ -139,7 +139,7 @@ def local_folder(checkpoint: str) -> Path | None:
 
 def identify(checkpoint: str, revision: str | None = None) -> str:
     """What a checkpoint that has been loaded was: "sha256:..." of a folder, "commit:..." of a repository."""
-    from guided_diffusers.checkpoints import fingerprint
+    from guided_diffusers.store.checkpoints import fingerprint
 
     folder = local_folder(checkpoint)
     if folder is not None:
@@ -185,7 +185,7 @@ def draw_call(
     Raises:
         ValueError: Prompts that are none for this pipeline.
     """
-    from guided_diffusers.randomness import generator_for
+    from guided_diffusers.core.randomness import generator_for
 
     pipeline.set_progress_bar_config(disable=not sys.stderr.isatty())
     guidance, images = pipeline.guidance_from_config(call.guidance), [None] * len(call.jobs)
@@ -252,8 +252,8 @@ def save(images: Sequence[Image.Image | None], call: ImageRecord, folder: Path) 
 
 def save_png(image: Image.Image, record: ImageRecord, path: Path) -> None:
     """Writes a PNG that says how it was made, whole or not at all."""
-    from guided_diffusers.files import write_atomically
     from guided_diffusers.pipelines.record import png_info
+    from guided_diffusers.store.files import write_atomically
 
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, partial(image.save, format="png", pnginfo=png_info(record)))

@@ -86,8 +86,8 @@ def evaluate(
     from guided_diffusers.evaluation import feature_network, load_judge, read_images
     from guided_diffusers.evaluation.clip import ClipScorer
     from guided_diffusers.evaluation.evaluate import evaluate_images
-    from guided_diffusers.files import write_atomically
-    from guided_diffusers.launch import processes as all_processes
+    from guided_diffusers.store.files import write_atomically
+    from guided_diffusers.store.launch import processes as all_processes
 
     processes = all_processes(device) if checkpoint is not None else None
     network = feature_network(features)
@@ -152,11 +152,11 @@ def _drawn(
     """Draw images for captions of the real ones into a folder; the images, and what one cost."""
     from huggingface_hub.utils import tqdm
 
+    from guided_diffusers.cli.drawer import OWN_SCHEDULER, PipelineDrawer
     from guided_diffusers.evaluation import generate_images, generated_images, stratified_prompts
     from guided_diffusers.evaluation.evaluate import with_prompts
     from guided_diffusers.evaluation.sweep import Point
     from guided_diffusers.guidance import ClassifierFreeGuidance
-    from guided_diffusers.pipelines.drawer import OWN_SCHEDULER, PipelineDrawer
     from guided_diffusers.pipelines.guided import FALLBACK_GUIDANCE_SCALE
 
     pipeline = load_pipeline(checkpoint, device=device)

@@ -136,7 +136,7 @@ def generate(
             raise typer.BadParameter("Missing argument PROMPTS: say what to draw, or give --from-image")
         from PIL import Image
 
-        from guided_diffusers.launch import processes
+        from guided_diffusers.store.launch import processes
 
         sharing = processes(device)
         pipeline = load_pipeline(checkpoint, scheduler, device, revision)

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from guided_diffusers import GuidedDDPMScheduler
-    from guided_diffusers.likelihood import Bound
+    from guided_diffusers.likelihood.bound import Bound
 
 Checkpoint = Annotated[
     str,
@@ -55,7 +55,7 @@ def likelihood(
 
     The variational bound of each image: an unbiased estimate of it, or with --full the whole sum.
     """
-    from guided_diffusers.likelihood import estimated_bound, full_bound, plot_terms, with_variance
+    from guided_diffusers.likelihood.bound import estimated_bound, full_bound, plot_terms, with_variance
 
     unet, scheduler = load_denoiser(checkpoint, steps, device)
     kinds = variance or variance_types(unet, scheduler)

@@ -11,9 +11,9 @@ import typer
 from guided_diffusers.cli.drawing import load_pipeline, make_scheduler
 
 if TYPE_CHECKING:
+    from guided_diffusers.cli.drawer import PipelineDrawer
     from guided_diffusers.evaluation.images import ImageSet
     from guided_diffusers.evaluation.sweep import Ruler, SweepSpec
-    from guided_diffusers.pipelines.drawer import PipelineDrawer
 
 Config = Annotated[Path, typer.Argument(help="The YAML file of the sweep.", exists=True, dir_okay=False)]
 Output = Annotated[Path, typer.Option(help="Its folder; the same command goes on with what is there.")]
@@ -43,7 +43,7 @@ def sweep(
     from guided_diffusers.evaluation.images import read_images
     from guided_diffusers.evaluation.sweep import SweepSpec, run_sweep
     from guided_diffusers.evaluation.sweep.figures import draw_figures
-    from guided_diffusers.launch import processes as all_processes
+    from guided_diffusers.store.launch import processes as all_processes
 
     spec = SweepSpec.read(config)
     processes = all_processes(device)
@@ -81,8 +81,8 @@ def line(record: Any, distance: str) -> str:
 def _drawer(spec: SweepSpec, device: str | None) -> PipelineDrawer:
     from diffusers import UNet2DConditionModel
 
-    from guided_diffusers.checkpoints import pretrained, shipped
-    from guided_diffusers.pipelines.drawer import PipelineDrawer
+    from guided_diffusers.cli.drawer import PipelineDrawer
+    from guided_diffusers.store.checkpoints import pretrained, shipped
 
     pipeline = load_pipeline(spec.checkpoint, device=device)
     weak = None

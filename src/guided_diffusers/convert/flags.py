@@ -14,8 +14,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from guided_diffusers.checks import check_choice, check_int, check_number, shown
 from guided_diffusers.convert.values import listed, numbers, read_flags, typed
+from guided_diffusers.core.checks import check_choice, check_int, check_number, shown
 from guided_diffusers.models.noise_aware_classifier import POOLS
 
 IMAGENET_CLASSES = 1000

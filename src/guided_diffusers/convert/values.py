@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from guided_diffusers.checks import shown
+from guided_diffusers.core.checks import shown
 
 
 def read_flags(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,20 +1,39 @@
 """Evaluation: what a model is worth, in figures with intervals."""
 
-from .agreement import Agreement, agreement
-from .clip import ClipFigures, ClipScorer, clip_figures
-from .compute import Compute, count_compute, networks_of
-from .distances import density_coverage, frechet_distance, kernel_distance, precision_recall
-from .diversity import Diversity, prompt_diversity
-from .estimate import Estimate, ratio_of_means, wilson_estimate
-from .features import FeatureNetwork, extract_features, feature_network
-from .generation import generate_images, generated_images
-from .images import ImageSet, read_images
-from .judge import Judge, JudgeConfig, JudgeTraining, judge_images, load_judge, save_judge, train_judge
-from .nearest import Memorisation, Nearest, closest_pairs, memorisation, nearest_images
-from .prompts import Prompts, stratified_prompts
-from .reference import Reference, reference_features
-from .report import distance_report
-from .sharpness import high_frequency_energy, laplacian_energy
+from guided_diffusers.evaluation.agreement import Agreement, agreement
+from guided_diffusers.evaluation.clip import ClipFigures, ClipScorer, clip_figures
+from guided_diffusers.evaluation.compute import Compute, count_compute, networks_of
+from guided_diffusers.evaluation.distances import (
+    density_coverage,
+    frechet_distance,
+    kernel_distance,
+    precision_recall,
+)
+from guided_diffusers.evaluation.diversity import Diversity, prompt_diversity
+from guided_diffusers.evaluation.estimate import Estimate, ratio_of_means, wilson_estimate
+from guided_diffusers.evaluation.features import FeatureNetwork, extract_features, feature_network
+from guided_diffusers.evaluation.generation import generate_images, generated_images
+from guided_diffusers.evaluation.images import ImageSet, read_images
+from guided_diffusers.evaluation.judge import (
+    Judge,
+    JudgeConfig,
+    JudgeTraining,
+    judge_images,
+    load_judge,
+    save_judge,
+    train_judge,
+)
+from guided_diffusers.evaluation.nearest import (
+    Memorisation,
+    Nearest,
+    closest_pairs,
+    memorisation,
+    nearest_images,
+)
+from guided_diffusers.evaluation.prompts import Prompts, stratified_prompts
+from guided_diffusers.evaluation.reference import Reference, reference_features
+from guided_diffusers.evaluation.report import distance_report
+from guided_diffusers.evaluation.sharpness import high_frequency_energy, laplacian_energy
 
 __all__ = [
     "Agreement",

@@ -11,9 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from guided_diffusers.checks import check_finite, check_tensor, shown
-
-from .estimate import Estimate, wilson_estimate
+from guided_diffusers.core.checks import check_finite, check_tensor, shown
+from guided_diffusers.evaluation.estimate import Estimate, wilson_estimate
 
 
 @dataclass(frozen=True, kw_only=True)

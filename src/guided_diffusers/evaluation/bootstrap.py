@@ -15,10 +15,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from guided_diffusers.checks import check_finite, check_int, check_number, check_tensor, shown
-
-from .estimate import Estimate
-from .reference import Reference
+from guided_diffusers.core.checks import check_finite, check_int, check_number, check_tensor, shown
+from guided_diffusers.evaluation.estimate import Estimate
+from guided_diffusers.evaluation.reference import Reference
 
 
 def kernel_estimate(

@@ -21,13 +21,12 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
+from guided_diffusers.core.noise import NoiseLevel
+from guided_diffusers.core.prediction import at_least_float32
+from guided_diffusers.core.randomness import randn_for, seed_for
+from guided_diffusers.evaluation.bootstrap import mean_estimate
+from guided_diffusers.evaluation.estimate import Estimate, wilson_estimate
 from guided_diffusers.losses import Levels, add_noise
-from guided_diffusers.noise_level import NoiseLevel
-from guided_diffusers.prediction import at_least_float32
-from guided_diffusers.randomness import randn_for, seed_for
-
-from .bootstrap import mean_estimate
-from .estimate import Estimate, wilson_estimate
 
 Logits = Callable[[Tensor, NoiseLevel], Tensor]
 CALIBRATION_BINS = 15

@@ -22,12 +22,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from guided_diffusers.conditioning import cut_texts
-from guided_diffusers.randomness import generator_for
-from guided_diffusers.transformers_models import load_fitting
-
-from .bootstrap import mean_estimate
-from .estimate import Estimate, wilson_estimate
+from guided_diffusers.core.condition import cut_texts
+from guided_diffusers.core.randomness import generator_for
+from guided_diffusers.evaluation.bootstrap import mean_estimate
+from guided_diffusers.evaluation.estimate import Estimate, wilson_estimate
+from guided_diffusers.models.transformers_models import load_fitting
 
 logger = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ from numbers import Integral
 import torch
 from torch import Tensor
 
-from guided_diffusers.checks import check_int, check_number, shown
+from guided_diffusers.core.checks import check_int, check_number, shown
 
 _BLOCK_ROWS = 2048
 _MOST = 1e30  # its cubes and squares are finite in float64

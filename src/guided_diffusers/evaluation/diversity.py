@@ -14,10 +14,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from guided_diffusers.checks import check_finite, check_tensor, shown
-
-from .bootstrap import mean_estimate
-from .estimate import Estimate
+from guided_diffusers.core.checks import check_finite, check_tensor, shown
+from guided_diffusers.evaluation.bootstrap import mean_estimate
+from guided_diffusers.evaluation.estimate import Estimate
 
 
 @dataclass(frozen=True, kw_only=True)

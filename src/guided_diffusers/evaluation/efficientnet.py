@@ -24,9 +24,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from ..files import cache_folder
-from .features import fingerprint_of
-from .generation import write_atomically
+from guided_diffusers.evaluation.features import fingerprint_of
+from guided_diffusers.evaluation.generation import write_atomically
+from guided_diffusers.store.files import cache_folder
 
 # Expansion, output channels, stride, kernel size of each stage.
 STAGES = (

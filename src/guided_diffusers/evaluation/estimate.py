@@ -17,7 +17,7 @@ from statistics import NormalDist
 import torch
 from torch import Tensor
 
-from guided_diffusers.checks import check_finite, check_int, check_number, check_tensor, shown
+from guided_diffusers.core.checks import check_finite, check_int, check_number, check_tensor, shown
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,15 +7,15 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
-from .agreement import agreement
-from .clip import ClipScorer, clip_figures
-from .diversity import prompt_diversity
-from .features import FeatureNetwork, extract_features
-from .images import ImageSet
-from .judge import Judge, judge_images
-from .nearest import closest_pairs, memorisation
-from .reference import Reference, reference_features
-from .report import distance_report
+from guided_diffusers.evaluation.agreement import agreement
+from guided_diffusers.evaluation.clip import ClipScorer, clip_figures
+from guided_diffusers.evaluation.diversity import prompt_diversity
+from guided_diffusers.evaluation.features import FeatureNetwork, extract_features
+from guided_diffusers.evaluation.images import ImageSet
+from guided_diffusers.evaluation.judge import Judge, judge_images
+from guided_diffusers.evaluation.nearest import closest_pairs, memorisation
+from guided_diffusers.evaluation.reference import Reference, reference_features
+from guided_diffusers.evaluation.report import distance_report
 
 
 def evaluate_images(

@@ -17,7 +17,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from .judge import Judge, load_judge
+from guided_diffusers.evaluation.judge import Judge, load_judge
 
 NETWORKS = ("efficientnet-lite0", "efficientnet-lite1", "inception")
 
@@ -88,7 +88,7 @@ def feature_network(spec: str | Path) -> FeatureNetwork:
         ImportError: Its weights are not there; the message says what to install.
     """
     if str(spec).startswith("efficientnet") and spec in NETWORKS:
-        from .efficientnet import EfficientNetLiteFeatures
+        from guided_diffusers.evaluation.efficientnet import EfficientNetLiteFeatures
 
         return EfficientNetLiteFeatures.pretrained(spec)
     if spec == "inception":

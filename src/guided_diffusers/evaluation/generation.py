@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..files import write_atomically, write_json_atomically
+from guided_diffusers.store.files import write_atomically, write_json_atomically
 
 FORMATS = ("npz", "png")
 _SETTINGS = "generation.json"

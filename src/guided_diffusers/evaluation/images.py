@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..columns import captions_of, class_numbers
-from ..files import read_json_lines, visible_files
-from ..image_reader import is_picture, read_image
+from guided_diffusers.store.columns import captions_of, class_numbers
+from guided_diffusers.store.files import read_json_lines, visible_files
+from guided_diffusers.store.image_reader import is_picture, read_image
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

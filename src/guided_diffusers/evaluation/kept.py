@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from .generation import write_json_atomically
+from guided_diffusers.evaluation.generation import write_json_atomically
 
 
 class KeptValues:

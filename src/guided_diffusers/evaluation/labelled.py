@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..guidance import Guidance
-from ..image_reader import read_image
-from ..randomness import generator_for
-from .agreement import agreement
-from .estimate import ratio_of_means
-from .judge import Judge, judge_images
-from .sharpness import high_frequency_energy, laplacian_energy
+from guided_diffusers.core.randomness import generator_for
+from guided_diffusers.evaluation.agreement import agreement
+from guided_diffusers.evaluation.estimate import ratio_of_means
+from guided_diffusers.evaluation.judge import Judge, judge_images
+from guided_diffusers.evaluation.sharpness import high_frequency_energy, laplacian_energy
+from guided_diffusers.guidance import Guidance
+from guided_diffusers.store.image_reader import read_image
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,10 +22,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from guided_diffusers.checks import check_finite, check_int, check_tensor, shown
-
-from .estimate import Estimate, ratio_of_means, wilson_estimate
-from .grid import labelled_grid, to_pictures
+from guided_diffusers.core.checks import check_finite, check_int, check_tensor, shown
+from guided_diffusers.evaluation.estimate import Estimate, ratio_of_means, wilson_estimate
+from guided_diffusers.evaluation.grid import labelled_grid, to_pictures
 
 COPY_QUANTILE = 0.01
 """A generated image nearer to training than this quantile of held-out ones counts as a copy."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .reference import Reference
+from guided_diffusers.evaluation.reference import Reference
 
 _BLOCK_ROWS = 2048
 

@@ -16,15 +16,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from guided_diffusers.denoiser import Denoised, Denoiser, as_denoised
+from guided_diffusers.core.denoiser import Denoised, Denoiser, as_denoised
+from guided_diffusers.core.noise import NoiseLevel, broadcast
+from guided_diffusers.core.randomness import randn_for
+from guided_diffusers.evaluation.bootstrap import mean_estimate
+from guided_diffusers.evaluation.estimate import Estimate
+from guided_diffusers.evaluation.grid import labelled_grid, to_pictures
 from guided_diffusers.guidance import Guided, Step
-from guided_diffusers.noise_level import NoiseLevel, broadcast
-from guided_diffusers.randomness import randn_for
 from guided_diffusers.sampling import sampling_loop
-
-from .bootstrap import mean_estimate
-from .estimate import Estimate
-from .grid import labelled_grid, to_pictures
 
 Decode = Callable[[Tensor], Tensor]
 _CORNER = "sigma / alpha"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .images import ImageSet
+from guided_diffusers.evaluation.images import ImageSet
 
 
 @dataclass(frozen=True, kw_only=True)

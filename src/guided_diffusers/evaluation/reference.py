@@ -10,10 +10,17 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ..files import cache_folder
-from .distances import Moments, cross_kernel, kernel_matrix, moments_of, neighbour_distances, square_root
-from .features import FeatureNetwork, extract_features
-from .generation import write_atomically
+from guided_diffusers.evaluation.distances import (
+    Moments,
+    cross_kernel,
+    kernel_matrix,
+    moments_of,
+    neighbour_distances,
+    square_root,
+)
+from guided_diffusers.evaluation.features import FeatureNetwork, extract_features
+from guided_diffusers.evaluation.generation import write_atomically
+from guided_diffusers.store.files import cache_folder
 
 PRECISION_NEIGHBOURS, COVERAGE_NEIGHBOURS = 3, 5
 

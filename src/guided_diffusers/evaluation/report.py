@@ -6,11 +6,16 @@ import warnings
 
 from torch import Tensor
 
-from .bootstrap import frechet_estimate, kernel_estimate, mean_estimate
-from .distances import neighbour_distances
-from .estimate import Estimate, wilson_estimate
-from .neighbours import neighbourhood
-from .reference import COVERAGE_NEIGHBOURS, PRECISION_NEIGHBOURS, Reference, as_reference
+from guided_diffusers.evaluation.bootstrap import frechet_estimate, kernel_estimate, mean_estimate
+from guided_diffusers.evaluation.distances import neighbour_distances
+from guided_diffusers.evaluation.estimate import Estimate, wilson_estimate
+from guided_diffusers.evaluation.neighbours import neighbourhood
+from guided_diffusers.evaluation.reference import (
+    COVERAGE_NEIGHBOURS,
+    PRECISION_NEIGHBOURS,
+    Reference,
+    as_reference,
+)
 
 FRECHET_IMAGES = 10_000
 """Below this many images a Frechet distance says more about their number than is usually thought."""

@@ -19,7 +19,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from guided_diffusers.checks import check_finite, check_number, shown
+from guided_diffusers.core.checks import check_finite, check_number, shown
 
 
 def high_frequency_energy(images: Tensor, cutoff: float = 0.25) -> Tensor:

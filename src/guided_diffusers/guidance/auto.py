@@ -21,8 +21,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from guided_diffusers.checks import check_bool, check_callable
-from guided_diffusers.denoiser import Denoised, Denoiser
+from guided_diffusers.core.checks import check_bool, check_callable
+from guided_diffusers.core.denoiser import Denoised, Denoiser
 from guided_diffusers.guidance.base import Guidance, Query, Scale, Step, column, network_field
 from guided_diffusers.guidance.interval import GuidanceInterval
 

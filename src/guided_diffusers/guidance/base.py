@@ -16,10 +16,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from guided_diffusers.checks import check_callable, shown
-from guided_diffusers.denoiser import BatchDenoiser, Denoised, Denoiser, as_denoised
+from guided_diffusers.core.checks import check_callable, shown
+from guided_diffusers.core.denoiser import BatchDenoiser, Denoised, Denoiser, as_denoised
+from guided_diffusers.core.noise import NoiseLevel, broadcast
 from guided_diffusers.guidance.interval import GuidanceInterval
-from guided_diffusers.noise_level import NoiseLevel, broadcast
 
 Scale = float | tuple[float, ...]
 MAX_SCALE = 1e6

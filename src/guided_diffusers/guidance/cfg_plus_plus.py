@@ -21,10 +21,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from guided_diffusers.denoiser import Denoised
+from guided_diffusers.core.denoiser import Denoised
+from guided_diffusers.core.noise import broadcast
 from guided_diffusers.guidance.base import Step, column
 from guided_diffusers.guidance.classifier_free import ClassifierFreeGuidance
-from guided_diffusers.noise_level import broadcast
 
 
 @dataclass(frozen=True)

@@ -20,12 +20,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from guided_diffusers.checks import check_int
-from guided_diffusers.denoiser import Denoised
+from guided_diffusers.core.checks import check_int
+from guided_diffusers.core.denoiser import Denoised
+from guided_diffusers.core.noise import NoiseLevel
+from guided_diffusers.core.prediction import from_denoised, to_denoised
 from guided_diffusers.guidance.base import Step, column
 from guided_diffusers.guidance.classifier_free import ClassifierFreeGuidance
-from guided_diffusers.noise_level import NoiseLevel
-from guided_diffusers.prediction import from_denoised, to_denoised
 
 
 @dataclass(frozen=True)

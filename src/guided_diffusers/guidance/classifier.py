@@ -42,12 +42,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from guided_diffusers.checks import as_number, check_callable, check_choice, shown
-from guided_diffusers.denoiser import Denoised
+from guided_diffusers.core.checks import as_number, check_callable, check_choice, shown
+from guided_diffusers.core.denoiser import Denoised
+from guided_diffusers.core.noise import NoiseLevel, broadcast
 from guided_diffusers.guidance.base import Guidance, Query, Scale, Step, column, network_field
 from guided_diffusers.guidance.interval import GuidanceInterval
 from guided_diffusers.guidance.posterior_mean import posterior_mean
-from guided_diffusers.noise_level import NoiseLevel, broadcast
 
 LogProb = Callable[[Tensor, NoiseLevel, Any], Tensor]
 FORMS = ("score", "mean_shift")

@@ -18,7 +18,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from guided_diffusers.denoiser import Denoised
+from guided_diffusers.core.denoiser import Denoised
 from guided_diffusers.guidance.base import Guidance, Query, Scale, Step, column
 from guided_diffusers.guidance.interval import GuidanceInterval
 

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from guided_diffusers.checks import shown
-from guided_diffusers.noise_level import NoiseLevel, broadcast
+from guided_diffusers.core.checks import shown
+from guided_diffusers.core.noise import NoiseLevel, broadcast
 
 
 @dataclass(frozen=True)

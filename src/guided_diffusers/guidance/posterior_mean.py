@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from guided_diffusers.noise_level import NoiseLevel, broadcast
+from guided_diffusers.core.noise import NoiseLevel, broadcast
 
 
 def posterior_mean(x0: Tensor, sample: Tensor, level: NoiseLevel, next_level: NoiseLevel) -> Tensor:

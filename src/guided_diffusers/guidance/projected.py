@@ -19,8 +19,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from guided_diffusers.checks import check_number
-from guided_diffusers.denoiser import Denoised
+from guided_diffusers.core.checks import check_number
+from guided_diffusers.core.denoiser import Denoised
 from guided_diffusers.guidance.base import MAX_SCALE, Step, column
 from guided_diffusers.guidance.classifier_free import ClassifierFreeGuidance
 

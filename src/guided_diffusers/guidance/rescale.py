@@ -18,11 +18,11 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from guided_diffusers.checks import check_choice, check_number
-from guided_diffusers.denoiser import Denoised
+from guided_diffusers.core.checks import check_choice, check_number
+from guided_diffusers.core.denoiser import Denoised
+from guided_diffusers.core.prediction import PREDICTION_TYPES, from_denoised, to_denoised
 from guided_diffusers.guidance.base import Step
 from guided_diffusers.guidance.classifier_free import ClassifierFreeGuidance
-from guided_diffusers.prediction import PREDICTION_TYPES, from_denoised, to_denoised
 
 
 @dataclass(frozen=True)

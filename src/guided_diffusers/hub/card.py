@@ -14,7 +14,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from guided_diffusers.hub.facts import EVALUATIONS, FACTS, CardFacts
 from guided_diffusers.hub.inventory import guidance_text, inventory
-from guided_diffusers.safety import check_path
+from guided_diffusers.store.safety import check_path
 
 CARD = "README.md"
 _WITHOUT_PROMPT = ("ImagePipeline", "DDPMPipeline", "DDIMPipeline")

@@ -11,9 +11,9 @@ from diffusers.configuration_utils import ConfigMixin
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
 
-from guided_diffusers.checkpoints import component_source, pick_component
 from guided_diffusers.hub.errors import hub_errors
-from guided_diffusers.safety import check_complete, refused_in_one_line
+from guided_diffusers.store.checkpoints import component_source, pick_component
+from guided_diffusers.store.safety import check_complete, refused_in_one_line
 
 Model = TypeVar("Model", bound=ModelMixin)
 

@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from guided_diffusers.config_safety import read_json
 from guided_diffusers.hub.entry_point import plain_class_name
-from guided_diffusers.weight_files import safetensors_header, weights_kind
+from guided_diffusers.store.config_safety import read_json
+from guided_diffusers.store.weight_files import safetensors_header, weights_kind
 
 INDEX = "model_index.json"
 _BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}

@@ -17,8 +17,8 @@ from huggingface_hub import HfApi, constants, get_cached_repo_tree, snapshot_dow
 from huggingface_hub.errors import CachedRepoTreeNotFoundError
 
 from guided_diffusers.hub.errors import HubError, hub_errors
-from guided_diffusers.safety import check_checkpoint, check_path
-from guided_diffusers.weight_files import PICKLE_SUFFIXES
+from guided_diffusers.store.safety import check_checkpoint, check_path
+from guided_diffusers.store.weight_files import PICKLE_SUFFIXES
 
 PULLING, REPLACED = ".pulling-", ".replaced-"
 

@@ -20,8 +20,8 @@ from guided_diffusers.hub.card import CARD, CardFacts, card_files
 from guided_diffusers.hub.entry_point import COMPONENT_FILE, PIPELINE_FILE, entry_point
 from guided_diffusers.hub.errors import hub_errors
 from guided_diffusers.hub.inventory import INDEX
-from guided_diffusers.safety import check_checkpoint, read_json
-from guided_diffusers.weight_files import PICKLE_SUFFIXES, weights_kind
+from guided_diffusers.store.safety import check_checkpoint, read_json
+from guided_diffusers.store.weight_files import PICKLE_SUFFIXES, weights_kind
 
 _CONFIGS = (
     INDEX,

@@ -1,11 +1,11 @@
 """Networks, and the mixin by which all of ours save and load safetensors only."""
 
-from .adm_unet import ADMUNet2DModel
-from .autoencoder import VariationalAutoencoder, VariationalAutoencoderOutput
-from .image_classifier import ImageClassifier
-from .noise_aware_classifier import NoiseAwareClassifier
-from .noise_aware_clip import NoiseAwareCLIP
-from .safe import SafeWeightsMixin
+from guided_diffusers.models.adm_unet import ADMUNet2DModel
+from guided_diffusers.models.autoencoder import VariationalAutoencoder, VariationalAutoencoderOutput
+from guided_diffusers.models.image_classifier import ImageClassifier
+from guided_diffusers.models.noise_aware_classifier import NoiseAwareClassifier
+from guided_diffusers.models.noise_aware_clip import NoiseAwareCLIP
+from guided_diffusers.models.safe import SafeWeightsMixin
 
 __all__ = [
     "ADMUNet2DModel",

@@ -39,6 +39,7 @@ from diffusers.models.modeling_outputs import AutoencoderKLOutput
 from diffusers.utils import BaseOutput
 from torch import Tensor, nn
 
+from guided_diffusers.core.randomness import as_generators
 from guided_diffusers.models import evidence
 from guided_diffusers.models.decoder_likelihoods import make_likelihood
 from guided_diffusers.models.evidence import EvidenceBound
@@ -46,7 +47,6 @@ from guided_diffusers.models.latents import raw_statistics
 from guided_diffusers.models.point_posterior import PointPosterior
 from guided_diffusers.models.safe import PICKLE_SUFFIXES, SafeWeightsMixin
 from guided_diffusers.models.standardised import StandardisedLatentsMixin
-from guided_diffusers.randomness import as_generators
 
 # What AutoencoderKL means by a configuration that does not mention scaling_factor.
 _AUTOENCODER_KL_SCALING_FACTOR = 0.18215

@@ -11,7 +11,7 @@ The decoder gives one number a pixel and channel, m(z). Given it, pixels are ind
 m and v are the mean and variance before discretisation. log v is ONE learned number for all pixels, a
 parameter of the model: at its optimum v is the mean squared error, so that it, and no hand-set weight, says
 what an error costs against the divergence. What is a density, what a probability and in which units:
-`guided_diffusers.distributions`. In short, a density is of dequantised images, relative to pixels in [-1, 1];
+`core.distributions`. In short, a density is of dequantised images, relative to pixels in [-1, 1];
 `bits_per_dim` puts all in bits of an 8-bit image.
 
 A Bernoulli likelihood is a probability of black-and-white images. For greys between it is the cross entropy
@@ -29,13 +29,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
-from guided_diffusers.distributions import (
+from guided_diffusers.core.distributions import (
     bits_per_dim,
     discretised_log_likelihood,
     discretised_logistic_log_likelihood,
     gaussian_log_density,
 )
-from guided_diffusers.prediction import at_least_float32
+from guided_diffusers.core.prediction import at_least_float32
 
 INITIAL_LOG_VARIANCE = -3.0
 """A deviation of 0.22 in a range of 2: at 1 the divergence outweighs the images and latents collapse."""

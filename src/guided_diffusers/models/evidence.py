@@ -38,7 +38,7 @@ import torch
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor
 
-from guided_diffusers.checks import (
+from guided_diffusers.core.checks import (
     check_choice,
     check_finite,
     check_int,
@@ -46,12 +46,12 @@ from guided_diffusers.checks import (
     check_tensor,
     shown,
 )
-from guided_diffusers.distributions import bits_per_dim, gaussian_kl
-from guided_diffusers.finite import check_output
+from guided_diffusers.core.distributions import bits_per_dim, gaussian_kl
+from guided_diffusers.core.finite import check_output
+from guided_diffusers.core.prediction import at_least_float32
+from guided_diffusers.core.randomness import as_generators, randn_for, seed_for
 from guided_diffusers.models.decoder_likelihoods import DecoderLikelihood
 from guided_diffusers.models.point_posterior import PointPosterior
-from guided_diffusers.prediction import at_least_float32
-from guided_diffusers.randomness import as_generators, randn_for, seed_for
 
 METHODS = ("importance", "prior")
 

@@ -26,10 +26,10 @@ from diffusers.models.autoencoders.vae import Encoder
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
+from guided_diffusers.core.noise import NoiseLevel
+from guided_diffusers.core.prediction import at_least_float32
 from guided_diffusers.models.labels import NamedClassesMixin, checked_names
 from guided_diffusers.models.safe import SafeWeightsMixin
-from guided_diffusers.noise_level import NoiseLevel
-from guided_diffusers.prediction import at_least_float32
 
 ENCODER_ARGUMENTS = (
     "in_channels",

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from guided_diffusers.checks import shown
-from guided_diffusers.conditioning import Condition
+from guided_diffusers.core.checks import shown
+from guided_diffusers.core.condition import Condition
 
 
 def class_ids(

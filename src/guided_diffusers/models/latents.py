@@ -21,8 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from guided_diffusers.checks import check_number
-from guided_diffusers.finite import check_output
+from guided_diffusers.core.checks import check_number
+from guided_diffusers.core.finite import check_output
 from guided_diffusers.models.standardised import StandardisedLatentsMixin, check_statistics, per_channel
 
 IMAGE_AUTOENCODERS = (

@@ -29,14 +29,14 @@ from diffusers.models.modeling_utils import ModelMixin
 from diffusers.models.unets.unet_2d_blocks import UNetMidBlock2D
 from torch import Tensor, nn
 
+from guided_diffusers.core.noise import NoiseLevel, broadcast
+from guided_diffusers.core.prediction import at_least_float32
 from guided_diffusers.models.gradients import scale_gradient
 from guided_diffusers.models.labels import NamedClassesMixin, checked_names
 from guided_diffusers.models.levels import down_blocks, head_widths
 from guided_diffusers.models.pooling import AttentionPool2d
 from guided_diffusers.models.process import TrainedProcessMixin
 from guided_diffusers.models.safe import SafeWeightsMixin
-from guided_diffusers.noise_level import NoiseLevel, broadcast
-from guided_diffusers.prediction import at_least_float32
 from guided_diffusers.schedulers.process import checked_process
 
 POOLS = ("attention", "adaptive", "spatial", "spatial_v2")

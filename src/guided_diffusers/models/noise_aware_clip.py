@@ -43,12 +43,12 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
-from guided_diffusers.conditioning import TextCondition
+from guided_diffusers.core.condition import TextCondition
+from guided_diffusers.core.noise import NoiseLevel
+from guided_diffusers.core.prediction import at_least_float32
 from guided_diffusers.models.noise_aware_classifier import NoiseAwareClassifier
 from guided_diffusers.models.process import TrainedProcessMixin
 from guided_diffusers.models.safe import SafeWeightsMixin
-from guided_diffusers.noise_level import NoiseLevel
-from guided_diffusers.prediction import at_least_float32
 from guided_diffusers.schedulers.process import checked_process
 
 _NOT_OF_THE_TEXT = ("transformers_version", "model_type", "projection_dim")

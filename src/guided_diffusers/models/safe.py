@@ -10,7 +10,7 @@ from typing import Any, Self
 
 from guided_diffusers.hub.errors import hub_errors
 from guided_diffusers.hub.sharing import PUSH_ARGUMENTS, PushMixin
-from guided_diffusers.safety import (
+from guided_diffusers.store.safety import (
     check_complete,
     check_component,
     check_finite,
@@ -18,7 +18,7 @@ from guided_diffusers.safety import (
     check_no_adapter,
     refused_in_one_line,
 )
-from guided_diffusers.weight_files import PICKLE_SUFFIXES, pickles_in, superseding, weights_read
+from guided_diffusers.store.weight_files import PICKLE_SUFFIXES, pickles_in, superseding, weights_read
 
 __all__ = ["PICKLE_SUFFIXES", "SafeWeightsMixin", "pickles_in"]
 

@@ -14,11 +14,11 @@ import torch
 from diffusers import ImagePipelineOutput
 from torch import Tensor
 
-from guided_diffusers.conditioning import ClassCondition, class_condition
-from guided_diffusers.denoiser import ModelDenoiser
+from guided_diffusers.core.condition import ClassCondition, class_condition
+from guided_diffusers.core.denoiser import ModelDenoiser
+from guided_diffusers.core.noise import NoiseLevel
 from guided_diffusers.guidance import Guidance, GuidanceInterval
 from guided_diffusers.models.parts import check_vae
-from guided_diffusers.noise_level import NoiseLevel
 from guided_diffusers.pipelines import inputs
 from guided_diffusers.pipelines.clipping import clip_before_guidance
 from guided_diffusers.pipelines.guided import default_guidance_config, takes_eta

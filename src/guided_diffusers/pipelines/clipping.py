@@ -10,8 +10,8 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from guided_diffusers.denoiser import DynamicThreshold
-from guided_diffusers.schedulers.compat import config_of
+from guided_diffusers.core.denoiser import DynamicThreshold
+from guided_diffusers.schedulers.adapt import config_of
 from guided_diffusers.schedulers.protocol import AnyScheduler
 
 Clip = float | Callable[[Tensor], Tensor]

@@ -10,7 +10,8 @@ from typing import Any
 
 from torch import Tensor
 
-from guided_diffusers.checks import a_kind_of, as_number, shown
+from guided_diffusers.core.checks import a_kind_of, as_number, shown
+from guided_diffusers.core.prediction import coefficients
 from guided_diffusers.guidance import (
     ClassifierFreeGuidance,
     ClassifierGuidance,
@@ -21,9 +22,8 @@ from guided_diffusers.guidance import (
 from guided_diffusers.guidance.base import Scale, checked_scale
 from guided_diffusers.pipelines import inputs
 from guided_diffusers.pipelines.safe import SafePipeline
-from guided_diffusers.prediction import coefficients
 from guided_diffusers.sampling import sampling_loop, set_timesteps
-from guided_diffusers.schedulers.compat import (
+from guided_diffusers.schedulers.adapt import (
     check_supported,
     noise_level,
     prediction_type_of,

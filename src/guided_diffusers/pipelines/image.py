@@ -12,15 +12,15 @@ import torch
 from diffusers import ImagePipelineOutput
 from torch import Tensor
 
-from guided_diffusers.checks import shown
-from guided_diffusers.denoiser import ModelDenoiser
+from guided_diffusers.core.checks import shown
+from guided_diffusers.core.denoiser import ModelDenoiser
 from guided_diffusers.models.labels import class_ids
 from guided_diffusers.models.parts import check_vae
 from guided_diffusers.pipelines import inputs
 from guided_diffusers.pipelines.safe import SafePipeline
 from guided_diffusers.pipelines.unprompted import UnpromptedMixin
 from guided_diffusers.sampling import sampling_loop, set_timesteps
-from guided_diffusers.schedulers.compat import prediction_type_of, run_timesteps
+from guided_diffusers.schedulers.adapt import prediction_type_of, run_timesteps
 
 
 class ImagePipeline(UnpromptedMixin, SafePipeline):

@@ -9,7 +9,7 @@ import torch
 from diffusers.callbacks import IPAdapterScaleCutoffCallback
 from torch import Tensor
 
-from guided_diffusers.checks import (
+from guided_diffusers.core.checks import (
     MAX_COUNT,
     a_kind_of,
     check_finite,
@@ -17,9 +17,9 @@ from guided_diffusers.checks import (
     check_number,
     shown,
 )
-from guided_diffusers.checks import check_choice as check_choice  # pipelines find all their checks here
-from guided_diffusers.conditioning import check_text
-from guided_diffusers.networks import needed_arguments
+from guided_diffusers.core.checks import check_choice as check_choice  # pipelines find all their checks here
+from guided_diffusers.core.condition import check_text
+from guided_diffusers.core.networks import needed_arguments
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 MAX_SIDE = 16_384

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from guided_diffusers.checks import check_int, shown
+from guided_diffusers.core.checks import check_int, shown
 from guided_diffusers.models.labels import class_ids
 
 Labels = int | str | Sequence[int | str] | Tensor

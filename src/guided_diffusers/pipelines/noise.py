@@ -8,7 +8,7 @@ import torch
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from guided_diffusers.randomness import as_generators
+from guided_diffusers.core.randomness import as_generators
 
 
 def noise_of(

@@ -9,11 +9,11 @@ import torch
 from diffusers.utils import logging
 from torch import Tensor
 
-from guided_diffusers.caption_words import unseen_words
-from guided_diffusers.checks import MAX_COUNT, a_kind_of, check_bool, check_int
-from guided_diffusers.conditioning import cut_texts, encode_text, final_norm, tokenize
-from guided_diffusers.denoiser import dtype_of
+from guided_diffusers.core.checks import MAX_COUNT, a_kind_of, check_bool, check_int
+from guided_diffusers.core.condition import cut_texts, encode_text, final_norm, tokenize
+from guided_diffusers.core.denoiser import dtype_of
 from guided_diffusers.pipelines import inputs
+from guided_diffusers.store.caption_words import unseen_words
 
 logger = logging.get_logger(__name__)
 

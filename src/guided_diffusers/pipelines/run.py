@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from guided_diffusers.conditioning import Condition
-from guided_diffusers.denoiser import Denoised, ModelDenoiser
+from guided_diffusers.core.condition import Condition
+from guided_diffusers.core.denoiser import Denoised, ModelDenoiser
 from guided_diffusers.guidance import Step
 from guided_diffusers.pipelines import inputs
 from guided_diffusers.pipelines.guided import GuidedPipeline

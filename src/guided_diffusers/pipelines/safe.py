@@ -17,7 +17,8 @@ from guided_diffusers.hub.entry_point import LIBRARY, plain_class_name
 from guided_diffusers.hub.errors import hub_errors
 from guided_diffusers.hub.pull import check_snapshot
 from guided_diffusers.hub.sharing import PUSH_ARGUMENTS, PushMixin
-from guided_diffusers.safety import (
+from guided_diffusers.models.transformers_models import check_fitting
+from guided_diffusers.store.safety import (
     COMPONENTS,
     CheckpointError,
     check_checkpoint,
@@ -30,8 +31,7 @@ from guided_diffusers.safety import (
     read_json,
     refused_in_one_line,
 )
-from guided_diffusers.transformers_models import check_fitting
-from guided_diffusers.weight_files import superseding
+from guided_diffusers.store.weight_files import superseding
 
 logger = logging.get_logger(__name__)
 

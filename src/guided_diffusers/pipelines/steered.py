@@ -11,6 +11,7 @@ import torch
 from diffusers.utils import logging
 from torch import Tensor
 
+from guided_diffusers.core.noise import NoiseLevel
 from guided_diffusers.guidance import (
     ClassifierFreeGuidance,
     ClassifierGuidance,
@@ -18,11 +19,10 @@ from guided_diffusers.guidance import (
     GuidanceSum,
 )
 from guided_diffusers.guidance.base import checked_scale
-from guided_diffusers.noise_level import NoiseLevel
 from guided_diffusers.pipelines import inputs
 from guided_diffusers.pipelines.guided import GuidedPipeline
 from guided_diffusers.pipelines.unprompted import UnpromptedMixin
-from guided_diffusers.schedulers.compat import noise_level
+from guided_diffusers.schedulers.adapt import noise_level
 
 logger = logging.get_logger(__name__)
 

@@ -19,7 +19,8 @@ from diffusers.utils import logging
 from torch import Tensor
 from transformers import CLIPVisionModelWithProjection, PreTrainedModel, PreTrainedTokenizerBase
 
-from guided_diffusers.denoiser import ModelDenoiser, dtype_of
+from guided_diffusers.core.denoiser import ModelDenoiser, dtype_of
+from guided_diffusers.core.networks import guidance_embedding, needed_arguments
 from guided_diffusers.guidance import (
     ClassifierFreeGuidance,
     Guidance,
@@ -29,13 +30,12 @@ from guided_diffusers.guidance import (
 )
 from guided_diffusers.models.latents import decode, spatial_factor
 from guided_diffusers.models.parts import check_text_width, check_vae, check_weak
-from guided_diffusers.networks import guidance_embedding, needed_arguments
 from guided_diffusers.pipelines import inputs
 from guided_diffusers.pipelines.guided import GuidedPipeline, default_guidance_config, takes_eta
 from guided_diffusers.pipelines.noise import noise_of
 from guided_diffusers.pipelines.prompts import PromptEncoding
 from guided_diffusers.pipelines.run import PromptedRun
-from guided_diffusers.schedulers.compat import config_of, prediction_type_of
+from guided_diffusers.schedulers.adapt import config_of, prediction_type_of
 
 logger = logging.get_logger(__name__)
 

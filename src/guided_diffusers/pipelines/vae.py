@@ -23,12 +23,12 @@ from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
 from torch import Tensor
 
-from guided_diffusers.checks import check_finite, check_number, check_tensor, shown
-from guided_diffusers.image_reader import eight_bit_image
+from guided_diffusers.core.checks import check_finite, check_number, check_tensor, shown
 from guided_diffusers.models.latents import decode, encode
 from guided_diffusers.pipelines import inputs
 from guided_diffusers.pipelines.noise import noise_of
 from guided_diffusers.pipelines.safe import SafePipeline
+from guided_diffusers.store.image_reader import eight_bit_image
 
 OUTPUT_TYPES = ("pil", "np", "pt")
 METHODS = ("spherical", "linear")
@@ -43,7 +43,7 @@ class VAEPipeline(SafePipeline):
     Every method gives an `ImagePipelineOutput`, or a tuple with `return_dict=False`; its images are as
     `output_type` says: "pil", "np" ((batch, height, width, channels)) or "pt" ((batch, channels, height,
     width)), both in [0, 1]. Images given are tensors (batch, channels, height, width) in [-1, 1], or PIL
-    images of any mode, which are read as in training (`guided_diffusers.image_reader`).
+    images of any mode, which are read as in training (`guided_diffusers.store.image_reader`).
 
     Args:
         vae: The autoencoder.

@@ -1,6 +1,6 @@
 """Schedulers, and the noise levels of those of diffusers."""
 
-from guided_diffusers.schedulers.compat import (
+from guided_diffusers.schedulers.adapt import (
     SUPPORTED_SCHEDULERS,
     check_supported,
     next_noise_level,

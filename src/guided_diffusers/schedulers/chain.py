@@ -23,9 +23,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from guided_diffusers.checks import check_int, check_number, shown
-from guided_diffusers.noise_level import NoiseLevel, broadcast
-from guided_diffusers.prediction import coefficients
+from guided_diffusers.core.checks import check_int, check_number, shown
+from guided_diffusers.core.noise import NoiseLevel, broadcast
+from guided_diffusers.core.prediction import coefficients
 
 TIMESTEP_SPACINGS = ("linspace", "leading", "trailing")
 _MAX_BETA = 0.999

@@ -20,9 +20,9 @@ from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from guided_diffusers.checks import check_bool, check_number
-from guided_diffusers.prediction import at_least_float32
-from guided_diffusers.randomness import as_generators
+from guided_diffusers.core.checks import check_bool, check_number
+from guided_diffusers.core.prediction import at_least_float32
+from guided_diffusers.core.randomness import as_generators
 from guided_diffusers.schedulers.chain import root, shaped
 from guided_diffusers.schedulers.variance_preserving import VariancePreservingMixin
 

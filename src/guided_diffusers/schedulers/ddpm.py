@@ -31,10 +31,10 @@ from diffusers.schedulers.scheduling_ddpm import DDPMSchedulerOutput
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from guided_diffusers.checks import shown
-from guided_diffusers.noise_level import broadcast
-from guided_diffusers.prediction import at_least_float32
-from guided_diffusers.randomness import as_generators
+from guided_diffusers.core.checks import shown
+from guided_diffusers.core.noise import broadcast
+from guided_diffusers.core.prediction import at_least_float32
+from guided_diffusers.core.randomness import as_generators
 from guided_diffusers.schedulers.chain import Place, shaped
 from guided_diffusers.schedulers.variance_preserving import VariancePreservingMixin
 

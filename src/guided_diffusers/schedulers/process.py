@@ -25,9 +25,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from guided_diffusers.checks import as_number, check_bool, shown
+from guided_diffusers.core.checks import as_number, check_bool, shown
+from guided_diffusers.schedulers.adapt import process_kind
 from guided_diffusers.schedulers.chain import abar_table
-from guided_diffusers.schedulers.compat import process_kind
 from guided_diffusers.schedulers.families import QUARTER_TURN, is_reversed, known_as
 from guided_diffusers.schedulers.protocol import AnyScheduler
 

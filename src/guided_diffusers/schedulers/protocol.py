@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from diffusers import SchedulerMixin
 from torch import Tensor
 
-from guided_diffusers.noise_level import NoiseLevel
+from guided_diffusers.core.noise import NoiseLevel
 
 
 class Scheduler(Protocol):

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from guided_diffusers.checks import (
+from guided_diffusers.core.checks import (
     check_bool,
     check_device,
     check_int,
@@ -18,8 +18,8 @@ from guided_diffusers.checks import (
     check_tensor,
     shown,
 )
-from guided_diffusers.noise_level import NoiseLevel, broadcast
-from guided_diffusers.prediction import at_least_float32
+from guided_diffusers.core.noise import NoiseLevel, broadcast
+from guided_diffusers.core.prediction import at_least_float32
 from guided_diffusers.schedulers.chain import (
     Chain,
     Place,

@@ -17,10 +17,10 @@ from diffusers.guiders import BaseGuidance
 from diffusers.guiders.guider_utils import GuiderOutput
 from torch import Tensor
 
-from guided_diffusers.denoiser import Denoised
+from guided_diffusers.core.denoiser import Denoised
+from guided_diffusers.core.noise import NoiseLevel
 from guided_diffusers.guidance import ClassifierFreeGuidance, Guidance, RescaledGuidance, Step
-from guided_diffusers.noise_level import NoiseLevel
-from guided_diffusers.schedulers.compat import check_supported, noise_level
+from guided_diffusers.schedulers.adapt import check_supported, noise_level
 
 _TERMS = (ClassifierFreeGuidance, RescaledGuidance)
 _ANYWHERE = NoiseLevel(alpha=1.0, sigma=1.0)

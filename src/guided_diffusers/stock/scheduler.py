@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from guided_diffusers.guidance import Guidance
-from guided_diffusers.schedulers.compat import check_supported, step_names
+from guided_diffusers.schedulers.adapt import check_supported, step_names
 from guided_diffusers.schedulers.protocol import AnyScheduler
 from guided_diffusers.stock.output import (
     check_classifier_terms,

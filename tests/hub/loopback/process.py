@@ -96,6 +96,7 @@ class Hub:
         kept = {
             name: value for name, value in os.environ.items() if not name.startswith(("HF_", "TRANSFORMERS_"))
         }
+        folders = [str(TESTS), str(TESTS / "support"), os.environ.get("PYTHONPATH")]
         return {
             **kept,
             **IMPATIENT,
@@ -106,7 +107,7 @@ class Hub:
             "HF_HUB_DISABLE_PROGRESS_BARS": "1",
             "HF_HUB_DISABLE_XET": "0" if xet else "1",
             "OMP_NUM_THREADS": "1",
-            "PYTHONPATH": os.pathsep.join([str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])]),
+            "PYTHONPATH": os.pathsep.join(filter(None, folders)),
         }
 
 

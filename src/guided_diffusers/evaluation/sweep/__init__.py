@@ -1,8 +1,8 @@
 """Sweeps over guidance: the same prompts and seeds at every point, distance against agreement and compute."""
 
-from .choice import best, finalists, pareto_front, spread, verdict
-from .runner import Drawer, Ruler, run_sweep
-from .spec import Arm, Finals, Point, SweepSpec, points_of
+from guided_diffusers.evaluation.sweep.choice import best, finalists, pareto_front, spread, verdict
+from guided_diffusers.evaluation.sweep.runner import Drawer, Ruler, run_sweep
+from guided_diffusers.evaluation.sweep.spec import Arm, Finals, Point, SweepSpec, points_of
 
 __all__ = [
     "Arm",

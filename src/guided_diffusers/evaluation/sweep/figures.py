@@ -9,10 +9,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ...files import write_atomically
-from ..generation import generated_images
-from ..grid import labelled_grid, to_pictures
-from .spec import Point
+from guided_diffusers.evaluation.generation import generated_images
+from guided_diffusers.evaluation.grid import labelled_grid, to_pictures
+from guided_diffusers.evaluation.sweep.spec import Point
+from guided_diffusers.store.files import write_atomically
 
 _MARKERS = "osD^vP*Xhd<>"
 

@@ -20,16 +20,22 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from ..agreement import agreement
-from ..compute import Compute
-from ..features import FeatureNetwork, extract_features
-from ..generation import OneProcess, Processes, generate_images, generated_images, write_json_atomically
-from ..judge import Judge, judge_images
-from ..prompts import Prompts, stratified_prompts
-from ..reference import Reference
-from ..report import distance_report, figure_names
-from .choice import finalists, pareto_front, spread, verdict
-from .spec import Point, SweepSpec, points_of
+from guided_diffusers.evaluation.agreement import agreement
+from guided_diffusers.evaluation.compute import Compute
+from guided_diffusers.evaluation.features import FeatureNetwork, extract_features
+from guided_diffusers.evaluation.generation import (
+    OneProcess,
+    Processes,
+    generate_images,
+    generated_images,
+    write_json_atomically,
+)
+from guided_diffusers.evaluation.judge import Judge, judge_images
+from guided_diffusers.evaluation.prompts import Prompts, stratified_prompts
+from guided_diffusers.evaluation.reference import Reference
+from guided_diffusers.evaluation.report import distance_report, figure_names
+from guided_diffusers.evaluation.sweep.choice import finalists, pareto_front, spread, verdict
+from guided_diffusers.evaluation.sweep.spec import Point, SweepSpec, points_of
 
 _MAY_GROW = ("arms", "schedulers", "steps", "images", "seed", "seed_sets", "finals", "distance")
 """What each point says of itself, and what is decided after all of them."""

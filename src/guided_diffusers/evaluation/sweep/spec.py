@@ -22,7 +22,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from guided_diffusers.checks import as_number, check_choice, check_int, check_number, shown
+from guided_diffusers.core.checks import as_number, check_choice, check_int, check_number, shown
 
 
 @dataclass(frozen=True, kw_only=True)

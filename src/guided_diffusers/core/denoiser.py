@@ -1,0 +1,237 @@
+"""Denoisers: what every algorithm of this package works on.
+
+A denoiser is any callable `(sample, level, condition) -> x_0`, the estimate E[x_0 | x_t, condition], of the
+sample's shape. Plain functions work. `ModelDenoiser` makes one of a network and its prediction type.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from guided_diffusers.core.checks import as_number, check_callable, check_choice, check_number, shown
+from guided_diffusers.core.networks import WITHOUT_A_BATCH, Network
+from guided_diffusers.core.noise import NoiseLevel, broadcast
+from guided_diffusers.core.prediction import PREDICTION_TYPES, at_least_float32, to_denoised
+
+_COMPUTE_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+class Denoised(NamedTuple):
+    """A denoiser's answer.
+
+    Attributes:
+        x0: The estimate of x_0, of the sample's shape, float32 (float64 where the sample is).
+        extra: Learned-variance channels, of the sample's shape: they ride along and are never guided.
+    """
+
+    x0: Tensor
+    extra: Tensor | None = None
+
+
+class Denoiser(Protocol):
+    """Anything that estimates x_0 from x_t."""
+
+    def __call__(self, sample: Tensor, level: NoiseLevel, condition: Any = None) -> Tensor | Denoised:
+        """Estimate x_0, of the shape of `sample`, `(batch, ...)`."""
+
+
+@runtime_checkable
+class BatchDenoiser(Protocol):
+    """A denoiser that answers several conditions on one sample with one forward."""
+
+    def batch(self, sample: Tensor, level: NoiseLevel, conditions: Sequence[Any]) -> list[Denoised]:
+        """One answer a condition, each of the shape of `sample`."""
+
+
+def as_denoised(answer: Tensor | Denoised) -> Denoised:
+    """A denoiser's answer as `Denoised`, whether it came as one or as a tensor."""
+    return answer if isinstance(answer, Denoised) else Denoised(answer)
+
+
+class ModelDenoiser:
+    """A network as a denoiser.
+
+    The network is called as `model(input_scale * x_t, timestep, **condition)` in its own dtype, a transformer
+    of diffusers as `core.networks` says (by name, on its own scale of timesteps); it may return a tensor, a
+    tuple that begins with one, or an output object with `.sample`. Twice the sample's channels mean learned
+    variance: the second half becomes `Denoised.extra`. Where nobody asks for gradients, a module in
+    evaluation mode runs under `torch.inference_mode`, which is a few per cent faster on a small one; what it
+    answers is a plain tensor all the same.
+
+    Args:
+        model: The network, such as a `UNet2DConditionModel` or an `SD3Transformer2DModel`. What its
+            configuration says that it has to be told must be in the condition.
+        prediction_type: What it predicts: one of `guided_diffusers.core.prediction.PREDICTION_TYPES`.
+        clip: What is done to x_0 before any guidance sees it: None, nothing; a number c, clipping to [-c, c];
+            a function `x_0 -> x_0`, such as `DynamicThreshold`.
+
+    Raises:
+        TypeError: A model that cannot be called.
+        ValueError: An unknown prediction type, a clip that is not positive, or a network of diffusers that is
+            called in a way which is not known.
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        prediction_type: str,
+        clip: float | Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        check_callable("model", model, "a network, or a function (sample, timestep, **condition)")
+        check_choice("prediction_type", prediction_type, PREDICTION_TYPES)
+        number = as_number(clip)
+        if clip is not None and not callable(clip) and not (number is not None and number > 0):
+            raise ValueError(f"clip is {shown(clip)}; allowed: None, a number above 0, or a function of x_0")
+        self.model = model
+        self.network = Network(model)
+        self.prediction_type = prediction_type
+        self.clip = clip
+        self._may_infer = isinstance(model, torch.nn.Module) and not _has_offloading_hooks(model)
+
+    def __call__(self, sample: Tensor, level: NoiseLevel, condition: Any = None) -> Denoised:
+        """Estimate x_0 of `sample`, `(batch, ...)`, with one forward."""
+        return self.batch(sample, level, [condition])[0]
+
+    def batch(self, sample: Tensor, level: NoiseLevel, conditions: Sequence[Any]) -> list[Denoised]:
+        """Answer every condition with ONE forward: the network's batch is `len(conditions) * batch`."""
+        sample = at_least_float32(sample)
+        if sample.ndim < 2:
+            raise ValueError(f"sample is {shown(sample)}; allowed: a tensor (batch, channels, ...)")
+        if not isinstance(level, NoiseLevel):
+            raise TypeError(f"level is {shown(level)}; allowed: a NoiseLevel")
+        count = len(conditions)
+        seen = (broadcast(level.input_scale, sample) * sample).to(dtype_of(self.model, sample.dtype))
+        output = self._forward(
+            torch.cat([seen] * count) if count > 1 else seen,
+            _repeated_timestep(level.timestep, count, sample.device),
+            _concatenated([_arguments(condition) for condition in conditions]),
+        )
+        return self._read(output.unflatten(0, (count, -1)), sample, level)
+
+    def _forward(self, scaled: Tensor, timestep: Any, arguments: Mapping[str, Any]) -> Tensor:
+        infer = self._may_infer and not torch.is_grad_enabled() and not self.model.training
+        with torch.inference_mode() if infer else nullcontext():
+            output = self.network(scaled, timestep, arguments)
+        output = output if isinstance(output, Tensor) else output[0]
+        if not isinstance(output, Tensor) or output.ndim < 2 or len(output) != len(scaled):
+            raise ValueError(f"the network's output is {shown(output)} for a batch of {len(scaled)}")
+        return output.clone() if infer else output
+
+    def _read(self, outputs: Tensor, sample: Tensor, level: NoiseLevel) -> list[Denoised]:
+        """One answer a condition from `(conditions, batch, ...)`: the arithmetic is done once for all."""
+        channels, count = sample.shape[1], len(outputs)
+        extras: Sequence[Tensor | None] = [None] * count
+        if outputs.shape[2] == 2 * channels:
+            outputs, extras = outputs.split(channels, dim=2)
+        elif outputs.shape[1:] != sample.shape:
+            raise ValueError(
+                f"the network's output has shape {tuple(outputs.shape[1:])} for a sample of "
+                f"{tuple(sample.shape)}; allowed: its shape, or twice its channels (learned variance)"
+            )
+        denoised = to_denoised(outputs, sample, level, self.prediction_type).unbind(0)
+        return [Denoised(self._clipped(x0), extra) for x0, extra in zip(denoised, extras, strict=True)]
+
+    def _clipped(self, x0: Tensor) -> Tensor:
+        if self.clip is None:
+            return x0
+        return self.clip(x0) if callable(self.clip) else x0.clamp(-self.clip, self.clip)
+
+
+class DynamicThreshold:
+    """Dynamic thresholding: clip x_0 to its own quantile of |x_0| and rescale it to [-1, 1].
+
+    Args:
+        quantile: In (0, 1]; the paper uses 0.995.
+        maximum: Upper bound of the threshold, at least 1, may be infinite; at 1 this is clipping to [-1, 1].
+
+    References:
+        Saharia et al., "Photorealistic Text-to-Image Diffusion Models" (arXiv:2205.11487), section 2.3.
+    """
+
+    def __init__(self, quantile: float = 0.995, maximum: float = float("inf")) -> None:
+        self.quantile = check_number("quantile", quantile, 0, 1, above=True)
+        number = as_number(maximum)
+        if number is None or not number >= 1:
+            raise ValueError(f"maximum is {shown(maximum)}; allowed: a number of at least 1")
+        self.maximum = number if number < torch.finfo(torch.float32).max else float("inf")
+
+    def __call__(self, x0: Tensor) -> Tensor:
+        """Threshold each image of x_0, `(batch, ...)`, by itself."""
+        threshold = x0.flatten(1).abs().quantile(self.quantile, dim=1).clamp(1, self.maximum)
+        threshold = broadcast(threshold, x0)
+        return x0.clamp(-threshold, threshold) / threshold
+
+
+def _arguments(condition: Any) -> Mapping[str, Any]:
+    """The network's keyword arguments: a `Condition`'s, a mapping's, or none."""
+    if condition is None:
+        return {}
+    arguments = getattr(condition, "positive", condition)
+    if not isinstance(arguments, Mapping):
+        raise TypeError(
+            f"condition is a {type(condition).__name__}; a network needs a Condition or a mapping of its "
+            "keyword arguments"
+        )
+    return arguments
+
+
+def _concatenated(many: Sequence[Any], path: str = "") -> Any:
+    """Join the arguments of several conditions along the batch; what is no tensor must be the same in all."""
+    first = many[0]
+    if len(many) == 1:
+        return first
+    if isinstance(first, Mapping):
+        if any(not isinstance(other, Mapping) or other.keys() != first.keys() for other in many):
+            raise ValueError(
+                f"conditions of one step differ in their arguments{path and f' under {path}'}: {list(many)}"
+            )
+        return {key: _concatenated([each[key] for each in many], f"{path}.{key}".strip(".")) for key in first}
+    if path in WITHOUT_A_BATCH and all(_equal(other, first) for other in many):
+        return first
+    if isinstance(first, Tensor):
+        if any(not isinstance(other, Tensor) or other.shape[1:] != first.shape[1:] for other in many):
+            shapes = ", ".join(str(tuple(getattr(other, "shape", ()))) for other in many)
+            raise ValueError(f"condition {path!r} has shapes {shapes}; they may differ in the batch only")
+        return torch.cat(list(many))
+    if any(other is not first and other != first for other in many):
+        raise ValueError(f"condition {path!r} is no tensor and differs between the conditions of one step")
+    return first
+
+
+def _equal(one: Any, other: Any) -> bool:
+    """Whether two arguments without a batch are the same: tensors, or sequences of them."""
+    if one is other:
+        return True
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return one.shape == other.shape and torch.equal(one, other)
+    several = isinstance(one, list | tuple) and isinstance(other, list | tuple) and len(one) == len(other)
+    return several and all(map(_equal, one, other))
+
+
+def _repeated_timestep(timestep: Any, count: int, device: torch.device) -> Any:
+    if not isinstance(timestep, Tensor):
+        return timestep
+    return timestep.to(device).repeat(count) if timestep.ndim else timestep.to(device)
+
+
+def _has_offloading_hooks(model: torch.nn.Module) -> bool:
+    """Whether calls move weights, which must not be born in inference mode: training could not use them."""
+    return any("_hf_hook" in vars(each) or "_diffusers_hook" in vars(each) for each in model.modules())
+
+
+def dtype_of(model: Any, default: torch.dtype) -> torch.dtype:
+    """The dtype a network computes in.
+
+    Its first parameter says so, which is quick to ask; where that is stored in less (quantised, layerwise
+    cast) the model itself does.
+    """
+    first = next(model.parameters(), None) if isinstance(model, torch.nn.Module) else None
+    if first is not None and first.dtype in _COMPUTE_DTYPES:
+        return first.dtype
+    dtype = getattr(model, "dtype", None)
+    return dtype if isinstance(dtype, torch.dtype) else default

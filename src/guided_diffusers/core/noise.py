@@ -1,0 +1,114 @@
+"""The noise level: what a scheduler contributes to sampling and training.
+
+Every diffusion process used here noises a sample as
+
+    x_t = alpha x_0 + sigma eps,    eps ~ N(0, I),
+
+in the coordinates of the scheduler's own sample: variance-preserving (alpha^2 + sigma^2 = 1),
+variance-exploding (alpha = 1) or flow matching (alpha = 1 - sigma). A `NoiseLevel` is one such pair, with
+what the network is told.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from guided_diffusers.core.checks import shown
+
+_ROUNDING = 1e-6
+
+
+def _float64(name: str, value: Tensor | float) -> Tensor:
+    """A value as a float64 tensor; where that can be seen without waiting for a device, in its range."""
+    try:
+        if isinstance(value, str | bytes | bool | complex) or (torch.is_tensor(value) and value.is_complex()):
+            raise TypeError
+        tensor = torch.as_tensor(value, dtype=torch.float64)
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        raise ValueError(f"{name} is {shown(value)}; allowed: a number, or one a sample") from None
+    most = 1 + _ROUNDING if name == "alpha" else torch.inf
+    if tensor.ndim > 1 or (tensor.device.type == "cpu" and not _within(tensor, most)):
+        limits = "from 0 to 1" if name == "alpha" else "of at least 0"
+        raise ValueError(f"{name} is {shown(value)}; allowed: a number {limits}, or one a sample")
+    return tensor
+
+
+def _within(tensor: Tensor, most: float) -> bool:
+    """Whether all are from 0 to `most`; one number is compared as such, which is quicker."""
+    if tensor.ndim == 0:
+        return 0 <= tensor.item() <= most
+    return bool(((tensor >= 0) & (tensor <= most)).all())
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoiseLevel:
+    """One noise level, or a batch of them: `x_t = alpha x_0 + sigma eps`.
+
+    Args:
+        alpha: Signal scale, in [0, 1]; 0-dim or `(batch,)`. Kept in float64.
+        sigma: Noise scale, >= 0; of alpha's shape. Kept in float64.
+        timestep: What the network receives as its timestep, in the scheduler's own units; 0-dim or
+            `(batch,)`.
+        input_scale: The network sees `input_scale * x_t` (1 for variance-preserving processes and flow
+            matching, `1 / sqrt(1 + sigma^2)` for variance-exploding ones). Kept in float64.
+
+    Raises:
+        ValueError: Not a number, nor one a sample; or, of values on the CPU, out of range.
+    """
+
+    alpha: Tensor | float
+    sigma: Tensor | float
+    timestep: Tensor | float | None = None
+    input_scale: Tensor | float = 1.0
+
+    def __post_init__(self) -> None:
+        """Convert numbers and tensors of any dtype to float64 tensors."""
+        for name in ("alpha", "sigma", "input_scale"):
+            object.__setattr__(self, name, _float64(name, getattr(self, name)))
+        if self.alpha.ndim and self.sigma.ndim and self.alpha.shape != self.sigma.shape:
+            raise ValueError(
+                f"sigma is {shown(self.sigma)}; allowed: alpha's shape, {tuple(self.alpha.shape)}"
+            )
+        if not (self.timestep is None or isinstance(self.timestep, Tensor | int | float | np.number)):
+            raise ValueError(f"timestep is {shown(self.timestep)}; allowed: None, a number, or one a sample")
+
+    @property
+    def noise_to_signal(self) -> Tensor:
+        """`sigma / alpha`, the coordinate of guidance intervals; infinite where nothing of x_0 is left."""
+        return self.sigma / self.alpha
+
+    @property
+    def log_snr(self) -> Tensor:
+        """`log(alpha^2 / sigma^2)`, in nats; minus infinity at pure noise, plus infinity at the clean end."""
+        return 2 * (self.alpha.log() - self.sigma.log())
+
+
+def broadcast(coefficient: Tensor | float, sample: Tensor, name: str = "a per-sample value") -> Tensor:
+    """Shape a coefficient so that it multiplies a sample, in the sample's dtype and on its device.
+
+    Args:
+        coefficient: 0-dim, or `(batch,)`: one value a sample.
+        sample: `(batch, ...)`.
+        name: What an error calls the coefficient.
+
+    Returns:
+        A tensor of shape `()` or `(batch, 1, ...)`.
+
+    Raises:
+        ValueError: Neither one value nor one a sample.
+    """
+    if not isinstance(sample, Tensor):
+        raise ValueError(f"sample is {shown(sample)}; allowed: a tensor (batch, ...)")
+    coefficient = torch.as_tensor(coefficient)
+    if coefficient.ndim == 0:
+        return coefficient.to(sample.dtype)  # a 0-dim CPU tensor multiplies a tensor of any device
+    count = sample.shape[0] if sample.ndim else 1
+    if coefficient.ndim > 1 or coefficient.shape[0] not in (1, count):
+        raise ValueError(
+            f"{name} has shape {tuple(coefficient.shape)}; allowed: () or ({count},), one a sample"
+        )
+    return coefficient.to(sample.device, sample.dtype).reshape(-1, *[1] * (sample.ndim - 1))

@@ -1,0 +1,180 @@
+"""What a network predicts, as one table: x_0 = c_skip x_t + c_out output.
+
+Every prediction type is linear in the sample and the output, so a type is one row `(c_skip, c_out)` of
+functions of the noise level (alpha, sigma). With eps = (x_t - alpha x_0) / sigma and n = alpha^2 + sigma^2:
+
+| type | the network's output | c_skip | c_out |
+|---|---|---|---|
+| epsilon | eps | 1 / alpha | -sigma / alpha |
+| sample | x_0 | 0 | 1 |
+| v_prediction | v, on the unit circle of (alpha, sigma) / sqrt(n) | alpha / n | -sigma / sqrt(n) |
+| flow_prediction | eps - x_0 | 1 / (alpha + sigma) | -sigma / (alpha + sigma) |
+| reversed_flow_prediction | x_0 - eps | as flow_prediction | -(as flow_prediction) |
+| trigflow | F of TrigFlow, with sigma_data = 1 / input_scale | alpha | -sigma |
+| scaled_trigflow | sigma_data F, as SCMScheduler reads it | alpha | -sigma / sigma_data |
+| edm | F, with sigma_data^2 = 1 / input_scale^2 - sigma^2 | sigma_data^2 / n | sigma sigma_data / sqrt(n) |
+| edm_v_prediction | -F | as edm | -(as edm) |
+
+where n = sigma_data^2 + sigma^2 = 1 / input_scale^2 in the rows of EDM.
+
+References:
+    Salimans and Ho, "Progressive Distillation for Fast Sampling of Diffusion Models" (arXiv:2202.00512),
+    appendix D: v. Karras et al., "Elucidating the Design Space of Diffusion-Based Generative Models"
+    (arXiv:2206.00364), table 1: EDM. Lipman et al., "Flow Matching for Generative Modeling"
+    (arXiv:2210.02747): flow. Lu and Song, "Simplifying, Stabilizing and Scaling Continuous-Time Consistency
+    Models" (arXiv:2410.11081), section 3: TrigFlow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from guided_diffusers.core.checks import shown
+from guided_diffusers.core.noise import NoiseLevel, broadcast
+
+Row = Callable[[NoiseLevel], tuple[Tensor, Tensor]]
+
+
+def _epsilon(level: NoiseLevel) -> tuple[Tensor, Tensor]:
+    if (level.alpha == 0).any():
+        raise ValueError(
+            "epsilon prediction says nothing about x_0 at alpha = 0 (zero terminal SNR): use a model with "
+            "prediction_type 'v_prediction' or 'sample', or a schedule that keeps some signal"
+        )
+    return 1 / level.alpha, -level.sigma / level.alpha
+
+
+def _sample(level: NoiseLevel) -> tuple[Tensor, Tensor]:
+    return torch.zeros_like(level.alpha), torch.ones_like(level.alpha)
+
+
+def _v(level: NoiseLevel) -> tuple[Tensor, Tensor]:
+    norm_squared = level.alpha**2 + level.sigma**2
+    return level.alpha / norm_squared, -level.sigma / norm_squared.sqrt()
+
+
+def _flow(level: NoiseLevel) -> tuple[Tensor, Tensor]:
+    total = level.alpha + level.sigma
+    return 1 / total, -level.sigma / total
+
+
+def _reversed_flow(level: NoiseLevel) -> tuple[Tensor, Tensor]:
+    skip, out = _flow(level)
+    return skip, -out
+
+
+def _trigflow(level: NoiseLevel) -> tuple[Tensor, Tensor]:
+    return level.alpha, -level.sigma
+
+
+def _scaled_trigflow(level: NoiseLevel) -> tuple[Tensor, Tensor]:
+    return level.alpha, -level.sigma * level.input_scale
+
+
+def _edm(level: NoiseLevel) -> tuple[Tensor, Tensor]:
+    skip = 1 - (level.sigma * level.input_scale) ** 2
+    return skip, level.sigma * skip.clamp_min(0).sqrt()
+
+
+def _edm_v(level: NoiseLevel) -> tuple[Tensor, Tensor]:
+    skip, out = _edm(level)
+    return skip, -out
+
+
+_ROWS: dict[str, Row] = {
+    "epsilon": _epsilon,
+    "sample": _sample,
+    "v_prediction": _v,
+    "flow_prediction": _flow,
+    "reversed_flow_prediction": _reversed_flow,
+    "trigflow": _trigflow,
+    "scaled_trigflow": _scaled_trigflow,
+    "edm": _edm,
+    "edm_v_prediction": _edm_v,
+}
+PREDICTION_TYPES = tuple(_ROWS)
+
+
+def coefficients(level: NoiseLevel, prediction_type: str) -> tuple[Tensor, Tensor]:
+    """The row `(c_skip, c_out)` of a prediction type at a noise level: `x_0 = c_skip x_t + c_out output`.
+
+    Args:
+        level: Alpha and sigma 0-dim or `(batch,)`.
+        prediction_type: One of `PREDICTION_TYPES`.
+
+    Returns:
+        Two float64 tensors of alpha's shape.
+
+    Raises:
+        ValueError: An unknown prediction type, or epsilon prediction at alpha = 0.
+    """
+    if not isinstance(prediction_type, str) or prediction_type not in _ROWS:
+        raise ValueError(
+            f"prediction_type is {shown(prediction_type)}; allowed: {', '.join(PREDICTION_TYPES)}"
+        )
+    if not isinstance(level, NoiseLevel):
+        raise TypeError(f"level is {shown(level)}; allowed: a NoiseLevel")
+    return _ROWS[prediction_type](level)
+
+
+def to_denoised(output: Tensor, sample: Tensor, level: NoiseLevel, prediction_type: str) -> Tensor:
+    """Read x_0 from a network's output.
+
+    Args:
+        output: The network's output, `(batch, ...)`, or several: `(count, batch, ...)`.
+        sample: x_t, `(batch, ...)`, unscaled.
+        level: The noise level of x_t.
+        prediction_type: One of `PREDICTION_TYPES`.
+
+    Returns:
+        x_0 of output's shape, in float32 (float64 where the sample is).
+
+    Raises:
+        ValueError: An unknown prediction type, or epsilon prediction at alpha = 0.
+    """
+    skip, out = coefficients(level, prediction_type)
+    sample = at_least_float32(sample)
+    if not isinstance(output, Tensor) or output.is_complex() or output.shape[-sample.ndim :] != sample.shape:
+        raise ValueError(
+            f"output is {shown(output)}; allowed: a tensor of sample's shape, {tuple(sample.shape)}, or "
+            "several"
+        )
+    return broadcast(skip, sample) * sample + broadcast(out, sample) * output.to(sample.dtype)
+
+
+def from_denoised(x0: Tensor, sample: Tensor, level: NoiseLevel, prediction_type: str) -> Tensor:
+    """Write x_0 as a network of the given prediction type would have: the inverse of `to_denoised`.
+
+    Args:
+        x0: The estimate of x_0, `(batch, ...)`.
+        sample: x_t, of x0's shape, unscaled.
+        level: The noise level of x_t, with sigma > 0 (at sigma = 0 only `sample` prediction has an inverse).
+        prediction_type: One of `PREDICTION_TYPES`.
+
+    Returns:
+        The output, of x0's shape, in float32 (float64 where the sample is).
+
+    Raises:
+        ValueError: An unknown prediction type, epsilon prediction at alpha = 0, or no inverse at sigma = 0.
+    """
+    skip, out = coefficients(level, prediction_type)
+    if (out == 0).any():
+        raise ValueError(f"prediction_type {prediction_type!r} has no output for a given x_0 at sigma = 0")
+    sample = at_least_float32(sample)
+    if not isinstance(x0, Tensor) or x0.is_complex() or x0.shape != sample.shape:
+        raise ValueError(f"x0 is {shown(x0)}; allowed: a tensor of sample's shape, {tuple(sample.shape)}")
+    return (x0.to(sample.dtype) - broadcast(skip, sample) * sample) * broadcast(1 / out, sample)
+
+
+def at_least_float32(sample: Tensor, name: str = "sample") -> Tensor:
+    """Half precision to float32; float32 and float64 as they are.
+
+    Raises:
+        TypeError: No tensor, or one of complex numbers; it names the argument.
+    """
+    if not isinstance(sample, Tensor) or sample.is_complex():
+        raise TypeError(f"{name} is {shown(sample)}; allowed: a tensor of real numbers")
+    return sample if sample.dtype in (torch.float32, torch.float64) else sample.float()

@@ -1,0 +1,108 @@
+"""Randomness as a function of position: (seed, global sample index) and nothing else.
+
+What a sample is made of must not depend on the rank, the number of processes or the batch it falls into. So
+each sample has a generator of its own, seeded by a hash of the run's seed and the sample's global index.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from guided_diffusers.core.checks import check_device, check_int, shown
+
+_MASK = (1 << 64) - 1
+_MOST = 1 << 32
+
+
+def _mix(value: int) -> int:
+    """The finaliser of SplitMix64 (Steele, Lea and Flood, 2014): a well-mixing bijection of 64 bits."""
+    value = (value + 0x9E3779B97F4A7C15) & _MASK
+    value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+    value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & _MASK
+    return value ^ (value >> 31)
+
+
+def seed_for(seed: int, sample_index: int) -> int:
+    """The seed of one sample.
+
+    Args:
+        seed: The run's seed, any integer.
+        sample_index: The sample's global index, any integer: its place in the whole run, not in a batch or on
+            a rank.
+
+    Returns:
+        An integer in [0, 2^63), which `torch.Generator.manual_seed` takes as it is.
+    """
+    seed = check_int("seed", seed, high=None)
+    sample_index = check_int("sample_index", sample_index, high=None)
+    return _mix(_mix(seed & _MASK) ^ (sample_index & _MASK)) >> 1
+
+
+def generator_for(seed: int, sample_index: int, device: torch.device | str = "cpu") -> torch.Generator:
+    """A generator for one sample, seeded by `seed_for`."""
+    return torch.Generator(check_device("device", device) or "cpu").manual_seed(seed_for(seed, sample_index))
+
+
+def randn_for(
+    seed: int,
+    sample_indices: Sequence[int],
+    shape: Sequence[int],
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Standard normal noise with one generator a sample, drawn on the CPU: the same on every device.
+
+    Args:
+        seed: The run's seed.
+        sample_indices: Global indices, one a sample.
+        shape: The shape of one sample.
+        device: Where the result goes.
+        dtype: Of the result; drawn in it.
+
+    Returns:
+        `(len(sample_indices), *shape)`.
+    """
+    noise = _empty(sample_indices, shape, dtype)
+    generator = torch.Generator()
+    for row, index in zip(noise, sample_indices, strict=True):
+        row.normal_(generator=generator.manual_seed(seed_for(seed, index)))
+    return noise.to(check_device("device", device))
+
+
+def rand_for(
+    seed: int,
+    sample_indices: Sequence[int],
+    shape: Sequence[int],
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Uniform numbers in [0, 1); otherwise as `randn_for`."""
+    numbers = _empty(sample_indices, shape, dtype)
+    generator = torch.Generator()
+    for row, index in zip(numbers, sample_indices, strict=True):
+        row.uniform_(generator=generator.manual_seed(seed_for(seed, index)))
+    return numbers.to(check_device("device", device))
+
+
+def as_generators(value: Any) -> torch.Generator | list[torch.Generator] | None:
+    """A source of noise as diffusers takes it: of several generators only a list, never a tuple."""
+    return list(value) if isinstance(value, Sequence) else value
+
+
+def _empty(sample_indices: Sequence[int], shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    for name, value in (("sample_indices", sample_indices), ("shape", shape)):
+        if not isinstance(value, Sequence) or isinstance(value, str | bytes):
+            raise ValueError(f"{name} is {shown(value)}; allowed: a list of integers")
+    sides = [check_int("shape", side, 0, None) for side in shape]
+    if math.prod(sides) * len(sample_indices) > _MOST:
+        raise ValueError(f"shape is {shown(tuple(sides))}; allowed: at most {_MOST:,} numbers in all")
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise ValueError(f"dtype is {shown(dtype)}; allowed: a floating-point dtype of torch")
+    return torch.empty(len(sample_indices), *sides, dtype=dtype)

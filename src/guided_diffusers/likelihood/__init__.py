@@ -1,0 +1,1 @@
+"""Likelihoods of diffusion models: the variational bound and its terms."""

@@ -1,0 +1,303 @@
+"""What a scheduler contributes here: noise levels, its row of the prediction table, its steps.
+
+A scheduler that says its `noise_level` is taken at its word (see `Scheduler`); the classes of diffusers,
+which do not, are adapted by the table of `families`. Nothing else asks what class a scheduler is.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from guided_diffusers.core.checks import as_number, shown
+from guided_diffusers.core.noise import NoiseLevel
+from guided_diffusers.schedulers.families import FAMILIES, REFUSED, family_of, is_reversed, known_as
+from guided_diffusers.schedulers.protocol import AnyScheduler
+
+SUPPORTED_SCHEDULERS = tuple(FAMILIES)
+"""The classes of diffusers that are adapted; ours, and any that says its noise levels, need no list."""
+
+_NEEDED = ("set_timesteps", "step")
+
+
+def noise_level(scheduler: AnyScheduler, timestep: Tensor | float) -> NoiseLevel:
+    """The noise level of a scheduler's sample at one of its timesteps.
+
+    Args:
+        scheduler: A scheduler that says its noise levels, or a class of diffusers (`SUPPORTED_SCHEDULERS`);
+            after `set_timesteps`.
+        timestep: A timestep listed in `scheduler.timesteps`, or `(batch,)` of them. While a run is under way,
+            the entry at the scheduler's `step_index` is meant where a timestep is listed more than once.
+
+    Returns:
+        The level, of timestep's shape, read from the scheduler's own table.
+
+    Raises:
+        ValueError: An unsupported scheduler, `set_timesteps` not called yet, or a timestep that is not
+            listed. (Before `set_timesteps` several tables run the other way; off the list another row would
+            be read.)
+    """
+    check_supported(scheduler)
+    if not _timesteps_are_set(scheduler):
+        raise ValueError(f"{type(scheduler).__name__} has no timesteps yet: call its set_timesteps first")
+    number = isinstance(timestep, Tensor) and timestep.ndim < 2 and timestep.numel() > 0
+    if not number and as_number(timestep) is None:
+        raise ValueError(f"timestep is {shown(timestep)}; allowed: a listed timestep, or one a sample")
+    if isinstance(timestep, Tensor) and timestep.ndim == 1:
+        return _stacked([noise_level(scheduler, t) for t in timestep], timestep)
+    return _level(scheduler, place_of(scheduler, timestep), timestep)
+
+
+def next_noise_level(scheduler: AnyScheduler, index: int) -> NoiseLevel:
+    """The level that step `index` of a run arrives at.
+
+    Args:
+        scheduler: A supported scheduler, after `set_timesteps`.
+        index: The step's place in `scheduler.timesteps`.
+
+    Returns:
+        The level; at the clean end alpha 1 and sigma 0, or the scheduler's own last level. Its timestep is
+        the next listed one, None after the last. For multi-stage schedulers (Heun, KDPM2) it is the next
+        stage's.
+    """
+    check_supported(scheduler)
+    if hasattr(scheduler, "next_noise_level"):
+        return _checked(scheduler, scheduler.next_noise_level(index))
+    listed = run_timesteps(scheduler)
+    return _level(scheduler, index + 1, listed[index + 1] if index + 1 < len(listed) else None)
+
+
+def prediction_type_of(scheduler: AnyScheduler) -> str:
+    """The row of the prediction table in which a scheduler's `step` reads the network's output.
+
+    Args:
+        scheduler: A supported scheduler.
+
+    Returns:
+        One of `guided_diffusers.core.prediction.PREDICTION_TYPES`.
+
+    Raises:
+        ValueError: An unsupported scheduler, or a prediction type that its `step` reads by another process's
+            formula: v_prediction of a scheduler that uses flow sigmas, flow_prediction of one that does not.
+    """
+    check_supported(scheduler)
+    family = family_of(scheduler)
+    if family is not None:
+        return family.row(scheduler)
+    return config_of(scheduler, "prediction_type") or getattr(scheduler, "prediction_type", "epsilon")
+
+
+def process_kind(scheduler: AnyScheduler) -> str:
+    """The kind of process a network is told about: one of `process.KINDS`.
+
+    A variance-exploding scheduler's scaled input, `x_t / sqrt(1 + sigma^2)`, is that of the
+    variance-preserving process with the same betas, so it is of that kind.
+
+    Raises:
+        ValueError: An unsupported scheduler, or one of no class that is known here.
+    """
+    check_supported(scheduler)
+    family = family_of(scheduler)
+    if family is None:
+        raise ValueError(
+            f"scheduler is a {type(scheduler).__name__}, whose process is not known: give it an attribute "
+            "`process`, as describe_process gives it for a scheduler of the same process"
+        )
+    return "flow" if config_of(scheduler, "use_flow_sigmas") else family.process
+
+
+def reads_variance(scheduler: AnyScheduler) -> bool:
+    """Whether a scheduler's `step` takes the channels of a learned variance beside the prediction."""
+    learned = config_of(scheduler, "variance_type") in ("learned", "learned_range")
+    return learned and known_as(scheduler) in ("DDPMScheduler", "DDPMParallelScheduler")
+
+
+def takes(scheduler: AnyScheduler, name: str) -> bool:
+    """Whether a scheduler's `set_timesteps` takes custom `timesteps` or `sigmas` and uses them as given."""
+    family = family_of(scheduler)
+    bent = family is not None and name in family.unusable
+    return name in inspect.signature(scheduler.set_timesteps).parameters and not bent
+
+
+def sigmas_for(scheduler: AnyScheduler, sigmas: list[float]) -> Any:
+    """Custom sigmas in the type that a scheduler's `set_timesteps` takes, which may write into them."""
+    family = family_of(scheduler)
+    return np.array(sigmas) if family is None else family.sequence(sigmas)
+
+
+def check_supported(scheduler: AnyScheduler) -> None:
+    """Raise ValueError for a scheduler without an x_0 or without known noise levels; it says why."""
+    name, own, known = type(scheduler).__name__, hasattr(scheduler, "noise_level"), known_as(scheduler)
+    if own:
+        lacking = [each for each in _NEEDED if not hasattr(scheduler, each)]
+        if lacking:
+            raise ValueError(f"scheduler is a {name} with a noise_level, and lacks {', '.join(lacking)}")
+    elif known in REFUSED:
+        raise ValueError(f"scheduler is a {name}, which is not supported: {REFUSED[known]}")
+    elif known is None:
+        raise ValueError(
+            f"scheduler is a {name}, whose noise levels are not known here; supported: any that has "
+            f"noise_level(timestep), and {', '.join(SUPPORTED_SCHEDULERS)} and their subclasses"
+        )
+    elif is_reversed(scheduler) and (
+        known == "FlowMatchLCMScheduler" or config_of(scheduler, "stochastic_sampling")
+    ):
+        raise ValueError(
+            f"a {name} with invert_sigmas=True and new noise at each step is not supported: it takes the "
+            "signal's scale for the noise's, and makes a wrong x_0"
+        )
+    elif getattr(scheduler, "_scale_factors", None):
+        raise ValueError(
+            f"a {name} with scale_factors is not supported: its steps change the sample's size, and a run "
+            "here keeps it; leave scale_factors out"
+        )
+
+
+def config_of(scheduler: AnyScheduler, name: str, default: Any = None) -> Any:
+    """A value of a scheduler's configuration, where it has one."""
+    config = getattr(scheduler, "config", None)
+    return config.get(name, default) if isinstance(config, Mapping) else getattr(config, name, default)
+
+
+def run_timesteps(scheduler: AnyScheduler) -> Sequence[Any] | Tensor:
+    """The timesteps at which a run calls the network; some schedulers list the clean end beside them."""
+    family = family_of(scheduler)
+    if family is None or hasattr(scheduler, "noise_level"):
+        return scheduler.timesteps
+    return scheduler.timesteps[: len(family.table(scheduler, 0)) - 1]
+
+
+def initial_scale(scheduler: AnyScheduler) -> float:
+    """What standard normal noise is multiplied by to be the first sample of a run."""
+    family = family_of(scheduler)
+    if family is not None:
+        return family.scale(scheduler)
+    start = max(1.0, float(noise_level(scheduler, scheduler.timesteps[0]).sigma))
+    return float(getattr(scheduler, "init_noise_sigma", start))
+
+
+def stepper(scheduler: AnyScheduler, **fixed: Any) -> Callable[..., Tensor]:
+    """One run's `(output, timestep, sample, **more) -> next sample`, whatever the scheduler's `step` wants.
+
+    Args:
+        scheduler: A supported scheduler.
+        fixed: Further arguments of its `step`, the same at each.
+    """
+    taken = inspect.signature(scheduler.step).parameters
+    fixed |= {"return_dict": False} if "return_dict" in taken else {}
+    before: list[Any] = [None, None]  # CogVideoX's solver is given its last x_0 and timestep by its caller
+
+    def step(output: Tensor, timestep: Any, sample: Tensor, **more: Any) -> Tensor:
+        if "old_pred_original_sample" not in taken:
+            return _sample_of(scheduler.step(output, timestep, sample, **fixed, **more))
+        stepped = scheduler.step(output, before[0], timestep, before[1], sample, **fixed, **more)
+        before[:] = stepped[1], timestep
+        return _sample_of(stepped)
+
+    return step
+
+
+def seed_noise(scheduler: AnyScheduler, sample: Tensor, generator: Any) -> None:
+    """Let DPMSolverSDEScheduler, whose step takes no generator, draw this run's noise from it all the same.
+
+    Args:
+        scheduler: Any; one that was made with a `noise_sampler_seed` keeps it.
+        sample: The first of the run.
+        generator: None, one, or a list of one a sample.
+    """
+    if generator is None or getattr(scheduler, "noise_sampler_seed", 0) is not None:
+        return
+    from diffusers.schedulers.scheduling_dpmsolver_sde import BrownianTreeNoiseSampler
+
+    several = generator if isinstance(generator, list) else [generator]
+    seeds = [int(torch.randint(2**63 - 1, (), generator=each, device=each.device)) for each in several]
+    sigmas = scheduler.sigmas[scheduler.sigmas > 0]
+    seed = seeds if isinstance(generator, list) else seeds[0]
+    scheduler.noise_sampler = BrownianTreeNoiseSampler(sample, float(sigmas.min()), float(sigmas.max()), seed)
+
+
+def step_names(scheduler: AnyScheduler) -> tuple[str, str, str]:
+    """What a scheduler's `step` calls the output, the timestep and the sample."""
+    taken, usual = list(inspect.signature(scheduler.step).parameters), ("model_output", "timestep", "sample")
+    return usual if {*usual} <= {*taken} else tuple(taken[:3])
+
+
+def _sample_of(stepped: Any) -> Tensor:
+    if isinstance(stepped, tuple):
+        return stepped[0]
+    return stepped if isinstance(stepped, Tensor) else stepped.prev_sample
+
+
+def place_of(scheduler: AnyScheduler, timestep: Tensor | float) -> int:
+    """The place of a timestep in `scheduler.timesteps`: the current step's where that is it.
+
+    Args:
+        scheduler: A supported scheduler, after `set_timesteps`.
+        timestep: A listed timestep.
+
+    Returns:
+        The index of the step, as `next_noise_level` takes it.
+
+    Raises:
+        ValueError: A timestep that is not listed.
+    """
+    timesteps = torch.as_tensor(scheduler.timesteps)
+    step_index = getattr(scheduler, "step_index", None)
+    if step_index is not None and step_index < len(timesteps) and bool(timesteps[step_index] == timestep):
+        return step_index
+    wanted = timestep if isinstance(timestep, Tensor) else as_number(timestep)  # any integer, however large
+    places = (timesteps == torch.as_tensor(wanted, device=timesteps.device)).nonzero().flatten()
+    if len(places) == 0:
+        first = ", ".join(f"{float(t):g}" for t in timesteps[:5])
+        raise ValueError(
+            f"timestep is {shown(timestep)}, which {type(scheduler).__name__} does not list; "
+            f"its {len(timesteps)} timesteps begin {first}"
+        )
+    return int(places[0])
+
+
+def _level(scheduler: AnyScheduler, index: int, timestep: Any) -> NoiseLevel:
+    """The level of step `index`, by the scheduler's own word or its family's table; then where it ends."""
+    if timestep is not None and hasattr(scheduler, "noise_level"):
+        level = _checked(scheduler, scheduler.noise_level(timestep))
+        return level if level.timestep is not None else replace(level, timestep=timestep)
+    family = family_of(scheduler)
+    if family is None:
+        return NoiseLevel(alpha=1.0, sigma=0.0)
+    table = family.table(scheduler, index)
+    value = torch.as_tensor(table[min(index, len(table) - 1)]).cpu().double()
+    alpha, sigma, input_scale = family.coordinates(scheduler, value)
+    return NoiseLevel(alpha=alpha, sigma=sigma, timestep=timestep, input_scale=input_scale)
+
+
+def _checked(scheduler: AnyScheduler, level: Any) -> NoiseLevel:
+    if not isinstance(level, NoiseLevel):
+        name = type(scheduler).__name__
+        raise TypeError(f"the noise level that {name} says is {shown(level)}; allowed: a NoiseLevel")
+    return level
+
+
+def _timesteps_are_set(scheduler: AnyScheduler) -> bool:
+    """Whether a run's timesteps are listed; Heun, LMS and KDPM2 list one over all of training's when made."""
+    if getattr(scheduler, "timesteps", None) is None or len(scheduler.timesteps) == 0:
+        return False
+    train = config_of(scheduler, "num_train_timesteps")
+    return (
+        train is None
+        or getattr(scheduler, "num_inference_steps", None) is not None
+        or getattr(scheduler, "custom_timesteps", False)
+        or len(scheduler.timesteps) not in (train, train + 1)
+    )
+
+
+def _stacked(levels: list[NoiseLevel], timestep: Tensor) -> NoiseLevel:
+    alpha, sigma, input_scale = (
+        torch.stack([getattr(level, name) for level in levels]) for name in ("alpha", "sigma", "input_scale")
+    )
+    return NoiseLevel(alpha=alpha, sigma=sigma, timestep=timestep, input_scale=input_scale)

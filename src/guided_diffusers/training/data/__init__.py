@@ -1,0 +1,1 @@
+"""Image-text data: opened, decoded, cached, labelled."""

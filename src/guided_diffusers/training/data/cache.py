@@ -1,0 +1,199 @@
+"""What frozen networks make of the data, computed once and kept on disk.
+
+A cache is a memory-mapped array `<name>.npy` with a manifest `<name>.json` of all that made it: the dataset's
+fingerprint and transform, a hash of the network's weights and configuration, and the dtype. A cache whose
+manifest does not match is made anew, with a message that says what changed. The array is written under a
+temporary name and renamed, and while it is replaced there is no manifest: a run that is stopped leaves
+nothing that another would believe.
+
+An autoencoder's cache holds the moments of its posterior and not a draw: training draws anew at every step.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from guided_diffusers.core.condition import encode_text, tokenize
+from guided_diffusers.models import latents
+from guided_diffusers.store.files import cache_folder, new_array, write_json_atomically
+from guided_diffusers.training.data.dataset import ImageTextDataset
+
+logger = logging.getLogger(__name__)
+
+CACHE_VERSION = 1
+"""Part of every manifest: raise it when the meaning of an array changes."""
+
+
+class LatentMoments:
+    """The posteriors of a dataset's standardised latents, by row.
+
+    Args:
+        moments: `(rows, 2, channels, height, width)`: means and standard deviations.
+    """
+
+    def __init__(self, moments: np.ndarray) -> None:
+        self._moments = moments
+
+    def __len__(self) -> int:
+        """The number of rows."""
+        return len(self._moments)
+
+    def moments(self, indices: Sequence[int] | np.ndarray) -> tuple[Tensor, Tensor]:
+        """Means and standard deviations of some rows, each `(batch, channels, height, width)` float32."""
+        mean, std = torch.from_numpy(self._moments[np.asarray(indices)]).float().unbind(1)
+        return mean, std
+
+    def sample(self, indices: Sequence[int] | np.ndarray, noise: Tensor) -> Tensor:
+        """A draw from the posteriors of some rows: mean + deviation x noise.
+
+        Args:
+            indices: Row numbers in [0, len).
+            noise: Standard normal, `(batch, channels, height, width)`, as of `randomness.randn_for`: one
+                generator a sample makes the draw independent of the batch.
+
+        Returns:
+            `(batch, channels, height, width)` float32.
+        """
+        mean, std = self.moments(indices)
+        return torch.addcmul(mean, std, noise)
+
+
+def cached_latents(
+    autoencoder: nn.Module,
+    data: ImageTextDataset,
+    dtype: Literal["float32", "float16"] = "float32",
+    batch_size: int = 64,
+) -> LatentMoments:
+    """The latent moments of all images, from the cache or encoded now, in `data.config.cache_dir`.
+
+    Args:
+        autoencoder: A frozen autoencoder, of `latents.IMAGE_AUTOENCODERS`, on the device that is to encode.
+        data: The images. Its fingerprint is part of the key.
+        dtype: Of the file; float16 halves it and rounds means and deviations to 11 bits.
+        batch_size: Images encoded at once.
+    """
+    made_of = {"data": data.fingerprint, "autoencoder": fingerprint(autoencoder), "dtype": dtype}
+
+    @torch.no_grad()
+    def encode(start: int, stop: int) -> Tensor:
+        images = data.pixels(range(start, stop)).to(autoencoder.device)
+        return torch.stack(latents.encode(autoencoder, images), dim=1)
+
+    rows = [os.path.abspath(data.config.path), data.config.split, *data.shape]
+    if data.config.mirror:  # a file of its own: runs with and without would make each other's anew
+        rows.append("mirror")
+    name = f"latents-{_key(*rows)}"
+    shape = (len(data), 2, *latents.latent_shape(autoencoder, *data.shape[1:]))
+    was_training = autoencoder.training
+    autoencoder.eval()
+    array = _cached(cache_folder(data.config.cache_dir) / name, made_of, shape, dtype, encode, batch_size)
+    autoencoder.train(was_training)
+    return LatentMoments(array)
+
+
+def cached_embeddings(
+    text_encoder: nn.Module,
+    tokenizer: Any,  # noqa: ANN401 (any of transformers' tokenizers)
+    captions: Sequence[str],
+    cache_dir: str | Path | None = None,
+    dtype: Literal["float32", "float16"] = "float32",
+    batch_size: int = 64,
+) -> Tensor:
+    """A frozen text encoder's last hidden states of some captions, from the cache or computed now.
+
+    Args:
+        text_encoder: A frozen text encoder of transformers, on the device that is to encode.
+        tokenizer: Its tokenizer; captions are padded to its `model_max_length`.
+        captions: The texts.
+        cache_dir: The folder; None: `files.cache_folder()`.
+        dtype: Of the file and the result.
+        batch_size: Captions encoded at once.
+
+    Returns:
+        `(captions, length, width)`, memory-mapped.
+    """
+    ids, mask = tokenize(tokenizer, captions)
+    content = hashlib.sha256(ids.numpy().tobytes()).hexdigest()
+    made_of = {"captions": content, "text_encoder": fingerprint(text_encoder), "dtype": dtype}
+    device = next(text_encoder.parameters()).device
+
+    @torch.no_grad()
+    def encode(start: int, stop: int) -> Tensor:
+        return encode_text(text_encoder, ids[start:stop].to(device), mask[start:stop].to(device))
+
+    shape = (*ids.shape, text_encoder.config.hidden_size)
+    was_training = text_encoder.training
+    text_encoder.eval()
+    stem = cache_folder(cache_dir) / f"embeddings-{_key(*captions)}"
+    array = _cached(stem, made_of, shape, dtype, encode, batch_size, mmap_mode="c")
+    text_encoder.train(was_training)
+    return torch.from_numpy(array)
+
+
+def fingerprint(network: nn.Module) -> str:
+    """A hash of a network's class, configuration and weights (names, dtypes, shapes and bytes)."""
+    config = dict(network.config.items() if hasattr(network.config, "items") else network.config.to_dict())
+    told = {name: value for name, value in config.items() if not name.startswith("_")}
+    told.pop("transformers_version", None)
+    digest = hashlib.sha256(json.dumps([type(network).__name__, told], sort_keys=True, default=str).encode())
+    for name, tensor in sorted(network.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _cached(
+    stem: Path,
+    made_of: dict[str, str],
+    shape: tuple[int, ...],
+    dtype: str,
+    compute: Callable[[int, int], Tensor],
+    batch_size: int,
+    mmap_mode: Literal["r", "c"] = "r",
+) -> np.ndarray:
+    array, manifest = stem.with_suffix(".npy"), stem.with_suffix(".json")
+    made_of = {"version": str(CACHE_VERSION), **made_of}
+    found = json.loads(manifest.read_text()) if manifest.is_file() and array.is_file() else None
+    if found != made_of:
+        if found is None:
+            logger.info("computing %s", array)
+        else:
+            changed = sorted(name for name in {*made_of, *found} if made_of.get(name) != found.get(name))
+            logger.warning("%s was made of another %s: computing it anew", array, ", ".join(changed))
+        manifest.unlink(missing_ok=True)
+        _compute(array, shape, dtype, compute, batch_size)
+        write_json_atomically(manifest, made_of)
+    return np.load(array, mmap_mode=mmap_mode)
+
+
+def _compute(
+    path: Path, shape: tuple[int, ...], dtype: str, compute: Callable[[int, int], Tensor], batch_size: int
+) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    try:
+        values = new_array(temporary, dtype, shape)
+        with tqdm(total=shape[0], desc=f"encoding {path.stem.partition('-')[0]}", disable=None) as bar:
+            for start in range(0, shape[0], batch_size):
+                stop = min(start + batch_size, shape[0])
+                values[start:stop] = compute(start, stop).float().cpu().numpy()
+                bar.update(stop - start)
+        values.flush()
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _key(*parts: object) -> str:
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]

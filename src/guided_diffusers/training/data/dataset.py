@@ -1,0 +1,292 @@
+"""Image-text data: any Hub id, image folder or parquet -> pixels in [-1, 1] and captions, by row number.
+
+Nothing here keeps a position or a random state: pixels are a function of the row, and which caption of a row
+is used is a function of (seed, position), position being the sample's place in the whole run. So resuming
+costs nothing, and the number of processes changes nothing.
+
+Images are decoded once, into a memory-mapped uint8 file that is keyed by what made it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import fsspec
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from guided_diffusers.core.randomness import seed_for
+from guided_diffusers.store.columns import captions_of
+from guided_diffusers.store.files import cache_folder, new_array, write_atomically
+from guided_diffusers.training.data.decoding import decode_image
+from guided_diffusers.training.data.opening import class_names, load_image_text
+from guided_diffusers.training.engine.config import option
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+logger = logging.getLogger(__name__)
+
+DECODING_VERSION = 2
+"""Part of the key of decoded images: raise it when `decode_image` changes what it returns."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Where the images and captions are and what they become."""
+
+    path: str = field(metadata={"help": "Hub id, folder (of images, or parquet), file or pattern of files"})
+    split: str = option("train", 'in the syntax of the library datasets: "train", "test", "train[:1000]"')
+    image_column: str = option("image", "the column with the images")
+    caption_column: str | None = option("text", "column of captions: strings or lists of them; null: none")
+    resolution: int = option(32, "height and width in pixels: the shorter side is resized, the middle kept")
+    crop: int | None = option(None, "cut out the middle square of so many pixels first; null: do not")
+    channels: Literal[1, 3] = option(3, "1 (grey) or 3 (RGB)")
+    mirror: bool = option(False, "add the mirror image of every image as a row of its own: twice the rows")
+    on_corrupt: Literal["raise", "skip"] = option(
+        "raise", "a row with no image or a corrupt one: stop and name it, or leave it out with a warning"
+    )
+    cache_dir: str | None = option(
+        None, "for decoded images and latents; null: $GUIDED_DIFFUSERS_CACHE, or the user's cache"
+    )
+
+    def __post_init__(self) -> None:
+        """Checks the values; raises ValueError naming the one that is wrong."""
+        for name, allowed in (("channels", (1, 3)), ("on_corrupt", ("raise", "skip"))):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; allowed: {allowed}")
+        if self.resolution < 1:
+            raise ValueError(f"resolution is {self.resolution}: use a number of pixels, at least 1")
+        if self.crop is not None and self.crop < 1:
+            raise ValueError(f"crop is {self.crop}: use a number of pixels, at least 1, or null for no crop")
+
+
+class ImageTextDataset:
+    """Rows of an image-text dataset by number, decoded.
+
+    The first construction decodes every image into a file in `config.cache_dir`; later ones map that file
+    into memory. The file is keyed by the dataset's fingerprint and the transform, written under a temporary
+    name and renamed: a run that is stopped in between leaves nothing half written, and two that race write
+    the same.
+
+    Attributes:
+        config: The configuration.
+        rows: The row numbers in the source, `(len,)` int64: all of them, less corrupt ones that were
+            skipped, and once more in the same order for the mirror images.
+        fingerprint: A hash of the dataset and the transform, for the key of whatever is derived from the
+            pixels.
+    """
+
+    def __init__(self, config: DataConfig, dataset: Dataset | None = None) -> None:
+        """Opens the dataset (or takes an open one, as from `load_image_text`) and decodes it if need be.
+
+        Raises:
+            ValueError: a row, named, has no image or a corrupt one, and `on_corrupt` is "raise".
+        """
+        self.config = config
+        self._dataset = load_image_text(config) if dataset is None else dataset
+        self.fingerprint = _hash(
+            version=DECODING_VERSION,
+            dataset=self._dataset._fingerprint,
+            image_column=config.image_column,
+            resolution=config.resolution,
+            channels=config.channels,
+            on_corrupt=config.on_corrupt,
+            **({} if config.crop is None else {"crop": config.crop}),
+        )
+        stem = cache_folder(config.cache_dir) / f"pixels-{self.fingerprint[:32]}"
+        if not stem.with_suffix(".rows.npy").is_file():
+            self._decode(stem)
+        self._pixels = np.load(stem.with_suffix(".npy"), mmap_mode="r")
+        rows = np.load(stem.with_suffix(".rows.npy"))
+        self._images = len(rows)
+        self.rows = np.tile(rows, 2) if config.mirror else rows
+        self.fingerprint = _hash(pixels=self.fingerprint, mirror=config.mirror)
+        self._captions, self._caption_names = None, None
+        if config.caption_column is not None:
+            self._captions = self._dataset.select_columns([config.caption_column])
+            self._caption_names = class_names(self._dataset.features[config.caption_column])
+
+    def __len__(self) -> int:
+        """The number of rows, mirror images counted and skipped ones not."""
+        return len(self.rows)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """The shape of one image: (channels, height, width)."""
+        return tuple(self._pixels.shape[1:])
+
+    def pixels(self, indices: Sequence[int] | np.ndarray) -> Tensor:
+        """Images as the network sees them.
+
+        Args:
+            indices: Row numbers in [0, len); with `mirror` the latter half are the mirror images of the
+                former.
+
+        Returns:
+            `(batch, channels, height, width)`, float32 in [-1, 1].
+        """
+        indices = np.asarray(indices)
+        if indices.size and not (0 <= indices.min() and indices.max() < len(self)):
+            raise IndexError(f"indices must be in [0, {len(self)}), got {indices.min()} to {indices.max()}")
+        pixels = torch.from_numpy(self._pixels[indices % self._images]).float().div_(127.5).sub_(1.0)
+        mirrored = torch.from_numpy(indices >= self._images)
+        if mirrored.any():
+            pixels[mirrored] = pixels[mirrored].flip(-1)
+        return pixels
+
+    def captions(
+        self, indices: Sequence[int] | np.ndarray, positions: Sequence[int] | np.ndarray, seed: int = 0
+    ) -> list[str]:
+        """One caption a row; of several, the one that (seed, position) chooses.
+
+        Raises:
+            ValueError: there is no caption column, or a row has no caption (its number is named).
+        """
+        chosen = []
+        for options, position in zip(self._options(self.rows[np.asarray(indices)]), positions, strict=True):
+            chosen.append(options[(seed_for(seed, int(position)) >> 8) % len(options)])
+        return chosen
+
+    def all_captions(self) -> list[str]:
+        """Every distinct caption of the dataset, sorted: what a tokenizer is trained on.
+
+        Raises:
+            ValueError: as of `captions`, for any row.
+        """
+        unique: set[str] = set()
+        for start in range(0, self._images, 10_000):
+            unique.update(*self._options(self.rows[: self._images][start : start + 10_000]))
+        return sorted(unique)
+
+    def first_captions(self) -> list[str]:
+        """The first caption of each row.
+
+        Raises:
+            ValueError: as of `captions`.
+        """
+        return [options[0] for options in self._options(self.rows)]
+
+    def column(self, name: str) -> list[Any]:
+        """The values of another column of the source, such as a class label, one a row.
+
+        Raises:
+            ValueError: there is no such column, naming those that there are.
+        """
+        if name not in self._dataset.column_names:
+            raise ValueError(
+                f"column {name!r} is not in {self.config.path!r}, which has {self._dataset.column_names}"
+            )
+        return self._dataset.select_columns([name])[self.rows][name]
+
+    def class_names(self, name: str) -> list[str] | None:
+        """The names of the classes of a column of class numbers; None for a column that has no names."""
+        names = getattr(self._dataset.features[name], "names", None)
+        return None if names is None else list(names)
+
+    @property
+    def sources(self) -> int:
+        """The number of rows that are no mirror images: the first ones."""
+        return self._images
+
+    def _options(self, rows: np.ndarray) -> list[list[str]]:
+        """The captions of each of some rows of the source, at least one each."""
+        config = self.config
+        if self._captions is None:
+            raise ValueError(f"caption_column is None: name a column of {config.path!r} to train on text")
+        where = f"column {config.caption_column!r} of {config.path!r}"
+        cells = self._captions[rows][config.caption_column]
+        if (names := self._caption_names) is not None:
+            cells = [_named(cell, names) for cell in cells]
+        return captions_of(cells, where, rows)
+
+    def _decode(self, stem: Path) -> None:
+        config, count = self.config, len(self._dataset)
+        logger.info("decoding %d images of %r into %s.npy", count, config.path, stem)
+        stem.parent.mkdir(parents=True, exist_ok=True)
+        temporary = stem.with_suffix(f".{os.getpid()}.tmp")
+        shape = (count, config.channels, config.resolution, config.resolution)
+        images, kept, problems = self._dataset.select_columns([config.image_column]), [], []
+        try:
+            pixels = new_array(temporary, np.uint8, shape)
+            with (
+                ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool,
+                tqdm(total=count, desc="decoding", unit="image", disable=None) as bar,
+            ):
+                for start in range(0, count, 1024):
+                    cells = images[start : start + 1024][config.image_column]
+                    for row, result in enumerate(pool.map(self._decode_cell, cells), start):
+                        if isinstance(result, str):
+                            problems.append(self._report(row, result))
+                        else:
+                            pixels[len(kept)] = result
+                            kept.append(row)
+                        bar.update()
+            if not kept:
+                raise ValueError(f"no image of {config.path!r} can be decoded; the first: {problems[0]}")
+            pixels.flush()
+            os.replace(temporary, stem.with_suffix(".npy"))
+        finally:
+            temporary.unlink(missing_ok=True)
+        if problems:
+            logger.warning("skipped %d of %d rows of %r", len(problems), count, config.path)
+        write_atomically(stem.with_suffix(".rows.npy"), lambda at: _save_rows(at, kept))
+
+    def _decode_cell(self, cell: dict[str, Any] | None) -> np.ndarray | str:
+        """The decoded image of a cell {"bytes", "path"}, or what is wrong with it."""
+        if cell is None or (cell.get("bytes") is None and not cell.get("path")):
+            return "has no image"
+        data, path = cell.get("bytes"), cell.get("path")
+        try:
+            if data is None:
+                with open(path, "rb") if os.path.exists(path) else fsspec.open(path, "rb") as file:
+                    data = file.read()  # of a file, or of one inside an archive
+        except FileNotFoundError:
+            return f"has no image: the file {path} does not exist"
+        except MemoryError:
+            raise
+        except Exception as error:  # as the file system raises it
+            return f"has an image that cannot be read, {path}: {_line(error)}"
+        try:
+            return decode_image(data, self.config.resolution, self.config.channels, self.config.crop)
+        except MemoryError:
+            raise
+        except Exception as error:  # Pillow raises anything for a damaged file
+            return f"has a corrupt image, {path or 'stored in the row'}: {_line(error)}"
+
+    def _report(self, row: int, problem: str) -> str:
+        message = f"row {row} of {self.config.path!r} {problem}"
+        if self.config.on_corrupt == "raise":
+            raise ValueError(f'{message}. Mend or drop it, or leave such rows out with on_corrupt: "skip"')
+        logger.warning("%s (skipped)", message)
+        return message
+
+
+def _save_rows(path: Path, rows: list[int]) -> None:
+    with path.open("wb") as file:  # given a name, NumPy would append .npy to it
+        np.save(file, np.array(rows, dtype=np.int64))
+
+
+def _named(cell: Any, names: list[str]) -> Any:  # noqa: ANN401 (a cell of any data)
+    """Class numbers as names; None for one that is no class's."""
+    if isinstance(cell, list):
+        return [_named(one, names) for one in cell]
+    return names[cell] if isinstance(cell, int) and 0 <= cell < len(names) else None
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _hash(**parts: Any) -> str:  # noqa: ANN401 (anything that JSON can hold)
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,259 @@
+"""A folder of pictures as rows, its files named one by one.
+
+The library datasets guesses: a word such as "train", "test", "val" or "dev" in the name of any file or folder
+makes splits of which the other files are no part, and names are patterns. Here names are what they are.
+
+Splits are the folders at the top (of the folder, or of the one folder within it) where nothing lies beside
+them and all are named after splits and otherwise alike: `train` and `test`, `Train` and `Val`, `train2017`
+and `val2017`, `train_images` and `test_images`. In any other folder all pictures are the split "train"; but
+where two of its folders are called after different splits it may be either, and is refused.
+
+Metadata (`metadata.jsonl`, `.csv` or `.parquet`) gives the rows, and in `file_name` the picture of each.
+Without any, pictures in folders of equal depth have the name of theirs as a class, `label`. Hidden files and
+folders (a leading dot) and folders with two leading underscores are passed over, as datasets does.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import logging
+import os
+import re
+from pathlib import PurePosixPath
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+from datasets import ClassLabel, Dataset, DatasetInfo, Features, concatenate_datasets
+from datasets.arrow_reader import ReadInstruction
+
+from guided_diffusers.store.files import read_json_lines, read_utf8, visible_files
+from guided_diffusers.store.image_reader import is_picture
+
+logger = logging.getLogger(__name__)
+
+METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
+SPLITS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
+    **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
+}
+
+
+def open_pictures(path: str, split: str, listed: dict[str, list[str]] | None = None) -> Dataset | None:
+    """The rows of a split of a folder of pictures; None of a folder in which pictures are not the most.
+
+    Args:
+        path: The folder.
+        split: As datasets writes it, such as "train[:90%]".
+        listed: The files of each split, where the folder's card lists them.
+
+    Raises:
+        ValueError: No such split; folders of which it is not clear whether they are splits; metadata that
+            cannot be read, with the file and the line.
+    """
+    files = visible_files(path) if listed is None else [file for part in listed.values() for file in part]
+    ours = {file: None for file in files if is_picture(file) or PurePosixPath(file).name in METADATA}
+    others = sum(
+        file.endswith((".parquet", ".arrow", ".csv", ".json", ".jsonl", ".tar", ".zip")) for file in files
+    )
+    pictures = sum(map(is_picture, ours))
+    if not pictures or pictures < others - (len(ours) - pictures):
+        return None
+    if listed is None:
+        parts = splits_of(path, list(ours))
+    else:
+        parts = {name: (0, [file for file in part if file in ours]) for name, part in listed.items()}
+    labels = {name: _labels(depth, part) for name, (depth, part) in parts.items()}
+    names = sorted({label for found in labels.values() for label in found or ()})
+    several = any(len(set(found or ())) > 1 for found in labels.values())
+    if len(names) < 2 or len(ours) > pictures or (listed and not several):
+        labels, names = {}, []
+    rows = {name: _rows(path, part, labels.get(name), names) for name, (_, part) in parts.items()}
+    return take(rows, split)
+
+
+def picture_rows(files: list[str]) -> Dataset:
+    """The rows of pictures that are named one by one, without anything else known of them."""
+    return _rows("", files, None, [])
+
+
+def take(rows: dict[str, Dataset], split: str) -> Dataset:
+    """The rows that a split in the syntax of datasets says."""
+    split = "+".join(rows) if split == "all" else split
+    lengths = {name: len(part) for name, part in rows.items()}
+    wanted = ReadInstruction.from_spec(split).to_absolute(lengths)
+    parts = [
+        rows[part.splitname]
+        if part.from_ is None and part.to is None
+        else rows[part.splitname].select(range(*slice(part.from_, part.to).indices(lengths[part.splitname])))
+        for part in wanted
+    ]
+    return parts[0] if len(parts) == 1 else concatenate_datasets(parts)
+
+
+def splits_of(path: str, files: list[str]) -> dict[str, tuple[int, list[str]]]:
+    """The files of each split, and how deep the split's folder is (see the head of this module)."""
+    root = ""
+    while True:
+        heads = [file[len(root) :].partition("/")[0] if "/" in file[len(root) :] else "" for file in files]
+        named = {head: _split_and_rest(head) for head in sorted(set(heads))}
+        lone = next(iter(named))
+        if len(named) > 1 or not lone or (named[lone] and not named[lone][1]):
+            break
+        root += f"{lone}/"
+    splits, rests = ({found and found[part] for found in named.values()} for part in (0, 1))
+    if None not in splits and len(rests) == 1 and (len(splits) > 1 or rests == {()}):
+        parts: dict[str, list[str]] = {}
+        for file, head in zip(files, heads, strict=True):
+            parts.setdefault(named[head][0], []).append(file)
+        return {
+            name: (root.count("/") + 1, parts[name])
+            for name in ("train", "validation", "test")
+            if name in parts
+        }
+    exact = {head: found[0] for head, found in named.items() if found and not found[1]}
+    if len(set(exact.values())) > 1:
+        beside = [f"{head}/" if head else "files" for head in named if head not in exact]
+        raise ValueError(
+            f"{path!r} has folders that are named after splits ({', '.join(exact)}), but not everything lies "
+            f"in them ({', '.join(beside)}): move what is part of no split elsewhere, put metadata into each "
+            "split's folder, or list the files of each split as data_files in README.md"
+        )
+    if told := [head for head, found in named.items() if found]:
+        logger.info(
+            "%r has no splits: %s is read like the others", path, ", ".join(f"{head}/" for head in told)
+        )
+    return {"train": (0, files)}
+
+
+def _split_and_rest(name: str) -> tuple[str, tuple[str, ...]] | None:
+    """The split that a folder's name has a word of, and its other words; None without just one such word."""
+    words = [word for word in re.split(r"[-._ \d]+", name.lower()) if word]
+    splits = [SPLITS[word] for word in words if word in SPLITS]
+    return (splits[0], tuple(word for word in words if word not in SPLITS)) if len(splits) == 1 else None
+
+
+def _labels(depth: int, files: list[str]) -> list[str] | None:
+    """The name of each picture's folder; None unless all are equally deep, and below the split's folder."""
+    paths = [PurePosixPath(file) for file in files]
+    depths = {len(path.parts) for path in paths}
+    return [path.parent.name for path in paths] if len(depths) == 1 and depths.pop() > depth + 1 else None
+
+
+def _rows(path: str, files: list[str], labels: list[str] | None, names: list[str]) -> Dataset:
+    """The rows of some files: those of their metadata, or a row a picture."""
+    metadata = [file for file in files if PurePosixPath(file).name in METADATA]
+    if metadata:
+        table = _metadata_table(path, metadata)
+        _tell_others(path, [file for file in files if is_picture(file)], table)
+    else:
+        table = pa.table({"image": pa.array([os.path.join(path, file) for file in files], pa.string())})
+    features = Features.from_arrow_schema(table.schema)
+    if labels is not None:
+        table = table.append_column("label", pa.array([names.index(label) for label in labels]))
+        features["label"] = ClassLabel(names=names)
+    paths = [os.path.join(path, file) for file in metadata] + table["image"].to_pylist()
+    key = hashlib.sha256(json.dumps([names, table.column_names, *map(_state, paths)]).encode()).hexdigest()
+    return Dataset(table, info=DatasetInfo(features=features), fingerprint=key[:32])
+
+
+def _state(path: str | None) -> tuple[str | None, ...]:
+    """What changes when a file does."""
+    try:
+        found = os.stat(path) if path else None
+    except OSError:  # which its row will say
+        found = None
+    return (path,) if found is None else (path, str(found.st_mtime_ns), str(found.st_size))
+
+
+def _metadata_table(path: str, files: list[str]) -> pa.Table:
+    """The rows of metadata files, the pictures' names in full."""
+    kinds = {PurePosixPath(file).suffix for file in files}
+    if len(kinds) > 1:
+        raise ValueError(f"{path!r} has metadata of several kinds, {', '.join(files)}: leave one kind")
+    tables = []
+    for file in files:
+        at = os.path.join(path, file)
+        table = {".jsonl": _read_jsonl, ".csv": _read_csv, ".parquet": read_parquet}[kinds.copy().pop()](at)
+        named = [name for name in table.column_names if name == "file_name" or name.endswith("_file_name")]
+        if not named:
+            raise ValueError(f"{at} has no column file_name, which names the picture: {table.column_names}")
+        for name in named:
+            column = pa.array(
+                [_located(at, row, cell) for row, cell in enumerate(table[name].to_pylist())], pa.string()
+            )
+            place = table.column_names.index(name)
+            table = table.set_column(
+                place, "image" if name == "file_name" else name[: -len("_file_name")], column
+            )
+        tables.append(table)
+    try:
+        return pa.concat_tables(tables, promote_options="permissive")
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"{', '.join(files)} of {path!r} do not fit together: {error}") from error
+
+
+def _located(at: str, row: int, name: Any) -> str | None:
+    """The path of a picture that metadata names."""
+    if name is None:
+        return None
+    within = os.path.normpath(str(name))
+    if not isinstance(name, str) or os.path.isabs(within) or within.split("/")[0] == "..":
+        raise ValueError(
+            f"{at}, row {row}: file_name is {name!r}; allowed: a path within the folder of the file"
+        )
+    found = os.path.join(os.path.dirname(at), within)
+    if "\\" in within and not os.path.exists(found):
+        found = found.replace("\\", "/")  # as Windows writes it
+    return found
+
+
+def _tell_others(path: str, pictures: list[str], table: pa.Table) -> None:
+    """Say how many pictures no metadata names."""
+    named = {os.path.normpath(at) for at in table["image"].to_pylist() if at}
+    left = [file for file in pictures if os.path.normpath(os.path.join(path, file)) not in named]
+    if left:
+        logger.warning(
+            "%d pictures of %r are in no metadata and left out, such as %s", len(left), path, left[0]
+        )
+
+
+def _read_jsonl(at: str) -> pa.Table:
+    lines = read_json_lines(at)
+    columns = {}
+    for name in dict.fromkeys(name for _, row in lines for name in row):
+        try:
+            columns[name] = pa.array([row.get(name) for _, row in lines])
+        except (pa.ArrowException, OverflowError) as error:
+            reason = " ".join(str(error).split())
+            raise ValueError(f"{at}: the values of {name!r} are not of one kind ({reason})") from error
+    return pa.table(columns)
+
+
+def _read_csv(at: str) -> pa.Table:
+    try:  # "NA" and "null" are words; an empty cell is a missing one
+        frame = pd.read_csv(io.StringIO(read_utf8(at)), keep_default_na=False, na_values=[""])
+    except pd.errors.ParserError as error:
+        raise ValueError(f"{at} does not read as CSV: {' '.join(str(error).split())}") from error
+    return pa.Table.from_pandas(frame, preserve_index=False)
+
+
+def read_parquet(at: str) -> pa.Table:
+    """A parquet file, columns of repeated values (pandas' categories) as plain ones."""
+    try:
+        table = pq.read_table(at)
+    except pa.ArrowException as error:
+        raise ValueError(f"{at} does not read as parquet: {' '.join(str(error).split())}") from error
+    return table.cast(plain_schema(table.schema))
+
+
+def plain_schema(schema: pa.Schema) -> pa.Schema:
+    """A schema with the values' type in the place of dictionaries of them, which datasets does not know."""
+    for place, field in enumerate(schema):
+        if pa.types.is_dictionary(field.type):
+            schema = schema.set(place, field.with_type(field.type.value_type))
+    return schema

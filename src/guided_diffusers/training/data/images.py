@@ -1,0 +1,125 @@
+"""Images that a network learns to see: pixels or an autoencoder's latents, clean or noised.
+
+A training sample at position p has randomness of (seed, p) alone: its level, its noise, its draw from the
+latents' posterior.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import diffusers
+import torch
+from diffusers import AutoencoderKL
+from torch import Tensor, nn
+
+from guided_diffusers.core.randomness import randn_for, seed_for
+from guided_diffusers.hub.component import class_of, find_component
+from guided_diffusers.losses import Levels, quartile
+from guided_diffusers.models.autoencoder import VariationalAutoencoder
+from guided_diffusers.models.latents import IMAGE_AUTOENCODERS, image_channels, told_class
+from guided_diffusers.training.data.cache import cached_latents
+from guided_diffusers.training.data.dataset import ImageTextDataset
+from guided_diffusers.training.engine.order import uniform_for
+
+NOISE, LEVEL = 1, 2  # streams of randomness
+
+
+class Latents(Protocol):
+    """Posteriors of the data set's images, in standardised latents, by row."""
+
+    def __len__(self) -> int:
+        """The number of rows."""
+
+    def sample(self, indices: Sequence[int], noise: Tensor) -> Tensor:
+        """Latents of some rows from standard normal noise: mean + deviation x noise, (batch, ...)."""
+
+
+class Pixels:
+    """A data set's images in the place of latents: nothing is drawn.
+
+    Args:
+        data: the images.
+    """
+
+    def __init__(self, data: ImageTextDataset) -> None:
+        self._data = data
+
+    def __len__(self) -> int:
+        """The number of rows."""
+        return len(self._data)
+
+    def sample(self, indices: Sequence[int], noise: Tensor) -> Tensor:
+        """The images of some rows, (batch, channels, height, width) in [-1, 1]; `noise` is not used."""
+        return self._data.pixels(indices)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Images:
+    """Pixels or latents by row.
+
+    Attributes:
+        images: their source.
+        shape: of one image or latent.
+        latent: whether each is a draw from a posterior.
+    """
+
+    images: Latents
+    shape: tuple[int, ...]
+    latent: bool = False
+
+    def first(self, count: int | None) -> Tensor:
+        """The first rows, each the mean of its posterior where it has one; (count, ...)."""
+        rows = list(range(len(self.images)))[:count]
+        return self.images.sample(rows, torch.zeros(len(rows), *self.shape))
+
+    def drawn(
+        self, rows: list[int], positions: list[int], seed: int, levels: Levels | None
+    ) -> dict[str, Any]:
+        """The `images` of some rows at their positions in training.
+
+        With a distribution of noise levels also eps as `noise`, the `level` (on the CPU in float64), and as
+        `bins` its quartile.
+        """
+        draws = self.latent + (levels is not None)
+        noise = randn_for(seed_for(seed, NOISE), positions, (draws, *self.shape))
+        batch: dict[str, Any] = {"images": self.images.sample(rows, noise[:, -1] if self.latent else noise)}
+        if levels is not None:
+            level = levels(uniform_for(seed_for(seed, LEVEL), positions))
+            batch |= {"noise": noise[:, 0], "level": level, "bins": quartile(levels, level)}
+        return batch
+
+
+def load_autoencoder(name: str | None, channels: int | None = None) -> nn.Module | None:
+    """A frozen autoencoder of any class that `latents` knows; AutoencoderKL as VariationalAutoencoder.
+
+    Args:
+        name: A folder, shipped name or Hub id, of it or of a pipeline that has it; None gives None.
+        channels: Of the images that it is to encode, which `data.channels` says.
+
+    Raises:
+        ValueError: It is of another class, or for other images.
+    """
+    if name is None:
+        return None
+    where = find_component(name, "vae", IMAGE_AUTOENCODERS)
+    kind = class_of(where) or AutoencoderKL.__name__
+    if kind not in IMAGE_AUTOENCODERS:
+        raise ValueError(told_class(name, kind))
+    known = getattr(diffusers, kind, None)
+    cls = VariationalAutoencoder if known in (None, AutoencoderKL) else known
+    vae = cls.from_pretrained(**where, use_safetensors=True).requires_grad_(False).eval()
+    seen = image_channels(vae.config)
+    if channels is not None and channels != seen:
+        raise ValueError(f"autoencoder {name} is of images of {seen} channels; data.channels is {channels}")
+    return vae
+
+
+def image_arguments(data: ImageTextDataset, vae: nn.Module | None) -> dict[str, Any]:
+    """The arguments of `Images`: the pixels of a data set, or its latents, cached."""
+    if vae is None:
+        return {"images": Pixels(data), "shape": data.shape}
+    latents = cached_latents(vae, data)
+    return {"images": latents, "shape": tuple(latents.moments([0])[0].shape[1:]), "latent": True}

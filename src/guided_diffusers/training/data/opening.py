@@ -1,0 +1,281 @@
+"""Opening a data set: a folder, files or a name on the Hub, and which of its columns hold images and texts.
+
+Paths that exist are taken as they are, whatever signs are in their names; others are patterns if they have
+`*` or `?`.
+"""
+
+from __future__ import annotations
+
+import glob
+import io
+import logging
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+from datasets import Array2D, Array3D, ClassLabel, Features, Value, load_dataset
+from datasets import Image as ImageFeature
+from datasets.data_files import DataFilesDict, DataFilesList, sanitize_patterns
+from PIL import Image
+
+from guided_diffusers.store.files import read_utf8, visible_files
+from guided_diffusers.store.image_reader import is_picture
+from guided_diffusers.training.data.folder import SPLITS, open_pictures, picture_rows, plain_schema, take
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from guided_diffusers.training.data.dataset import DataConfig
+
+logger = logging.getLogger(__name__)
+
+BUILDERS = {
+    ".parquet": "parquet",
+    ".arrow": "arrow",
+    ".csv": "csv",
+    ".json": "json",
+    ".jsonl": "json",
+    ".tar": "webdataset",
+}
+"""What of datasets reads files of a kind."""
+TEXTS = ("string", "large_string", "string_view", "null")
+FILES = ("string", "large_string", "string_view", "binary", "large_binary")
+
+
+def load_image_text(config: DataConfig) -> Dataset:
+    """Opens the dataset of `config` with its images left undecoded.
+
+    Returns:
+        A `datasets.Dataset` with the columns of the source; the image column holds {"bytes", "path"}.
+
+    Raises:
+        FileNotFoundError: `path` looks like a file or pattern and matches nothing.
+        ValueError: what is there cannot be read; a column is missing or of a type that holds no images or
+            texts, naming the columns that would do; the dataset has no rows.
+    """
+    dataset = _opened(os.path.expanduser(config.path), config)
+    for argument, holds, allowed in (
+        ("image_column", holds_images, "images, the bytes of image files, their paths, or arrays of pixels"),
+        ("caption_column", holds_texts, "texts, lists of texts, or class labels with names"),
+    ):
+        column = getattr(config, argument)
+        if column is None:
+            continue
+        if column not in dataset.column_names:
+            raise ValueError(
+                f"{argument} is {column!r}, but {config.path!r} has the columns {dataset.column_names}: "
+                "name one of them"
+            )
+        if not holds(dataset.features[column]):
+            others = [name for name, feature in dataset.features.items() if holds(feature)]
+            found = f"columns that would do: {others}" if others else "no column would do"
+            raise ValueError(
+                f"{argument} is {column!r}, which in {config.path!r} is of type "
+                f"{_told(dataset.features[column])}; allowed: {allowed}; {found}"
+            )
+    if len(dataset) == 0:
+        raise ValueError(f"{config.path!r} has no rows in split {config.split!r}")
+    return _as_images(dataset, config)
+
+
+def _as_images(dataset: Dataset, config: DataConfig) -> Dataset:
+    """The dataset with {"bytes", "path"} in its image column."""
+    column, image = config.image_column, ImageFeature(decode=False)
+    kind = _pixel_type(dataset.features[column])
+    try:
+        if kind is None:
+            return dataset.cast_column(column, image)
+        features = Features({**dataset.features, column: image})
+        told = {"column": column, "kind": kind}
+        return dataset.map(_encoded, batched=True, features=features, fn_kwargs=told, batch_size=256)
+    except MemoryError:
+        raise
+    except Exception as error:  # as Arrow or Pillow raises it
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"image_column {column!r} of {config.path!r} does not read as images: {reason}"
+        ) from error
+
+
+def _encoded(batch: dict[str, list[Any]], column: str, kind: str) -> dict[str, list[Any]]:
+    """Arrays of pixels as image files: of 8 bits, of 16 where the type says so, or of floating point."""
+    cells = []
+    for cell in batch[column]:
+        if cell is None:
+            cells.append(None)
+            continue
+        array = np.asarray(cell)
+        stored = array.astype(kind if kind == "uint16" else "uint8" if "int" in kind else "float32")
+        if "int" in kind and not np.array_equal(stored, array):
+            raise ValueError(f"an array has values from {array.min()} to {array.max()}; allowed: 0 to 255")
+        buffer = io.BytesIO()
+        Image.fromarray(stored[..., 0] if stored.shape[2:] == (1,) else stored).save(buffer, "TIFF")
+        cells.append({"bytes": buffer.getvalue(), "path": None})
+    return {column: cells}
+
+
+def holds_images(feature: Any) -> bool:
+    """Whether a column of this type can hold images.
+
+    They may be images as such, {"bytes", "path"} or one of both, or arrays (height, width) or (height, width,
+    channels) of numbers.
+    """
+    if isinstance(feature, dict):
+        return "bytes" in feature or "path" in feature
+    file = isinstance(feature, Value) and feature.dtype in FILES
+    return isinstance(feature, ImageFeature) or file or _pixel_type(feature) is not None
+
+
+def holds_texts(feature: Any) -> bool:
+    """Whether a column of this type can hold captions: texts or class labels, one or a list of them a row."""
+    return class_names(feature) is not None or (
+        isinstance(one := _one(feature), Value) and one.dtype in TEXTS
+    )
+
+
+def class_names(feature: Any) -> list[str] | None:
+    """The names of the classes that a column of class labels, or of lists of them, holds the numbers of."""
+    one = _one(feature)
+    return list(one.names) if isinstance(one, ClassLabel) and one.names else None
+
+
+def _one(feature: Any) -> Any:
+    """The type of a list's elements; any other type as it is."""
+    return feature[0] if isinstance(feature, list) else getattr(feature, "feature", feature)
+
+
+def _pixel_type(feature: Any) -> str | None:
+    """The type of the numbers in arrays of two or three dimensions; None of another type."""
+    if isinstance(feature, Array2D | Array3D):
+        return feature.dtype
+    depth = 0
+    while _one(feature) is not feature:
+        feature, depth = _one(feature), depth + 1
+    number = isinstance(feature, Value) and feature.dtype.startswith(("int", "uint", "float"))
+    return feature.dtype if number and depth in (2, 3) else None
+
+
+def _told(feature: Any) -> str:
+    text = feature.dtype if isinstance(feature, Value) else " ".join(repr(feature).split())
+    return text if len(text) < 80 else f"{text[:80]}..."
+
+
+def _opened(path: str, config: DataConfig) -> Dataset:
+    split = config.split.split("[")[0]
+    if "://" in path and (path.endswith(".parquet") or any(sign in path for sign in "*?")):
+        files = {split: path}
+        return _local(config, [], "", lambda: load_dataset("parquet", data_files=files, split=config.split))
+    if os.path.isdir(path):
+        return _local(config, visible_files(path), path, lambda: _folder(path, split, config))
+    if os.path.isfile(path):
+        return _local(config, [path], "", lambda: _files([path], split, config))
+    if path.endswith(".parquet") or any(sign in path for sign in "*?"):
+        files = sorted(file for file in glob.glob(path, recursive=True) if os.path.isfile(file))
+        if not files:
+            kind = " parquet" if path.endswith(".parquet") else ""
+            raise FileNotFoundError(f"path {config.path!r} matches no{kind} file")
+        return _local(config, files, "", lambda: _files(files, split, config))
+    return _from_hub(path, config)
+
+
+def _from_hub(path: str, config: DataConfig) -> Dataset:
+    if path.startswith((".", "/")) or (path.count("/") > 1 and "://" not in path):
+        raise FileNotFoundError(f"path {config.path!r} is no folder, nor the name of a dataset on the Hub")
+    try:
+        return load_dataset(path, split=config.split)
+    except MemoryError:
+        raise
+    except Exception as error:  # as datasets and the Hub's client raise it
+        kind = FileNotFoundError if isinstance(error, OSError) else ValueError
+        reason = str(error).split("\n")[0] or type(error).__name__
+        raise kind(f"path {config.path!r} is no folder here; on the Hub: {reason}") from error
+
+
+def _local(config: DataConfig, files: list[str], folder: str, load: Callable[[], Dataset]) -> Dataset:
+    """What `load` opens; whatever datasets raises for files that it cannot read is one sentence."""
+    try:
+        return load()
+    except (MemoryError, FileNotFoundError):
+        raise
+    except Exception as error:
+        theirs = not isinstance(error, ValueError) or isinstance(error, UnicodeDecodeError)
+        for file in files:
+            if theirs and file.endswith((".csv", ".json", ".jsonl")):
+                read_utf8(os.path.join(folder, file))  # says which line is not UTF-8, if one is
+        known = isinstance(error, ValueError | OSError) or error.__cause__ is None
+        reason = " ".join(str(error if known else error.__cause__).split()) or type(error).__name__
+        told = os.path.expanduser(config.path) in reason
+        raise ValueError(reason if told else f"{config.path!r} does not open: {reason}") from error
+
+
+def _folder(path: str, split: str, config: DataConfig) -> Dataset:
+    """A folder: with parquet files named after the split, a card that lists files, pictures, or other."""
+    start = f"{glob.escape(path)}/{split}"
+    if files := sorted(glob.glob(f"{start}.parquet")) or sorted(glob.glob(f"{start}-*.parquet")):
+        return _files(files, split, config)
+    described, listed = _card(path)
+    if listed is not None or not described:
+        if (pictures := open_pictures(path, config.split, listed)) is not None:
+            return pictures
+    if not described:
+        files = [file for file in visible_files(path) if Path(file).suffix in BUILDERS]
+        unnamed = [file for file in files if not SPLITS.keys() & set(re.split(r"[-._ \d/]+", file))]
+        if unnamed and len(unnamed) < len(files):
+            logger.warning(
+                "%r: %s left out, for datasets takes other files for splits by words in their names: rename "
+                "them, or list the files of each split as data_files in README.md",
+                config.path,
+                ", ".join(unnamed[:5]),
+            )
+    return load_dataset(path, split=config.split)
+
+
+def _card(path: str) -> tuple[bool, dict[str, list[str]] | None]:
+    """Whether the folder's card describes the data, and the files of each split that it lists, if it does."""
+    card = os.path.join(path, "README.md")
+    parts = read_utf8(card).split("---") if os.path.isfile(card) else [""]
+    front = yaml.safe_load(parts[1]) if len(parts) > 2 and not parts[0] else None
+    if not isinstance(front, dict) or not {"configs", "dataset_info"} & set(front):
+        return False, None
+    configs = front.get("configs") or [{}]
+    if len(configs) > 1 or "data_files" not in configs[0]:
+        return True, None
+    root = os.path.abspath(path)
+    found = DataFilesDict.from_patterns(sanitize_patterns(configs[0]["data_files"]), base_path=root)
+    return True, {split: [os.path.relpath(file, root) for file in files] for split, files in found.items()}
+
+
+def _files(files: list[str], split: str, config: DataConfig) -> Dataset:
+    """Files that are named one by one."""
+    if all(map(is_picture, files)):
+        return take({split: picture_rows(files)}, config.split)
+    kinds = {Path(file).suffix.lower() for file in files}
+    builders = {BUILDERS.get(kind) for kind in kinds}
+    if len(builders) > 1 or None in builders:
+        raise ValueError(
+            f"its files are of the kinds {', '.join(map(repr, sorted(kinds)))}; allowed: pictures, or one of "
+            f"{', '.join(BUILDERS)}"
+        )
+    options: dict[str, Any] = {}
+    if ".parquet" in kinds:
+        schemas = [_schema(file) for file in files]
+        if plain_schema(schemas[0]) != schemas[0]:
+            options["features"] = Features.from_arrow_schema(plain_schema(schemas[0]))
+    here = [os.path.abspath(file) for file in files]
+    listed = DataFilesList(here, [(str(os.stat(file).st_mtime_ns),) for file in here])
+    return load_dataset(
+        builders.pop(), data_files=DataFilesDict({split: listed}), split=config.split, **options
+    )
+
+
+def _schema(file: str) -> pa.Schema:
+    try:
+        return pq.read_schema(file)
+    except pa.ArrowException as error:
+        raise ValueError(f"{file} does not read as parquet: {' '.join(str(error).split())}") from error

@@ -1,0 +1,1 @@
+"""The training engine: the loop, averages, checkpoints, the log, configurations."""

@@ -1,0 +1,124 @@
+"""What a run is made with: accelerator, optimizers, scheduler, memory options, the background thread."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import diffusers
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from guided_diffusers import schedulers
+from guided_diffusers.store.files import full_disk
+from guided_diffusers.store.launch import on_cpu, start_processes
+from guided_diffusers.training.engine.config import TrainingConfig, check_arguments
+from guided_diffusers.training.engine.lock import FolderInUseError
+
+
+def run_script(main: Callable[[], None]) -> None:
+    """Run a script and end the process: what its user can mend is one line and exit code 1, Ctrl-C is 130.
+
+    Other errors have their traceback, and all have it with GUIDED_DIFFUSERS_DEBUG=1.
+    """
+    try:
+        main()
+    except KeyboardInterrupt:
+        print("stopped: the same command goes on from the last checkpoint", file=sys.stderr)
+        sys.exit(130)
+    except Exception as error:
+        mendable = isinstance(error, ValueError | OSError | FloatingPointError | FolderInUseError)
+        told = mendable or full_disk(error) is not None
+        if not told or os.environ.get("GUIDED_DIFFUSERS_DEBUG", "0") not in ("", "0"):
+            raise
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(1)
+
+
+def make_optimizer(config: TrainingConfig, parameters: Iterable[Any]) -> torch.optim.AdamW:
+    """AdamW as the configuration says, over parameters or parameter groups."""
+    return torch.optim.AdamW(
+        parameters, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay, fused=True
+    )
+
+
+def make_accelerator(config: TrainingConfig) -> Accelerator:
+    """The process group, device, precision and trackers that the configuration asks for.
+
+    Under `accelerate launch --cpu` with several processes, see `launch.start_processes`.
+
+    Raises:
+        ValueError: accelerate is set to split networks over processes.
+    """
+    refuse_sharding()
+    start_processes()
+    return Accelerator(
+        cpu=on_cpu(),
+        mixed_precision="no" if config.mixed_precision == "auto" else config.mixed_precision,
+        log_with=list(config.report_to) or None,
+        project_dir=config.output_dir,
+    )
+
+
+def refuse_sharding(accelerator: Accelerator | None = None) -> None:
+    """Refuse what splits networks over processes: here every process trains whole ones.
+
+    Args:
+        accelerator: a given one; None: what the environment asks for, as `accelerate launch` sets it.
+
+    Raises:
+        ValueError: naming it.
+    """
+    for kind in ("FSDP", "DEEPSPEED", "MEGATRON_LM", "PARALLELISM_CONFIG"):
+        wanted = os.environ.get(f"ACCELERATE_USE_{kind}", "").lower() in ("1", "true")
+        if wanted or (accelerator is not None and accelerator.distributed_type == kind):
+            raise ValueError(
+                f"accelerate is set to use {kind}, and training here does not split networks over processes: "
+                "every process trains whole ones and gradients are averaged; choose plain data parallelism "
+                f"(accelerate launch --multi_gpu, accelerate config, or ACCELERATE_USE_{kind}=false)"
+            )
+
+
+def make_scheduler(name: str, arguments: Mapping[str, Any]) -> Any:
+    """A scheduler of ours or of diffusers, by its class's name.
+
+    Raises:
+        ValueError: there is no such scheduler, or it has no such argument.
+    """
+    cls = getattr(schedulers, name, None) or getattr(diffusers, name, None)
+    if cls is None or not hasattr(cls, "set_timesteps"):
+        raise ValueError(f"scheduler is {name!r}; allowed: a scheduler of ours or of diffusers")
+    check_arguments(arguments, "scheduler_arguments", cls)
+    return cls(**arguments)
+
+
+def recompute_activations(module: nn.Module) -> None:
+    """Gradient checkpointing, where the module can."""
+    for name in ("enable_gradient_checkpointing", "gradient_checkpointing_enable"):  # diffusers, transformers
+        if hasattr(module, name):
+            getattr(module, name)()
+
+
+def average_gradients(accelerator: Accelerator, parameters: list[nn.Parameter]) -> None:
+    """The mean over processes of each gradient, in one message."""
+    flat = accelerator.reduce(torch.cat([p.grad.flatten() for p in parameters]), "mean")
+    for parameter, mean in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
+        parameter.grad.copy_(mean.view_as(parameter))
+
+
+def single_threaded_executor() -> ThreadPoolExecutor:
+    """A background thread whose tensor operations start no threads of their own.
+
+    OpenMP gives every thread that computes a team of its own, which waits for more work by spinning: on a
+    machine with as many cores as threads the two teams then take the cores from one another, and training
+    on a CPU takes 2.4 times as long.
+    """
+    threads = torch.get_num_threads()
+    executor = ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,))
+    executor.submit(torch.get_num_threads).result()  # the initializer has run, and set what is shared too
+    torch.set_num_threads(threads)
+    return executor

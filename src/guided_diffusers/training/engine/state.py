@@ -1,0 +1,134 @@
+"""The state of a training run, to and from the tensors and plain data of a checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from torch.optim import Optimizer
+
+from guided_diffusers.training.engine.ema import ExponentialMovingAverage
+from guided_diffusers.training.engine.task import Task
+
+Parts = dict[str, Mapping[str, Tensor]]
+
+
+def training_state(
+    task: Task, average: ExponentialMovingAverage, accelerator: Accelerator
+) -> tuple[Parts, dict[str, Any]]:
+    """Weights, averaged weights, optimizers and loss scale: tensors by part, and plain data."""
+    tensors: Parts = {f"modules/{name}": module.state_dict() for name, module in task.modules.items()}
+    tensors |= {f"averaged/{name}": values for name, values in average.state_dict().items()}
+    plain: dict[str, Any] = {"task": type(task).__name__, "optimizers": {}}
+    for name, optimizer in task.optimizers.items():
+        tensors[f"optimizers/{name}"], plain["optimizers"][name] = optimizer_state(optimizer)
+    if accelerator.scaler is not None:
+        plain["scaler"] = accelerator.scaler.state_dict()
+    return tensors, plain
+
+
+def restore_training(
+    task: Task,
+    average: ExponentialMovingAverage,
+    accelerator: Accelerator,
+    tensors: Parts,
+    plain: Mapping[str, Any],
+) -> None:
+    """Put back what `training_state` gave."""
+    for name, module in task.modules.items():
+        module.load_state_dict(tensors[f"modules/{name}"])
+    average.load_state_dict({name: tensors[f"averaged/{name}"] for name in average.modules})
+    for name, optimizer in task.optimizers.items():
+        load_optimizer(optimizer, tensors[f"optimizers/{name}"], plain["optimizers"][name])
+    if accelerator.scaler is not None and "scaler" in plain:
+        accelerator.scaler.load_state_dict(plain["scaler"])
+
+
+def check_fits(
+    path: Path, task: Task, average: ExponentialMovingAverage, tensors: Parts, plain: Mapping[str, Any]
+) -> None:
+    """Compare a checkpoint with what it is to be restored into, before anything is.
+
+    Raises:
+        ValueError: it is of another kind of run, another network or another optimizer; what differs first is
+            named.
+    """
+    own, optimizers = type(task).__name__, plain.get("optimizers", {})
+    networks: Parts = {f"modules/{name}": module.state_dict() for name, module in task.modules.items()}
+    networks |= {f"averaged/{name}": values for name, values in average.state_dict().items()}
+    parts = [*networks, *(f"optimizers/{name}" for name in task.optimizers)]
+    if (other := plain.get("task", own)) != own:
+        problem = f"it is of another kind of run, a {other}, where this is a {own}"
+    elif missing := [part for part in parts if part not in tensors]:
+        problem = f"it has no {missing[0]}, which this run trains"
+    else:
+        found = [(part, _network_difference(tensors[part], values)) for part, values in networks.items()]
+        for name, optimizer in task.optimizers.items():
+            stored = (tensors[f"optimizers/{name}"], optimizers.get(name, {}))
+            found.append((f"optimizers/{name}", _optimizer_difference(*stored, optimizer)))
+        problem = next((f"its {part}.safetensors {text}" for part, text in found if text), "")
+    if problem:
+        raise ValueError(
+            f"checkpoint {path} does not fit this run: {problem}: go on with the configuration and script "
+            f"that wrote it ({path.parents[1] / 'config.json'} says which), or name another output_dir"
+        )
+
+
+def _network_difference(given: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str:
+    """How a checkpoint's tensors differ from the network's; "" where they do not."""
+    for name in {**own, **given}:
+        if name not in given:
+            return f"lacks {name}"
+        if name not in own:
+            return f"has {name}, which this run's network has not"
+        if given[name].shape != own[name].shape:
+            return f"has {name} of shape {tuple(given[name].shape)}, this run's is {tuple(own[name].shape)}"
+    return ""
+
+
+def _optimizer_difference(given: Mapping[str, Tensor], state: Mapping[str, Any], optimizer: Optimizer) -> str:
+    """How a checkpoint's optimizer differs from this one; "" where it does not."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    own = [type(optimizer).__name__, len(parameters)]
+    if "plain" not in state:
+        return "is of an optimizer that state.json does not know"
+    if (kind := state.get("kind", own)) != own:
+        return f"is of {kind[0]} of {kind[1]} parameters, this run's is {own[0]} of {own[1]}"
+    for key, value in given.items():
+        index = int(key.partition(".")[0])
+        if index >= len(parameters):
+            return f"is of more than {index} parameters, this run's has {len(parameters)}"
+        if value.dim() and value.shape != parameters[index].shape:
+            shapes = f"{tuple(value.shape)}, this run's is {tuple(parameters[index].shape)}"
+            return f"is of other parameters: number {index} of shape {shapes}"
+    return ""
+
+
+def optimizer_state(optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """What an optimizer has gathered: flat tensors, `<parameter's index>.<name>`, and plain data (the rest).
+
+    Its settings (learning rate, betas) are not in it: they are the configuration's.
+    """
+    tensors, plain = {}, {}
+    for index, values in optimizer.state_dict()["state"].items():
+        for name, value in values.items():
+            (tensors if isinstance(value, Tensor) else plain)[f"{index}.{name}"] = value
+    count = sum(len(group["params"]) for group in optimizer.param_groups)
+    return tensors, {"plain": plain, "kind": [type(optimizer).__name__, count]}
+
+
+def load_optimizer(optimizer: Optimizer, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+    """Restore what `optimizer_state` gave, each tensor in its parameter's memory format."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    whole: dict[int, dict[str, Any]] = {}
+    for key, value in {**tensors, **state["plain"]}.items():
+        index, name = key.split(".", 1)
+        parameter = parameters[int(index)]
+        if isinstance(value, Tensor) and value.shape == parameter.shape and value.dim():
+            value = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+        whole.setdefault(int(index), {})[name] = value
+    optimizer.load_state_dict({"state": whole, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -1,0 +1,310 @@
+"""The training loop that every script shares.
+
+A task (`task.Task`) says what is trained and on what; the engine owns the order of the data, gradient steps,
+averaged weights, checkpoints and the log. Everything random is a function of (seed, position), where the
+position of a sample is the number of images seen before it: so the result does not depend on the number of
+processes or on accumulation, and resuming - the same command again - gives the weights that an uninterrupted
+run gives, to the bit (one process, CPU, float32).
+
+Processes average their gradients after the backward pass and not through a DistributedDataParallel wrapper: a
+task may then call any method of its modules and take `torch.autograd.grad`, as adversarial training must.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast
+from torch import Tensor, nn
+
+from guided_diffusers.core.finite import NonFiniteError
+from guided_diffusers.core.randomness import seed_for
+from guided_diffusers.store.files import atomic_folder, recover, room_for
+from guided_diffusers.training.engine.batches import Batches
+from guided_diffusers.training.engine.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
+from guided_diffusers.training.engine.config import TrainingConfig
+from guided_diffusers.training.engine.ema import ExponentialMovingAverage
+from guided_diffusers.training.engine.lock import folder_lock
+from guided_diffusers.training.engine.log import JsonLines, Meter, flatten, in_words
+from guided_diffusers.training.engine.precision import Way, autocast, choose, settled
+from guided_diffusers.training.engine.progress import Progress, shown
+from guided_diffusers.training.engine.publish import Publisher
+from guided_diffusers.training.engine.schedule import learning_rate_factor
+from guided_diffusers.training.engine.settings import record_config, recorded, with_training
+from guided_diffusers.training.engine.setup import (
+    average_gradients,
+    make_accelerator,
+    make_optimizer,
+    recompute_activations,
+    refuse_sharding,
+)
+from guided_diffusers.training.engine.state import check_fits, restore_training, training_state
+from guided_diffusers.training.engine.task import Metrics, Task
+
+__all__ = ["Metrics", "Task", "Trainer", "make_accelerator", "make_optimizer", "train"]
+
+logger = logging.getLogger(__name__)
+
+
+def train(
+    task: Task, config: TrainingConfig, full_config: Any = None, accelerator: Accelerator | None = None
+) -> None:
+    """Train, or go on from the newest checkpoint of `config.output_dir`.
+
+    Leaves there: config.json, log.jsonl, checkpoints/, snapshots/<images>/<module>/, validation/, what
+    `task.begin` writes, where there is such, and final/ (what `task.save` writes).
+
+    Args:
+        task: see `task.Task`.
+        config: the shared part of the script's configuration.
+        full_config: the script's whole configuration, saved beside the weights; `config` when not given.
+        accelerator: when the script has made its own.
+
+    Raises:
+        ValueError: when the batch cannot be split evenly over processes and accumulation steps, the newest
+            checkpoint is damaged or another run's, or accelerate is set to split networks. Nothing has then
+            been written.
+        FileNotFoundError: when the newest checkpoint lacks a file.
+        FloatingPointError: when a loss is not finite, at the next log record.
+        FolderInUseError: when another run writes into `config.output_dir`.
+        DiskFullError: when there is no room for a file; the checkpoint before is whole.
+    """
+    Trainer(task, config, full_config or config, accelerator or make_accelerator(config)).run()
+
+
+class Trainer:
+    """The loop and its state; `train` is the way in."""
+
+    def __init__(
+        self, task: Task, config: TrainingConfig, full_config: Any, accelerator: Accelerator
+    ) -> None:
+        self.task, self.config, self.accelerator = task, config, accelerator
+        self.folder = Path(config.output_dir)
+        if config.batch_size % (accelerator.num_processes * config.gradient_accumulation):
+            raise ValueError(
+                f"batch_size is not a multiple of processes x gradient_accumulation: {config.batch_size} "
+                f"for {accelerator.num_processes} x {config.gradient_accumulation}"
+            )
+        refuse_sharding(accelerator)
+        for module in task.modules.values():
+            module.to(accelerator.device).train()
+            for tensor in module.state_dict().values():
+                broadcast(tensor)
+        averaged = {name: task.modules[name] for name in task.averaged}
+        self.ema = ExponentialMovingAverage(averaged, config.ema_half_life_images, config.ema_ramp_up)
+        if config.gradient_checkpointing:
+            for module in task.modules.values():
+                recompute_activations(module)
+        self.parameters = {
+            name: [p for group in optimizer.param_groups for p in group["params"]]
+            for name, optimizer in task.optimizers.items()
+        }
+        for optimizer in task.optimizers.values():
+            for group in optimizer.param_groups:
+                group["initial_lr"] = group["lr"]
+        self.optimizers = {name: accelerator.prepare_optimizer(o) for name, o in task.optimizers.items()}
+        self.batches, self.meter = Batches(task, config, accelerator), Meter()
+        self.progress: Progress | None = None  # the main process's
+        self.full_config = full_config
+        pushes = config.push_to_hub is not None and accelerator.is_main_process
+        self.publisher = Publisher(config) if pushes else None
+
+    def run(self) -> None:
+        """Train, alone in the folder; a full disk is told with what is left to go on from."""
+        alone = folder_lock(self.folder) if self.accelerator.is_main_process else nullcontext()
+        with alone, room_for(self.folder, self.resumable):
+            self.loop()
+
+    def resumable(self) -> str:
+        """What the same command goes on from."""
+        newest = latest_checkpoint(self.folder / "checkpoints")
+        if newest is None:
+            return "there is no checkpoint yet: the same command begins anew"
+        return f"the checkpoint {newest} is whole: the same command goes on from it"
+
+    def loop(self) -> None:
+        """The training: one pass of the loop is one optimisation step."""
+        seen = self.resume()
+        stop = min(self.config.num_images, self.config.stop_at_images or self.config.num_images)
+        if self.accelerator.is_main_process:
+            self.progress = Progress(seen, self.config.num_images, self.accelerator.device)
+        with shown(self.progress):
+            for parts in self.batches.between(seen, stop):
+                self.begin_step(seen)
+                for number, part in enumerate(parts, start=1):
+                    for name, loss, metrics in self.losses(part):
+                        self.accelerator.backward(loss / len(parts), inputs=self.parameters[name])
+                        self.meter.add({name: loss, **metrics})
+                        if number == len(parts):
+                            self.step(name)
+                before, seen = seen, seen + self.config.batch_size
+                self.ema.update(seen, self.config.batch_size)
+                self.after_step(before, seen, last=seen >= stop)
+        if seen >= self.config.num_images:
+            self.export(seen, last=True)
+        if self.publisher is not None:
+            self.publisher.finish()
+        self.accelerator.end_training()
+
+    def begin_step(self, seen: int) -> None:
+        """Set what depends on the position: the networks' own randomness (dropout) and the learning rate."""
+        torch.manual_seed(seed_for(self.config.seed, seen + self.accelerator.process_index))
+        factor = learning_rate_factor(
+            self.config.learning_rate_schedule,
+            seen + self.config.batch_size,
+            self.config.warmup_images,
+            self.config.num_images,
+        )
+        for optimizer in self.task.optimizers.values():
+            for group in optimizer.param_groups:
+                group["lr"] = group["initial_lr"] * factor
+
+    def losses(self, part: Any) -> Iterator[tuple[str, Tensor, Metrics]]:
+        """The task's losses, each computed under autocast; backward passes and steps happen outside it."""
+        steps = iter(self.task.losses(part))
+        while True:
+            with self.autocast():
+                item = next(steps, None)
+            if item is None:
+                return
+            yield item
+
+    def step(self, name: str) -> None:
+        """Average the gradient over processes, clip it, step one optimizer."""
+        parameters = [p for p in self.parameters[name] if p.grad is not None]
+        if self.accelerator.num_processes > 1:
+            average_gradients(self.accelerator, parameters)
+        optimizer = self.optimizers[name]
+        self.accelerator.unscale_gradients(optimizer)
+        limit = self.config.max_grad_norm or float("inf")
+        norm = nn.utils.clip_grad_norm_(parameters, limit, foreach=True)
+        optimizer.step()
+        optimizer.zero_grad()
+        self.meter.add({f"{name}_gradient_norm": norm})
+
+    def after_step(self, before: int, seen: int, last: bool) -> None:
+        """Do what is due between two positions; the checkpoint comes last."""
+
+        def due(every: int) -> bool:
+            return every > 0 and seen // every > before // every
+
+        config = self.config
+        if due(config.log_every_images) or last:
+            self.log(seen)
+        if not self.accelerator.is_main_process:
+            return
+        self.progress.advance(seen)
+        if any(before < fraction * config.num_images <= seen for fraction in config.snapshot_fractions):
+            self.snapshot(seen)
+        if due(config.validate_every_images):
+            self.validate(seen)
+        if due(config.export_every_images):
+            self.export(seen)
+        if due(config.checkpoint_every_images) or last:
+            self.save_checkpoint(seen)
+
+    def log(self, seen: int) -> None:
+        """Write the means since the last record, and stop the run when a loss is not finite."""
+        accelerator = self.accelerator
+        record = self.meter.read(lambda sums: accelerator.reduce(sums, "sum"))
+        for name in self.task.optimizers:
+            if not abs(record.get(name, 0.0)) < float("inf"):
+                raise FloatingPointError(
+                    f"the loss of {name!r} is {record[name]} after {seen} images: lower learning_rate, or "
+                    "resume from an earlier checkpoint"
+                )
+        if accelerator.is_main_process:
+            seconds = self.lines.seconds
+            speed = (seen - self.logged[0]) / max(seconds - self.logged[1], 1e-9)
+            self.logged = (seen, seconds)
+            rates = {name: o.param_groups[0]["lr"] for name, o in self.task.optimizers.items()}
+            record |= {"learning_rate": rates, "images_per_second": round(speed, 1)}
+            self.lines.write(seen, record)
+            logger.info(in_words(record, seen, self.config.num_images, speed))
+            self.progress.said()
+        accelerator.log(flatten(record), step=seen)
+
+    def exported(self) -> dict[str, nn.Module]:
+        """All modules by name, averaged where there is an average."""
+        return {**self.task.modules, **self.ema.modules}
+
+    def snapshot(self, seen: int) -> None:
+        """Keep the averaged networks of this position: weak networks for autoguidance."""
+        with atomic_folder(self.folder / "snapshots" / str(seen)) as folder:
+            for name, module in self.ema.modules.items():
+                module.save_pretrained(folder / name)
+
+    def validate(self, seen: int) -> None:
+        """Let the task measure or draw; its metrics are a record of their own."""
+        (self.folder / "validation").mkdir(exist_ok=True)
+        meter = Meter()
+        try:
+            meter.add(self.task.validate(seen, self.exported(), self.folder / "validation") or {})
+        except NonFiniteError as error:  # of what was drawn; the weights are what the loss says
+            logger.warning("after %d images the validation shows nothing: %s", seen, error)
+        if metrics := meter.read():
+            self.lines.write(seen, {"validation": metrics})
+            self.accelerator.log(flatten({"validation": metrics}), step=seen)
+
+    def export(self, seen: int, last: bool = False) -> None:
+        """Write final/ anew, with the averaged weights; push it where that is due."""
+        if self.accelerator.is_main_process:
+            with atomic_folder(self.folder / "final") as folder:
+                self.task.save(folder, self.exported())
+            logger.info("after %d images: %s", seen, self.folder / "final")
+            every = self.config.export_every_images
+            if self.publisher is not None and (last or seen // every % self.config.push_every == 0):
+                self.publisher.offer(self.folder / "final", seen)
+
+    def save_checkpoint(self, seen: int) -> None:
+        """Write all that resuming needs."""
+        tensors, plain = training_state(self.task, self.ema, self.accelerator)
+        tensors["meter"] = self.meter.state_dict()
+        plain["precision"] = asdict(Way.of(self.config))
+        save_checkpoint(self.folder / "checkpoints", seen, tensors, plain, self.config.keep_checkpoints)
+
+    def resume(self) -> int:
+        """Restore the newest checkpoint; the number of images seen, 0 when there is none."""
+        path, seen = latest_checkpoint(self.folder / "checkpoints"), 0
+        if path is not None:
+            tensors, plain = load_checkpoint(path)
+            check_fits(path, self.task, self.ema, tensors, plain)
+            earlier = plain.get("precision") or recorded(self.folder)
+            self.compute_by(settled(self.config, earlier.get("training", earlier)))
+            restore_training(self.task, self.ema, self.accelerator, tensors, plain)
+            if self.accelerator.num_processes == 1:  # of several, only the main one's sums were saved
+                self.meter.load_state_dict(tensors.get("meter", {}), self.accelerator.device)
+            seen = plain["images_seen"]
+            logger.info("resuming after %d images from %s", seen, path)
+        else:
+            self.compute_by(choose(self.task, self.config, self.accelerator, self.batches))
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            recover(self.folder / "final")
+            record_config(self.folder, self.full_config, resuming=path is not None)
+            if begin := getattr(self.task, "begin", None):
+                begin(self.folder)
+            self.lines = JsonLines(self.folder / "log.jsonl", seen)
+            self.logged = (seen, self.lines.seconds)
+        if self.accelerator.log_with:
+            plain = {name: str(value) for name, value in flatten(asdict(self.full_config)).items()}
+            self.accelerator.init_trackers(self.folder.name, config=plain)
+        return seen
+
+    def compute_by(self, config: TrainingConfig) -> None:
+        """Take over a configuration whose precision and layout are settled."""
+        by_us = self.config.mixed_precision == "auto"
+        self.autocast = partial(autocast, self.accelerator, config.mixed_precision if by_us else "no")
+        if config.channels_last:
+            for module in self.task.modules.values():
+                module.to(memory_format=torch.channels_last)
+        self.config, self.full_config = config, with_training(self.full_config, config)

@@ -1,0 +1,105 @@
+"""Two processes, each with half of a batch: their mean gradient is that of the whole batch."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+from accelerate.state import AcceleratorState
+from accelerate.utils import reduce
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.nn.functional import normalize
+
+from guided_diffusers.training.engine.parallel import gathered, own_rows
+from guided_diffusers.training.tasks.autoencoder_losses import adaptive_weight
+from guided_diffusers.training.tasks.clip import different_texts
+from guided_diffusers.training.tasks.contrastive import contrastive_loss
+
+BATCH = 8
+TOKENS = torch.tensor([[1, 5], [1, 7], [1, 5], [1, 2], [1, 7], [1, 9], [1, 5], [1, 3]])
+
+
+class Clip(nn.Module):
+    """A linear image encoder and an embedding of texts, in the place of a CLIPModel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.images, self.words = nn.Linear(6, 4), nn.Embedding(10, 4)
+        self.logit_scale = nn.Parameter(torch.tensor(1.0))
+
+    def get_text_features(self, input_ids: torch.Tensor) -> torch.Tensor:
+        return self.words(input_ids).sum(1)
+
+
+def by_two(deed: Callable[[int], dict[str, torch.Tensor]], folder: Path) -> list[dict[str, torch.Tensor]]:
+    """What a deed gives in each of two processes that share a group."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    children = []
+    for rank in range(2):
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": 2, "RANK": rank}
+                os.environ.update({name: str(value) for name, value in where.items()}, LOCAL_RANK=str(rank))
+                AcceleratorState._reset_state(reset_partial_state=True)  # this session's
+                assert PartialState(cpu=True).num_processes == 2
+                save_file(deed(rank), folder / f"{rank}.safetensors")
+                code = 0
+            finally:
+                os._exit(code)
+        children.append(child)
+    assert [os.waitpid(child, 0)[1] for child in children] == [0, 0]
+    return [load_file(folder / f"{rank}.safetensors") for rank in range(2)]
+
+
+def contrastive(rows: slice) -> dict[str, torch.Tensor]:
+    """The loss of a batch of which this process has some rows, and its gradients."""
+    clip, inputs = Clip(), torch.randn(BATCH, 6, generator=torch.Generator().manual_seed(1))
+    images = gathered(normalize(clip.images(inputs[rows]), dim=1))
+    texts, own = different_texts(clip, TOKENS[rows])
+    each = contrastive_loss(images, texts, own, clip.logit_scale.exp())
+    each.mean().backward()
+    gradients = {name: parameter.grad.contiguous() for name, parameter in clip.named_parameters()}
+    mine = each.detach()[own_rows(len(TOKENS[rows]))].contiguous()
+    return {**gradients, "loss": each.mean().detach(), "own": own, "mine": mine}
+
+
+def test_a_contrastive_loss_is_of_the_batch_of_all_processes(tmp_path):
+    whole = contrastive(slice(None))
+    parts = by_two(lambda rank: contrastive(slice(4 * rank, 4 * rank + 4)), tmp_path)
+    for part in parts:
+        torch.testing.assert_close(part["loss"], whole["loss"])
+        assert torch.equal(part["own"], whole["own"])
+    torch.testing.assert_close(torch.cat([part["mine"] for part in parts]), whole["mine"])
+    for name in ("images.weight", "images.bias", "words.weight", "logit_scale"):
+        assert not torch.allclose(parts[0][name], whole[name]) or name == "logit_scale"
+        torch.testing.assert_close((parts[0][name] + parts[1][name]) / 2, whole[name])
+
+
+def weighed(rows: slice) -> dict[str, torch.Tensor]:
+    torch.manual_seed(2)
+    layer, inputs = nn.Linear(3, 2), torch.randn(BATCH, 3)
+    output = layer(inputs[rows])
+    return {"weight": adaptive_weight(output.square().mean(), -output.mean(), layer.weight)}
+
+
+def test_the_adaptive_weight_is_one_and_that_of_the_whole_batch(tmp_path):
+    whole, alone = weighed(slice(None)), weighed(slice(0, 4))
+    assert not torch.allclose(whole["weight"], alone["weight"])
+    for part in by_two(lambda rank: weighed(slice(4 * rank, 4 * rank + 4)), tmp_path):
+        torch.testing.assert_close(part["weight"], whole["weight"])
+
+
+def test_one_process_gathers_nothing():
+    rows = torch.ones(3, 2, requires_grad=True)
+    assert gathered(rows) is rows and own_rows(3) == slice(0, 3)
+    assert reduce(rows, "mean").equal(rows)

@@ -1,0 +1,340 @@
+"""Training an autoencoder through its script and the shipped configuration, on real images, made tiny."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import AutoencoderKL
+from safetensors.torch import load_file
+
+from guided_diffusers.core.randomness import randn_for
+from guided_diffusers.models import VariationalAutoencoder
+from guided_diffusers.models.decoder_likelihoods import INITIAL_LOG_VARIANCE
+from guided_diffusers.models.evidence import bound_of
+from guided_diffusers.training.data.dataset import DataConfig, ImageTextDataset
+from guided_diffusers.training.engine.config import TrainingConfig
+from guided_diffusers.training.tasks import autoencoder_losses as losses
+from guided_diffusers.training.tasks.autoencoder import AutoencoderTask, ExportConfig, LossConfig
+from guided_diffusers.training.tasks.autoencoder_measures import (
+    latent_statistics,
+    measure_bound,
+    measure_reconstructions,
+)
+
+ROOT = Path(__file__).parents[3]
+CONFIGS = ROOT / "training" / "configs"
+TINY = {
+    "data.path": ROOT / "tests" / "data" / "fashion_slice.parquet",
+    "export.validation_split": "train",  # the slice has one split
+    "export.validation_rows": 16,
+    "export.statistics_rows": 64,
+    "autoencoder.block_out_channels": [4, 4, 8],
+    "autoencoder.norm_num_groups": 4,
+    "discriminator.base_channels": 8,
+    "training.num_images": 96,
+    "training.batch_size": 8,
+    "training.warmup_images": 8,
+    "training.mixed_precision": "no",
+    "training.log_every_images": 16,
+    "training.checkpoint_every_images": 48,
+    "training.validate_every_images": 48,
+}
+
+
+@pytest.fixture(scope="module")
+def train(tmp_path_factory):
+    """Runs the script with a shipped configuration made tiny; gives the folder of the run."""
+    base = tmp_path_factory.mktemp("runs")
+    path = ROOT / "training" / "train_autoencoder.py"
+    spec = importlib.util.spec_from_file_location("train_autoencoder", path)
+    script = importlib.util.module_from_spec(spec)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, spec.name, script)  # where dataclasses look their annotations up
+        spec.loader.exec_module(script)
+
+        def run(name, config="fashion_autoencoder.yaml", **overrides):
+            options = {**TINY, "data.cache_dir": base / "cache", "training.output_dir": base / name}
+            options |= {key.replace("__", "."): value for key, value in overrides.items()}
+            words = [word for key, value in options.items() for word in (f"--{key}", str(value))]
+            patch.setattr("sys.argv", ["train_autoencoder.py", "--config", str(CONFIGS / config), *words])
+            script.main()
+            return base / name
+
+        yield run
+
+
+@pytest.fixture(scope="module")
+def whole(train):
+    """A run of the first stage, discriminator and all, without a stop."""
+    return train("whole")
+
+
+@pytest.fixture
+def data(tmp_path):
+    path = str(TINY["data.path"])
+    return ImageTextDataset(DataConfig(path=path, channels=1, cache_dir=str(tmp_path / "cache")))
+
+
+def test_the_command_leaves_a_model_with_standardised_latents(whole, data):
+    model = VariationalAutoencoder.from_pretrained(whole / "final")
+    posterior = model.encode(data.pixels(range(64))).latent_dist
+    latents = posterior.mean + posterior.std * randn_for(0, range(64), posterior.mean.shape[1:])
+    torch.testing.assert_close(latents.mean((0, 2, 3)), torch.zeros(4), atol=1e-4, rtol=0)
+    torch.testing.assert_close(latents.std((0, 2, 3)), torch.ones(4), atol=1e-3, rtol=0)
+    half = VariationalAutoencoder.from_pretrained(whole / "final", variant="fp16")
+    assert half.config.latents_std == model.config.latents_std
+    torch.testing.assert_close(
+        half.decoder.conv_out.weight, model.decoder.conv_out.weight, atol=1e-3, rtol=1e-3
+    )
+    figures = json.loads((whole / "final" / "metrics.json").read_text())
+    assert figures["images"] == 64
+    expected = measure_reconstructions(model, data, range(64))
+    assert figures["psnr"] == pytest.approx(expected["psnr"], rel=1e-4)
+    records = [json.loads(line) for line in (whole / "log.jsonl").read_text().splitlines()]
+    assert any("adversarial" in record for record in records) and "adversarial" not in records[0]
+    assert "discriminator" not in records[0] and any("discriminator" in record for record in records)
+    assert any("sharpness" in record.get("validation", {}) for record in records)
+    assert len(list((whole / "validation").glob("*.png"))) == 2
+
+
+def test_resuming_with_a_discriminator_is_bit_equal(train, whole):
+    train("parts", training__stop_at_images=48)
+    assert not (whole.parent / "parts" / "final").exists()
+    parts = train("parts")
+    for name in (
+        "modules/autoencoder",
+        "modules/discriminator",
+        "averaged/autoencoder",
+        "optimizers/discriminator",
+    ):
+        one, two = (load_file(run / f"checkpoints/000000000096/{name}.safetensors") for run in (whole, parts))
+        assert one.keys() == two.keys() and all(torch.equal(one[key], two[key]) for key in one)
+
+
+def test_training_improves_reconstructions(train, whole, data):
+    longer = train(
+        "longer", training__num_images=640, loss__adversarial_weight=0, training__ema_half_life_images=30
+    )
+    before, after = (
+        measure_reconstructions(VariationalAutoencoder.from_pretrained(run / "final"), data, range(64))
+        for run in (whole, longer)
+    )
+    assert after["psnr"] > before["psnr"] + 2 and after["l1"] < 0.75 * before["l1"], (before, after)
+
+
+def test_the_second_stage_changes_the_decoder_and_no_latent(train, whole, data):
+    second = train("second", "fashion_autoencoder_decoder.yaml", pretrained=whole / "final", denoiser="null")
+    one, two = (VariationalAutoencoder.from_pretrained(run / "final") for run in (whole, second))
+    assert (
+        one.config.latents_mean == two.config.latents_mean
+        and one.config.latents_std == two.config.latents_std
+    )
+    images = data.pixels(range(8))
+    with torch.no_grad():
+        latents = one.encode(images).latent_dist.mean
+        assert torch.equal(latents, two.encode(images).latent_dist.mean)
+        assert not torch.equal(one.decode(latents).sample, two.decode(latents).sample)
+
+
+@pytest.mark.parametrize("scaling", [0.18215, 1.0])
+def test_a_decoder_of_others_keeps_the_scale_of_their_latents(data, tmp_path, scaling):
+    kl = AutoencoderKL(1, 1, block_out_channels=(4,), norm_num_groups=4, scaling_factor=scaling)
+    model = VariationalAutoencoder.from_autoencoder_kl(kl)
+    training = TrainingConfig(output_dir="unused", batch_size=8)
+    task = AutoencoderTask(model, None, data, data, LossConfig(), ExportConfig(), training, decoder_only=True)
+    task.save(tmp_path, task.modules)
+    images, saved = data.pixels(range(4)), VariationalAutoencoder.from_pretrained(tmp_path)
+    with torch.no_grad():
+        latents = kl.encode(images).latent_dist.mean * scaling
+        torch.testing.assert_close(saved.encode(images).latent_dist.mean, latents, atol=1e-6, rtol=1e-5)
+
+
+def test_losses_do_not_depend_on_how_a_batch_is_split(data):
+    """Every random number belongs to a position: the mean over halves is the whole."""
+    torch.manual_seed(0)
+    model = VariationalAutoencoder(1, 1, block_out_channels=(4,), norm_num_groups=4, latent_channels=2)
+    training = TrainingConfig(output_dir="unused", batch_size=8)
+    task = AutoencoderTask(model, None, data, data, LossConfig(), ExportConfig(), training)
+
+    def loss(numbers):
+        batch = task.batch(numbers, [100 + number for number in numbers])
+        return next(task.losses(batch))[1]
+
+    whole, halves = loss(list(range(8))), (loss([0, 1, 2, 3]) + loss([4, 5, 6, 7])) / 2
+    torch.testing.assert_close(whole, halves, atol=1e-6, rtol=1e-5)
+
+
+def small(**overrides):
+    """A tiny model of whole images as the shipped slice has them, 32x32 grey."""
+    torch.manual_seed(0)
+    config = {
+        "block_out_channels": (4, 4),
+        "down_block_types": ("DownEncoderBlock2D",) * 2,
+        "up_block_types": ("UpDecoderBlock2D",) * 2,
+        "norm_num_groups": 4,
+        "latent_channels": 3,
+    }
+    return VariationalAutoencoder(
+        1, 1, **{**config, "latent": "vector", "likelihood": "gaussian", **overrides}
+    )
+
+
+def task_of(model, data, training=None, **loss):
+    training = training or TrainingConfig(output_dir="unused", batch_size=8)
+    return AutoencoderTask(model, None, data, data, LossConfig(**loss), ExportConfig(), training)
+
+
+BOUND = {"reconstruction": "likelihood"}
+
+
+@pytest.mark.parametrize(
+    "likelihood", ["gaussian", "bernoulli", "discretised_logistic", "discretised_gaussian"]
+)
+def test_the_likelihood_s_loss_is_the_negative_bound_a_dimension(data, likelihood):
+    model = small(likelihood=likelihood)
+    task = task_of(model, data, **BOUND, beta=0.5, free_bits=0.1, dequantise=likelihood == "gaussian")
+    batch = task.batch(list(range(8)), list(range(100, 108)))
+    _, loss, metrics = next(task.losses(batch))
+    posterior = model.posterior(batch["images"])
+    output = model.decoder_output(posterior.mean + posterior.std * batch["noise"])
+    log_prob = model.decoder_likelihood.log_prob(output, batch["images"])
+    bound = bound_of(log_prob, posterior, model.decoder_likelihood, 1024, beta=0.5, free_bits=0.1)
+    torch.testing.assert_close(loss, -bound.objective.mean() / 1024)
+    torch.testing.assert_close(metrics["reconstruction"], -bound.reconstruction.mean().detach() / 1024)
+    torch.testing.assert_close(
+        metrics["kl"], losses.kl_per_image(posterior.mean, posterior.logvar).mean().detach()
+    )
+    assert ("log_variance" in metrics) == (likelihood != "bernoulli")
+    plain = small(likelihood=None)
+    plain.load_state_dict(model.state_dict(), strict=False)
+    weight = losses.kl_weight_from_sum(0.5, 1, 32, 32)
+    error = task_of(plain, data, kl_weight=weight)
+    *_, summed = next(error.losses(batch))
+    assert weight * summed["kl"].item() == pytest.approx(0.5 * bound.kl.mean().item() / 1024)
+
+
+def test_the_learned_variance_is_optimised_without_weight_decay_and_learns(data):
+    model, training = small(), TrainingConfig(output_dir="unused", batch_size=8, weight_decay=0.3)
+    task = task_of(model, data, training, **BOUND)
+    optimizer, variance = task.optimizers["autoencoder"], model.decoder_likelihood.log_variance
+    decays = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    assert decays.pop(id(variance)) == 0 and set(decays.values()) == {0.3}
+    assert len(decays) + 1 == len(list(model.parameters()))
+    before = variance.item()
+    next(task.losses(task.batch(list(range(8)), list(range(8)))))[1].backward()
+    optimizer.step()
+    assert variance.item() != before
+
+
+def test_noise_fills_the_bins_by_seed_and_position(data):
+    one, again, other = (
+        task_of(
+            small(), data, TrainingConfig(output_dir="unused", seed=seed), **BOUND, dequantise=True
+        ).batch(rows, positions)["images"]
+        for seed, rows, positions in ((0, [3, 4], [7, 8]), (0, [4], [8]), (1, [4], [8]))
+    )
+    noise = one - data.pixels([3, 4])
+    assert 0.9 / 255 < noise.abs().max() <= 1.001 / 255 and abs(noise.mean()) < 1e-4
+    assert torch.equal(one[1:], again) and not torch.equal(again, other)
+    assert torch.equal(task_of(small(), data, **BOUND).batch([3], [7])["images"], data.pixels([3]))
+
+
+def test_what_does_not_go_together_is_refused(data):
+    for model, loss, message in (
+        (small(likelihood=None), BOUND, "needs an autoencoder.likelihood, which is None"),
+        (small(posterior="deterministic"), BOUND, "'deterministic', which has no bound"),
+        (small(), {}, "reconstruction is 'error' and would leave the variance of likelihood 'gaussian'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            task_of(model, data, **loss)
+    assert task_of(small(likelihood="bernoulli"), data)  # has no variance
+    for name in ("beta", "free_bits"):
+        with pytest.raises(ValueError, match=f"{name} must be 0 or more"):
+            LossConfig(**{name: -1.0})
+
+
+def test_a_plain_autoencoder_has_no_divergence_and_no_noise(data):
+    model = small(posterior="deterministic", likelihood=None)
+    task = task_of(model, data, squared=1.0)
+    batch = task.batch(list(range(8)), list(range(8)))
+    _, loss, metrics = next(task.losses(batch))
+    assert set(metrics) == {"reconstruction"}
+    torch.testing.assert_close(loss, (model(batch["images"]).sample - batch["images"]).square().mean())
+
+
+SHIPPED = ["fashion_vae_vector.yaml", "fashion_vae_spatial.yaml", "fashion_autoencoder_plain.yaml"]
+
+
+@pytest.mark.parametrize("config", SHIPPED)
+def test_the_shipped_configurations_train_save_and_resume_to_the_bit(train, data, config):
+    name = config.removesuffix(".yaml")
+    whole = train(name, config)
+    train(name + "-parts", config, training__stop_at_images=48)
+    parts = train(name + "-parts", config)
+    model = VariationalAutoencoder.from_pretrained(whole / "final")
+    for file in ("modules/autoencoder", "averaged/autoencoder", "optimizers/autoencoder"):
+        one, two = (load_file(run / f"checkpoints/000000000096/{file}.safetensors") for run in (whole, parts))
+        assert one.keys() == two.keys() and all(torch.equal(one[key], two[key]) for key in one)
+    shape = {"spatial": (4, 7, 7), "vector": (16, 1, 1)}[model.config.latent]
+    assert model.latent_shape() == shape and None not in (model.config.latents_mean, model.config.latents_std)
+    figures = json.loads((whole / "final" / "metrics.json").read_text())
+    records = [json.loads(line) for line in (whole / "log.jsonl").read_text().splitlines()]
+    if model.config.likelihood is None:
+        assert "elbo" not in figures and model.config.posterior == "deterministic"
+        return
+    images = ImageTextDataset(
+        DataConfig(
+            path=str(TINY["data.path"]), channels=1, crop=28, resolution=28, cache_dir=data.config.cache_dir
+        )
+    )
+    expected = measure_bound(model, images, range(64), noisy=True)
+    assert {name: figures[name] for name in expected} == pytest.approx(expected, rel=1e-4)
+    assert figures["elbo"] < -500 and 7 < figures["bits_per_dim"] < 20
+    assert model.decoder_likelihood.log_variance.item() != INITIAL_LOG_VARIANCE
+    assert all("bits_per_dim" in record for record in records if "autoencoder" in record)
+
+
+def test_the_bound_that_is_measured_depends_on_no_batch(data):
+    model = small().eval()
+    whole = measure_bound(model, data, range(10), noisy=True, seed=3)
+    assert measure_bound(model, data, range(10), noisy=True, seed=3, batch_size=3) == pytest.approx(
+        whole, rel=1e-5
+    )
+    assert measure_bound(model, data, range(10), noisy=True, seed=4)["elbo"] != whole["elbo"]
+    assert measure_bound(model, data, range(10), noisy=False, seed=3)["elbo"] != whole["elbo"]
+
+
+def test_an_adversarial_weight_needs_a_discriminator(data):
+    model = VariationalAutoencoder(1, 1, block_out_channels=(4,), norm_num_groups=4)
+    with pytest.raises(ValueError, match="adversarial_weight is 0.5: it needs a discriminator"):
+        loss, training = LossConfig(adversarial_weight=0.5), TrainingConfig(output_dir="unused")
+        AutoencoderTask(model, None, data, data, loss, ExportConfig(), training)
+
+
+def test_latent_statistics_are_those_of_draws_from_the_raw_posterior(data):
+    torch.manual_seed(0)
+    model = VariationalAutoencoder(1, 1, block_out_channels=(4,), norm_num_groups=4, latent_channels=2)
+    with torch.no_grad():
+        model.quant_conv.bias.copy_(torch.tensor([3.0, -2.0, 0.0, 2.0]))
+        mean, std = latent_statistics(model, data, range(64), seed=5, batch_size=10)
+        posterior = model.posterior(data.pixels(range(64)))
+        latents = posterior.mean + posterior.std * randn_for(5, range(64), posterior.mean.shape[1:])
+    torch.testing.assert_close(mean.float(), latents.mean((0, 2, 3)), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(std.float(), latents.std((0, 2, 3)), atol=1e-3, rtol=1e-3)
+
+
+def test_bad_configurations_name_the_field(train, capsys):
+    with pytest.raises(ValueError, match="squared must lie in"):
+        LossConfig(squared=2.0)
+    with pytest.raises(ValueError, match="kl_weight must be 0 or more"):
+        LossConfig(kl_weight=-1.0)
+    for override, message in (
+        ({"decoder_only": True}, "decoder_only needs a trained encoder"),
+        ({"loss__adversarial_wait": 1}, "unknown key 'loss.adversarial_wait'"),
+    ):
+        with pytest.raises(SystemExit):
+            train("bad", **override)
+        assert message in capsys.readouterr().err
