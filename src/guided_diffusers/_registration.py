@@ -81,7 +81,7 @@ def _then(load: Callable[[ModuleType], None], action: Callable[[ModuleType], Non
 
 def _register(module: ModuleType) -> None:
     classes = import_module("diffusers.pipelines.pipeline_loading_utils").LOADABLE_CLASSES
-    for library in (LIBRARY, f"{LIBRARY}.components"):
+    for library in (LIBRARY, f"{LIBRARY}.store.components"):
         classes[library] = {name: ["save_pretrained", "from_pretrained"] for name in BASE_CLASSES}
     if not getattr(type(module), "finds_guided_diffusers", False):
         module.__class__ = _with_our_pipelines(type(module))

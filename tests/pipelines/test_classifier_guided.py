@@ -15,6 +15,7 @@ from tiny_classifier import (
     tiny_image_unet,
     tiny_noise_aware_classifier,
 )
+from transformers import ViTConfig, ViTForImageClassification
 
 from guided_diffusers import (
     ClassifierGuidedPipeline,
@@ -63,6 +64,23 @@ def by_hand(pipe, guidance, condition=None, scheduler=None, clip=None):
 
 
 class TestWhatItDraws:
+    def test_a_classifier_of_transformers_is_asked_by_its_own_configuration(self):
+        torch.manual_seed(0)
+        shape = {"image_size": 8, "patch_size": 4, "num_channels": 1, "num_labels": 3}
+        widths = {"hidden_size": 16, "intermediate_size": 16}
+        heads = {"num_hidden_layers": 1, "num_attention_heads": 2}
+        vit = ViTForImageClassification(ViTConfig(**shape, **widths, **heads)).eval()
+        vit.log_prob = lambda x0, level, labels: (
+            vit(pixel_values=x0).logits.log_softmax(-1).gather(1, labels[:, None])[:, 0]
+        )
+        pipe = pipeline(classifier=vit)
+        guidance = ClassifierGuidance(log_prob_of(vit), 2.0, through="denoised")
+        ours = drawn(pipe, classifier_scale=2.0, through="denoised")
+        torch.testing.assert_close(ours, by_hand(pipe, guidance))
+        assert not torch.equal(ours, drawn(pipe, classifier_scale=0))
+        with pytest.raises(ValueError, match="has 3; allowed: 0 to 2"):
+            drawn(pipe, [0, 1, 3])
+
     @pytest.mark.parametrize(
         "options",
         [

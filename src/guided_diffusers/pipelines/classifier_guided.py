@@ -22,7 +22,7 @@ from guided_diffusers.models.parts import check_vae
 from guided_diffusers.pipelines import inputs
 from guided_diffusers.pipelines.clipping import clip_before_guidance
 from guided_diffusers.pipelines.guided import default_guidance_config, takes_eta
-from guided_diffusers.pipelines.labels import Labels, class_count, class_indices, labels_of
+from guided_diffusers.pipelines.labels import Labels, class_count, class_indices, labels_of, value_of
 from guided_diffusers.pipelines.run import GuidedRun
 from guided_diffusers.pipelines.steered import Scales, SteeredPipeline
 
@@ -209,7 +209,7 @@ class ClassifierGuidedPipeline(SteeredPipeline):
     def _check_networks(self) -> None:
         """Raise ValueError where classifier and denoiser differ in the samples or the classes they know."""
         self._check_unet()
-        self._check_channels("classifier", self.classifier.config.get("in_channels"))
+        self._check_channels("classifier", value_of(self.classifier.config, "in_channels"))
         classes, embeds = class_count(self.classifier.config), self.unet.config.num_class_embeds
         if embeds is not None and embeds not in (classes, classes + 1):
             raise ValueError(

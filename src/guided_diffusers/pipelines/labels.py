@@ -14,30 +14,35 @@ from guided_diffusers.models.labels import class_ids
 Labels = int | str | Sequence[int | str] | Tensor
 
 
-def class_names(config: Mapping[str, Any]) -> dict[int, str]:
+def value_of(config: Any, name: str) -> Any:
+    """A value of a configuration of diffusers (a mapping) or of transformers (an object); None without it."""
+    return config.get(name) if isinstance(config, Mapping) else getattr(config, name, None)
+
+
+def class_names(config: Any) -> dict[int, str]:
     """The names of the classes in a configuration's `id2label`, by index; empty where it has none."""
-    names = config.get("id2label")
+    names = value_of(config, "id2label")
     try:
         return {} if names is None else {int(index): str(name) for index, name in names.items()}
     except (AttributeError, TypeError, ValueError):
         raise ValueError(f"id2label is {shown(names)}; allowed: names of classes by index") from None
 
 
-def class_count(config: Mapping[str, Any]) -> int:
+def class_count(config: Any) -> int:
     """How many classes a classifier's configuration says it knows.
 
     Raises:
         ValueError: It says so nowhere.
     """
     for name in ("num_classes", "num_labels"):
-        if config.get(name) is not None:
-            return check_int(name, config[name], 1, 2**31)
+        if (count := value_of(config, name)) is not None:
+            return check_int(name, count, 1, 2**31)
     if names := class_names(config):
         return len(names)
     raise ValueError("the classifier's config has none of num_classes, num_labels and id2label; give one")
 
 
-def class_indices(labels: Labels, config: Mapping[str, Any], name: str = "class_labels") -> list[int]:
+def class_indices(labels: Labels, config: Any, name: str = "class_labels") -> list[int]:
     """The indices of classes.
 
     Args:

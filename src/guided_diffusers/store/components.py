@@ -2,8 +2,7 @@
 
 A checkpoint that brings code (`hub.entry_point`) has a file `guided_diffusers.py` beside each component of
 ours, so that diffusers, where this package was not imported, runs that file to find the class. Our own
-pipelines need no such file and must not ask for trust in it: they look for this
-module, and find it.
+pipelines need no such file and must not ask for trust in it: they look for this module, and find it.
 """
 
 from __future__ import annotations
