@@ -104,11 +104,11 @@ def sampling_loop(
         step_kwargs["generator"] = as_generators(generator)
     seed_noise(scheduler, sample, as_generators(generator))
     memory: dict[Any, Any] = {}
-    timesteps = run_timesteps(scheduler)
-    watch = Watch(type(scheduler).__name__, timesteps)
+    listed = run_timesteps(scheduler)
+    watch = Watch(type(scheduler).__name__, listed)
     take_step = stepper(scheduler, **step_kwargs)
     following = noise_level(scheduler, scheduler.timesteps[0])
-    for index, timestep in enumerate(timesteps):
+    for index, timestep in enumerate(listed):
         if hasattr(scheduler, "scale_model_input"):
             scheduler.scale_model_input(sample[:1], timestep)  # sets up a multi-stage one's state
         level, following = following, next_noise_level(scheduler, index)

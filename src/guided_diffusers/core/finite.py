@@ -49,8 +49,8 @@ class Watch:
         where += f"{float(self.levels[index].noise_to_signal):.3g})"
         if predicted:
             raise NonFiniteError(
-                f"the sample is not finite after {where}: the prediction was, {self.scheduler}.step made it so; try "
-                "more steps, or another scheduler or timestep_spacing"
+                f"the sample is not finite after {where}: the prediction was, {self.scheduler}.step made it "
+                "so; try more steps, or another scheduler or timestep_spacing"
             )
         raise NonFiniteError(
             f"the sample is not finite after {where}: neither was the prediction of x_0; try the network in "
