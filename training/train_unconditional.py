@@ -23,7 +23,7 @@ from guided_diffusers.models.parts import check_sample
 from guided_diffusers.schedulers import GuidedDDPMScheduler
 from guided_diffusers.training.data.cache import cached_latents
 from guided_diffusers.training.data.dataset import DataConfig, ImageTextDataset
-from guided_diffusers.training.data.images import load_autoencoder
+from guided_diffusers.training.data.images import Pixels, load_autoencoder
 from guided_diffusers.training.data.labels import class_labels
 from guided_diffusers.training.engine.config import TrainingConfig, arguments, option, parse_config
 from guided_diffusers.training.engine.setup import run_script
@@ -94,7 +94,7 @@ def make_task(config: UnconditionalConfig, device: torch.device) -> un.Unconditi
     return un.UnconditionalTask(
         unet,
         scheduler,
-        un.Pixels(data) if vae is None else cached_latents(vae.to(device), data),
+        Pixels(data) if vae is None else cached_latents(vae.to(device), data),
         config.objective,
         config.validation,
         config.training,

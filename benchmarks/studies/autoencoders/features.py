@@ -28,11 +28,11 @@ from guided_diffusers.evaluation.runs import machine
 from guided_diffusers.models import ImageClassifier, VariationalAutoencoder
 from guided_diffusers.training.data.cache import fingerprint
 from guided_diffusers.training.data.dataset import DataConfig, ImageTextDataset
+from guided_diffusers.training.data.images import Pixels
 from guided_diffusers.training.data.labels import class_labels
 from guided_diffusers.training.engine.config import TrainingConfig
 from guided_diffusers.training.engine.trainer import train
 from guided_diffusers.training.tasks import classifier as cl
-from guided_diffusers.training.tasks.unconditional import Pixels
 
 ARMS = {"linear probe": 1e-2, "fine-tuning": 1e-3, "from scratch": 1e-3}
 """The arms, and the learning rate of each."""
