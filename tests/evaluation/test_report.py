@@ -48,10 +48,10 @@ def test_below_ten_thousand_images_it_warns():
 
 def test_kernel_intervals_cover_the_truth():
     """Sets of 100 of a shifted Gaussian: the distance of 20,000 is in about 95 of 100 intervals."""
-    real = Reference(features(4000, 4, seed=1))
+    real = Reference(features(2000, 4, seed=1))
     truth = kernel_distance(real.features, features(20_000, 4, shift=0.3, seed=2).double())
     estimates = [
-        kernel_estimate(real, features(100, 4, shift=0.3, seed=10 + seed), resamples=200)
+        kernel_estimate(real, features(100, 4, shift=0.3, seed=10 + seed), resamples=100)
         for seed in range(100)
     ]
     assert 85 <= sum(e.low <= truth <= e.high for e in estimates) <= 100
