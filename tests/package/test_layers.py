@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import ast
 import sys
 from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).parents[2]
-PACKAGE = ROOT / "src" / "guided_diffusers"
+from architecture import PACKAGE, ROOT, dotted, imports_of, modules_under, ours, room_of, rooms
 
 HOUSE = (
     ("_registration", "core"),
@@ -31,57 +28,8 @@ CORE_LIBRARIES = {"torch", "numpy"}
 """What the core may import beside the standard library."""
 
 
-def modules_under(folder: Path) -> list[Path]:
-    return sorted(folder.rglob("*.py"))
-
-
-def dotted(path: Path) -> str:
-    parts = path.relative_to(ROOT / "src").with_suffix("").parts
-    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-
-
-def imports_of(path: Path, module: str = "") -> set[str]:
-    """Every imported name in dotted form, `from a import b` as a.b; relative ones from `module`."""
-    package = module if path.name == "__init__.py" else module.rpartition(".")[0]
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            base = node.module or ""
-            if node.level:
-                parents = package.split(".")
-                base = ".".join([*parents[: len(parents) - node.level + 1], *filter(None, [node.module])])
-            found |= {f"{base}.{alias.name}" for alias in node.names}
-    return found
-
-
-def room_of(name: str) -> str:
-    """The room of a module: its folder of the house, or itself."""
-    inner = name.split(".")[1:]
-    rooms = [room for floor in HOUSE for room in floor]
-    return ".".join(inner[:2]) if ".".join(inner[:2]) in rooms else inner[0]
-
-
 def floor_of(name: str) -> int:
     return next(number for number, floor in enumerate(HOUSE) if room_of(name) in floor)
-
-
-def ours(names: set[str]) -> set[str]:
-    """Those of our package, `from guided_diffusers import Name` resolved to the module that has the name."""
-    import guided_diffusers
-
-    result = set()
-    for name in names:
-        parts = name.split(".")
-        if parts[0] != "guided_diffusers":
-            continue
-        home = guided_diffusers._HOME.get(parts[1]) if len(parts) > 1 else None
-        if len(parts) > 2 or home is None:
-            home = name
-        if home.startswith("guided_diffusers.") and home != "guided_diffusers.__version__":
-            result.add(home)
-    return result
 
 
 INSIDE = [path for path in modules_under(PACKAGE) if path != PACKAGE / "__init__.py"]
@@ -96,12 +44,7 @@ def test_imports_go_down_or_sideways(path: Path):
 
 
 def test_rooms_import_in_no_circle():
-    above: dict[str, set[str]] = {}
-    for path in INSIDE:
-        room = room_of(dotted(path))
-        above.setdefault(room, set()).update(room_of(name) for name in ours(imports_of(path, dotted(path))))
-    graph = {room: imported - {room} for room, imported in above.items()}
-    tuple(TopologicalSorter(graph).static_order())  # raises CycleError, which names the circle
+    tuple(TopologicalSorter(rooms()).static_order())  # raises CycleError, which names the circle
 
 
 @pytest.mark.parametrize("path", modules_under(PACKAGE / "core"), ids=dotted)

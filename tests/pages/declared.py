@@ -10,7 +10,10 @@ from pathlib import Path
 
 from pages.blocks import ROOT
 
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [
+    *(ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")),
+    *sorted((ROOT / "docs").rglob("*.md")),
+]
 RUN_ELSEWHERE = {"docs/lecture/lecture.md": "lecture"}
 """Pages whose blocks another test runs, with a word of that test's name."""
 
@@ -44,7 +47,7 @@ REPLACED: tuple[tuple[str, str], ...] = (
 NOT_TYPED = {
     "pip install": "it downloads torch",
     "make generate": "it makes an environment of its own, which downloads torch",
-    "make test": "the same, and it would run itself",
+    "make": "the same, and the tests would run themselves",
     "python training/data/emoji": "it downloads packages of pictures",
     "accelerate launch training/train_autoencoder.py --config training/configs/emoji": "it trains on these",
     "accelerate launch --multi_gpu": "it needs two GPUs",
@@ -94,6 +97,7 @@ EXPECTED = {
     "docs/extend.md": [
         "again.config.default_guidance[0]['term'] == 'FadedGuidance'",
         "abs(drawn.mean() - 2.0) < 0.02 and abs(drawn.std() - 0.5) < 0.02",
+        "(pictures.mean((1, 2, 3)) - torch.tensor([-1.0, 1.0])).abs().max() < 0.3",
     ],
 }
 """What is true after a page's Python: expressions of its names."""
