@@ -2,6 +2,7 @@
 # make generate PROMPT="a red bag"   the same for one's own prompt
 # make test                          the tests, without the slow ones; make test-all runs every one
 # make lint                          style and annotations
+# make docs                          the pages and a reference of every module, in site/
 # Each command makes .venv first; it is remade only when pyproject.toml or constraints.txt change.
 
 PYTHON ?= python3
@@ -21,10 +22,10 @@ NUM_IMAGES ?= 8
 OUTPUT ?= outputs
 export PROMPT NUM_IMAGES OUTPUT
 
-.PHONY: install generate test test-all lint clean help
+.PHONY: install generate test test-all lint docs clean help
 
 help:
-	@sed -n 's/^# //p' $(firstword $(MAKEFILE_LIST)) | head -5
+	@sed -n 's/^# //p' $(firstword $(MAKEFILE_LIST)) | head -6
 
 install: $(STAMP)
 
@@ -32,7 +33,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and \
 	  "error: Python 3.11 or newer is needed (diffusers 0.42 needs it); this is %d.%d. Say which with PYTHON=python3.12" % v[:2])'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[test]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[test,docs]"
 	@touch $@
 
 generate: $(STAMP)
@@ -51,5 +52,8 @@ test-all: $(STAMP)
 lint: $(STAMP)
 	$(BIN)/ruff check .
 
+docs: $(STAMP)
+	$(BIN)/mkdocs build --quiet
+
 clean:
-	rm -rf $(VENV) outputs build dist .pytest_cache .ruff_cache
+	rm -rf $(VENV) outputs site build dist .pytest_cache .ruff_cache

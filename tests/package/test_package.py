@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import tomllib
 from importlib import import_module, metadata
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,15 @@ def test_constraints_pin_what_users_get_ranges_of():
     assert all(re.fullmatch(r"[A-Za-z0-9_.-]+==[0-9][0-9a-z.]*", line) for line in lines)
     pinned = {line.split("==")[0].lower().replace("_", "-") for line in lines}
     assert names - {"guided-diffusers"} <= pinned
+
+
+def test_the_modules_that_moved_are_where_the_changelog_says():
+    text = (ROOT / "CHANGELOG.md").read_text()
+    rows = re.findall(r"^\| `(guided_diffusers[\w.]+)`[^|]*\|([^|]+)\|$", text, flags=re.MULTILINE)
+    assert len(rows) > 10
+    for old, new in rows:
+        assert all(find_spec(name) for name in re.findall(r"`(guided_diffusers[\w.]+)`", new)), new
+        assert find_spec(old) is None or f"{old}." in new, old  # gone, or a package now
 
 
 def test_pretrained_gives_the_folder_of_a_shipped_checkpoint():
