@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from enum import IntEnum
 from typing import Any
 
 import torch
@@ -17,6 +18,42 @@ from guided_diffusers.core.checks import check_device, check_int, shown
 
 _MASK = (1 << 64) - 1
 _MOST = 1 << 32
+
+
+class Stream(IntEnum):
+    """What a run draws: `seed_for(seed, Stream.NOISE)` is the seed of one use, independent of the others'.
+
+    The numbers are part of every run that goes on, so they stay as they were first given. Two names of one
+    number are uses that no run has both of.
+    """
+
+    NOISE = 1
+    """eps, and the draw from a latent's posterior."""
+    LEVEL = 2
+    """The noise level or timestep."""
+    DEQUANTISATION = 1
+    """The noise in the bins of an autoencoder's pixels, whose posterior is drawn with the run's own seed."""
+    POSTERIOR = 1
+    """The draws of an autoencoder's measurements."""
+
+    CAPTION_DROPOUT = 3
+    PROMPTS_DRAWN = 4
+    """The pictures of prompts for validation."""
+
+    IMAGES_DRAWN = 3
+    """The pictures for validation of a model without text."""
+    CLASS_DROPOUT = 4
+
+    CROP_ROW = 3
+    CROP_COLUMN = 4
+    MEASURED = 5
+    """The noise of a classifier's or CLIP's validation."""
+    SUBSET = 6
+    """Which rows a classifier learns from."""
+
+    DENOISED_LEVEL = 101
+    """Of latents as a denoiser gives them, which an autoencoder's decoder learns from."""
+    DENOISED_NOISE = 102
 
 
 def _mix(value: int) -> int:

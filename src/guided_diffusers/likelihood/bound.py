@@ -37,13 +37,11 @@ from guided_diffusers.core.checks import (
     shown,
 )
 from guided_diffusers.core.finite import NonFiniteError
-from guided_diffusers.core.randomness import randn_for, seed_for
+from guided_diffusers.core.randomness import Stream, randn_for, seed_for
 from guided_diffusers.evaluation.estimate import Estimate
 from guided_diffusers.likelihood.variational import FLOOR, bound_term, prior_term
 from guided_diffusers.losses import add_noise
 from guided_diffusers.schedulers import GuidedDDPMScheduler
-
-NOISE, TIMESTEP = range(1, 3)  # streams of randomness
 
 Network = Callable[..., Any]
 Schedulers = Mapping[str, GuidedDDPMScheduler]
@@ -181,7 +179,7 @@ def estimated_bound(
     count, draws = len(reference.timesteps), check_int("draws", draws, None)
     if not 2 <= draws <= count:
         raise ValueError(f"draws is {draws}; allowed: 2 to {count}, the timesteps: or take the full sum")
-    seeds = [seed_for(seed_for(seed, TIMESTEP), first_index + row) for row in range(len(images))]
+    seeds = [seed_for(seed_for(seed, Stream.LEVEL), first_index + row) for row in range(len(images))]
     places = torch.stack([stratified_places(each, draws, count) for each in seeds])
     return _bounds(
         network, schedulers, images, places, condition or {}, (seed, first_index), batch_size, floor
@@ -217,7 +215,7 @@ def _bounds(
     """Every image's terms at its places, (images, draws), the last of which is the decoder's."""
     reference = next(iter(schedulers.values()))
     timesteps, (seed, first_index) = reference.timesteps.cpu(), seed_and_first
-    draws, shape, noise_seed = places.shape[1], images.shape[1:], seed_for(seed, NOISE)
+    draws, shape, noise_seed = places.shape[1], images.shape[1:], seed_for(seed, Stream.NOISE)
     drawn = {name: torch.empty(places.numel(), dtype=torch.float64) for name in schedulers}
     for numbers in torch.arange(places.numel()).split(batch_size):
         rows = numbers // draws

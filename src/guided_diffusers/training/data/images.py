@@ -15,7 +15,7 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
-from guided_diffusers.core.randomness import randn_for, seed_for
+from guided_diffusers.core.randomness import Stream, randn_for, seed_for
 from guided_diffusers.hub.component import class_of, find_component
 from guided_diffusers.losses import Levels, quartile
 from guided_diffusers.models.autoencoder import VariationalAutoencoder
@@ -23,8 +23,6 @@ from guided_diffusers.models.latents import IMAGE_AUTOENCODERS, image_channels, 
 from guided_diffusers.training.data.cache import cached_latents
 from guided_diffusers.training.data.dataset import ImageTextDataset
 from guided_diffusers.training.engine.order import uniform_for
-
-NOISE, LEVEL = 1, 2  # streams of randomness
 
 
 class Latents(Protocol):
@@ -84,10 +82,10 @@ class Images:
         `bins` its quartile.
         """
         draws = self.latent + (levels is not None)
-        noise = randn_for(seed_for(seed, NOISE), positions, (draws, *self.shape))
+        noise = randn_for(seed_for(seed, Stream.NOISE), positions, (draws, *self.shape))
         batch: dict[str, Any] = {"images": self.images.sample(rows, noise[:, -1] if self.latent else noise)}
         if levels is not None:
-            level = levels(uniform_for(seed_for(seed, LEVEL), positions))
+            level = levels(uniform_for(seed_for(seed, Stream.LEVEL), positions))
             batch |= {"noise": noise[:, 0], "level": level, "bins": quartile(levels, level)}
         return batch
 

@@ -19,7 +19,7 @@ from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor, nn
 
 from guided_diffusers.core.distributions import dequantise
-from guided_diffusers.core.randomness import rand_for, randn_for, seed_for
+from guided_diffusers.core.randomness import Stream, rand_for, randn_for, seed_for
 from guided_diffusers.models.autoencoder import VariationalAutoencoder
 from guided_diffusers.models.discriminator import PatchDiscriminator
 from guided_diffusers.models.evidence import bound_of
@@ -33,8 +33,6 @@ from guided_diffusers.training.tasks import autoencoder_losses as losses
 from guided_diffusers.training.tasks import autoencoder_measures as measures
 from guided_diffusers.training.tasks.denoised_latents import DenoisedLatents
 from guided_diffusers.training.tasks.perceptual import perceptual_distance
-
-DEQUANTISATION = 1  # a stream of randomness beside the latents'
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,7 +152,7 @@ class AutoencoderTask:
             "progress": step_start / self.training.num_images,
         }
         if self.loss.dequantise:
-            stream = seed_for(self.training.seed, DEQUANTISATION)
+            stream = seed_for(self.training.seed, Stream.DEQUANTISATION)
             batch["images"] = dequantise(batch["images"], rand_for(stream, positions, self.data.shape))
         if self.denoised is not None:
             batch["level"], batch["level_noise"] = self.denoised.draw(positions, self.latent_shape)

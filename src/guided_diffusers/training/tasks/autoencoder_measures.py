@@ -10,12 +10,10 @@ from PIL import Image
 from torch import Tensor
 
 from guided_diffusers.core.distributions import dequantise
-from guided_diffusers.core.randomness import generator_for, rand_for, randn_for, seed_for
+from guided_diffusers.core.randomness import Stream, generator_for, rand_for, randn_for, seed_for
 from guided_diffusers.evaluation.sharpness import laplacian_energy
 from guided_diffusers.models.autoencoder import VariationalAutoencoder
 from guided_diffusers.training.data.dataset import ImageTextDataset
-
-LATENT = 1  # a stream of randomness beside the pixels'
 
 
 def psnr(reconstruction: Tensor, images: Tensor) -> Tensor:
@@ -77,7 +75,7 @@ def measure_bound(
         images = data.pixels(part)
         if noisy:
             images = dequantise(images, rand_for(seed, part, data.shape))
-        generators = [generator_for(seed_for(seed, LATENT), row) for row in part]
+        generators = [generator_for(seed_for(seed, Stream.POSTERIOR), row) for row in part]
         bound = model.elbo(images.to(model.device), generators)
         figures = bound.elbo, bound.kl, bound.bits_per_dim
         sums += torch.stack([values.double().sum().cpu() for values in figures])

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from guided_diffusers.core.noise import NoiseLevel, broadcast
-from guided_diffusers.core.randomness import seed_for
+from guided_diffusers.core.randomness import Stream, seed_for
 from guided_diffusers.evaluation.classification import (
     ClassifierReport,
     classifier_figure,
@@ -48,8 +48,6 @@ from guided_diffusers.training.engine.trainer import make_optimizer
 from guided_diffusers.training.tasks.kept import Classes, keep_classes
 
 logger = logging.getLogger(__name__)
-
-ROWS, COLUMNS, VALIDATION, SUBSET = range(3, 7)  # streams of randomness; `Images.drawn` has the first two
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,7 +140,7 @@ class ClassifierTask:
             self.levels = LEVEL_DISTRIBUTIONS[objective.levels](process, **objective.levels_arguments)
         self.rows = torch.arange(len(data.labels))
         if objective.num_labels is not None:
-            seed = seed_for(self.seed, SUBSET)
+            seed = seed_for(self.seed, Stream.SUBSET)
             self.rows = stratified_subset(data.labels, objective.num_labels, seed, data.sources)
         self.num_samples = len(self.rows)
         self.modules: dict[str, nn.Module] = {"classifier": classifier}
@@ -177,7 +175,7 @@ class ClassifierTask:
         padded = functional.pad(images, (margin,) * 4, mode="replicate")
         top, left = (
             (uniform_for(seed_for(self.seed, stream), positions) * (2 * margin + 1)).long().tolist()
-            for stream in (ROWS, COLUMNS)
+            for stream in (Stream.CROP_ROW, Stream.CROP_COLUMN)
         )
         windows = zip(padded, top, left, strict=True)
         return torch.stack([image[:, y : y + height, x : x + width] for image, y, x in windows])
@@ -215,7 +213,7 @@ class ClassifierTask:
             labels.to(device),
             self.levels,
             bins=self.validation.noise_bins,
-            seed=seed_for(self.seed, VALIDATION),
+            seed=seed_for(self.seed, Stream.MEASURED),
         )
 
     def validate(self, images_seen: int, modules: Mapping[str, nn.Module], folder: Path) -> Metrics:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from guided_diffusers.core.condition import Condition
 from guided_diffusers.core.denoiser import ModelDenoiser
-from guided_diffusers.core.randomness import randn_for, seed_for
+from guided_diffusers.core.randomness import Stream, randn_for, seed_for
 from guided_diffusers.losses import add_noise, process_of
 from guided_diffusers.models.autoencoder import VariationalAutoencoder
 from guided_diffusers.models.latents import raw_statistics
@@ -25,8 +25,6 @@ from guided_diffusers.models.standardised import per_channel
 from guided_diffusers.pipelines import TextToImagePipeline
 from guided_diffusers.schedulers import prediction_type_of
 from guided_diffusers.training.engine.order import uniform_for
-
-LEVEL, NOISE = 101, 102  # streams of randomness
 
 
 class DenoisedLatents:
@@ -67,8 +65,8 @@ class DenoisedLatents:
 
     def draw(self, positions: Sequence[int], shape: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Levels in (0, 1], `(batch,)`, and standard normal noise, `(batch, *shape)`, of some positions."""
-        level = 1 - uniform_for(seed_for(self.seed, LEVEL), positions)
-        return level, randn_for(seed_for(self.seed, NOISE), positions, shape)
+        level = 1 - uniform_for(seed_for(self.seed, Stream.DENOISED_LEVEL), positions)
+        return level, randn_for(seed_for(self.seed, Stream.DENOISED_NOISE), positions, shape)
 
     @torch.no_grad()
     def __call__(self, latents: Tensor, level: Tensor, noise: Tensor) -> Tensor:
