@@ -22,7 +22,7 @@ from diffusers import UNet2DConditionModel
 from guided_diffusers import TextToImagePipeline, VariationalAutoencoder, schedulers
 from guided_diffusers.hub.component import find_component
 from guided_diffusers.store.files import atomic_folder
-from guided_diffusers.training.engine.setup import run_script
+from guided_diffusers.training.engine.script import run_main
 
 
 def main() -> None:
@@ -90,4 +90,4 @@ def _arguments() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    run_script(main)
+    run_main(main)

@@ -6,8 +6,6 @@ The folder `final/` of the run holds the model with averaged weights and standar
 
 from __future__ import annotations
 
-import logging
-import sys
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -19,9 +17,8 @@ from guided_diffusers.models import VariationalAutoencoder
 from guided_diffusers.models.discriminator import PatchDiscriminator
 from guided_diffusers.store.checkpoints import pipeline_source
 from guided_diffusers.training.data.dataset import DataConfig, ImageTextDataset
-from guided_diffusers.training.engine.config import TrainingConfig, arguments, option, parse_config
-from guided_diffusers.training.engine.setup import run_script
-from guided_diffusers.training.engine.trainer import make_accelerator, train
+from guided_diffusers.training.engine.config import TrainingConfig, arguments, option
+from guided_diffusers.training.engine.script import run_script
 from guided_diffusers.training.tasks.autoencoder import AutoencoderTask, ExportConfig, LossConfig
 from guided_diffusers.training.tasks.denoised_latents import DenoisedLatents
 
@@ -68,17 +65,13 @@ def make_denoised(config: AutoencoderConfig) -> DenoisedLatents | None:
     return DenoisedLatents(pipeline, config.denoiser_maximum, config.training.seed)
 
 
-def main() -> None:
-    """Parse the configuration and train."""
-    config = parse_config(AutoencoderConfig, sys.argv[1:])
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    accelerator = make_accelerator(config.training)
-    with accelerator.main_process_first():
-        data = ImageTextDataset(config.data)
-        split = config.export.validation_split
-        held_out = ImageTextDataset(replace(config.data, split=split, mirror=False))
+def make_task(config: AutoencoderConfig, device: torch.device) -> AutoencoderTask:
+    """Data, networks, and the task."""
+    data = ImageTextDataset(config.data)
+    split = config.export.validation_split
+    held_out = ImageTextDataset(replace(config.data, split=split, mirror=False))
     torch.manual_seed(config.training.seed)
-    task = AutoencoderTask(
+    return AutoencoderTask(
         make_autoencoder(config),
         PatchDiscriminator(**{"in_channels": config.data.channels, **config.discriminator}),
         data,
@@ -89,8 +82,7 @@ def main() -> None:
         config.decoder_only,
         make_denoised(config),
     )
-    train(task, config.training, config, accelerator)
 
 
 if __name__ == "__main__":
-    run_script(main)
+    run_script(AutoencoderConfig, make_task)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import sys
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,9 +20,9 @@ from guided_diffusers.schedulers import describe_process
 from guided_diffusers.training.data.dataset import DataConfig, ImageTextDataset
 from guided_diffusers.training.data.images import image_arguments, load_autoencoder
 from guided_diffusers.training.data.labels import class_labels
-from guided_diffusers.training.engine.config import TrainingConfig, arguments, option, parse_config
-from guided_diffusers.training.engine.setup import make_scheduler, run_script
-from guided_diffusers.training.engine.trainer import make_accelerator, train
+from guided_diffusers.training.engine.config import TrainingConfig, arguments, option
+from guided_diffusers.training.engine.script import run_script
+from guided_diffusers.training.engine.setup import make_scheduler
 from guided_diffusers.training.tasks import classifier as cl
 from guided_diffusers.training.tasks.encoder_start import start_from_encoder
 from guided_diffusers.training.tasks.kept import Classes, run_labels
@@ -99,15 +98,5 @@ def make_task(config: ClassifierConfig, device: torch.device) -> cl.ClassifierTa
     )
 
 
-def main() -> None:
-    """Parse the configuration and train."""
-    config = parse_config(ClassifierConfig, sys.argv[1:])
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    accelerator = make_accelerator(config.training)
-    with accelerator.main_process_first():
-        task = make_task(config, accelerator.device)
-    train(task, config.training, config, accelerator)
-
-
 if __name__ == "__main__":
-    run_script(main)
+    run_script(ClassifierConfig, make_task)

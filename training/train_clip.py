@@ -9,8 +9,6 @@ Running the same command again resumes.
 from __future__ import annotations
 
 import dataclasses
-import logging
-import sys
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,9 +22,9 @@ from guided_diffusers.schedulers import describe_process
 from guided_diffusers.training.data.captions import text_config_for
 from guided_diffusers.training.data.dataset import DataConfig, ImageTextDataset
 from guided_diffusers.training.data.images import Images, image_arguments, load_autoencoder
-from guided_diffusers.training.engine.config import TrainingConfig, arguments, option, parse_config
-from guided_diffusers.training.engine.setup import make_scheduler, run_script
-from guided_diffusers.training.engine.trainer import make_accelerator, train
+from guided_diffusers.training.engine.config import TrainingConfig, arguments, option
+from guided_diffusers.training.engine.script import run_script
+from guided_diffusers.training.engine.setup import make_scheduler
 from guided_diffusers.training.tasks import clip as cp
 from guided_diffusers.training.tasks.classifier import ValidationConfig
 from guided_diffusers.training.tasks.text import load_tokenizer, make_tokenizer, own_tokenizer, settle_context
@@ -117,15 +115,5 @@ def make_task(config: ClipConfig, device: torch.device) -> cp.ClipTask:
     )
 
 
-def main() -> None:
-    """Parse the configuration and train."""
-    config = parse_config(ClipConfig, sys.argv[1:])
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    accelerator = make_accelerator(config.training)
-    with accelerator.main_process_first():
-        task = make_task(config, accelerator.device)
-    train(task, config.training, config, accelerator)
-
-
 if __name__ == "__main__":
-    run_script(main)
+    run_script(ClipConfig, make_task)

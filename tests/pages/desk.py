@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import gzip
-import importlib.util
 import io
 import struct
-import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -14,6 +12,7 @@ from typing import Any
 import numpy as np
 from pages.blocks import ROOT, blocks_of
 from pages.declared import PAGES, SOURCE, UNTRAINED, replaced
+from training_scripts import load
 
 LINKED = ("Makefile", "benchmarks", "docs", "model_cards", "pipelines", "pyproject.toml", "src", "training")
 TRAINING_ROWS, TEST_ROWS = 192, 64  # of 32 images each, no image in both
@@ -47,21 +46,11 @@ def _write_idx_files(folder: Path) -> None:
             (folder / f"{split}-{kind}-ubyte.gz").write_bytes(gzip.compress(header + values.tobytes()))
 
 
-def script(name: str) -> ModuleType:
-    """A script of training/ as a module, imported and not run."""
-    path = ROOT / "training" / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
 def furnish(folder: Path) -> None:
     """What the commands of train.md would have made, as new networks, and the data."""
     makers = {"train_unconditional": _denoiser, "train_autoencoder": _autoencoder}
     makers |= {"train_classifier": _classifier, "train_clip": _clip}
-    data = script("data/fashion_mnist")
+    data = load("data/fashion_mnist")
     (folder / "data" / "fashion").mkdir(parents=True)
     for split in ("train", "test"):
         data.build(folder / SOURCE, split).to_parquet(folder / "data" / "fashion" / f"{split}.parquet")
@@ -69,7 +58,7 @@ def furnish(folder: Path) -> None:
         path = ROOT / "training" / "configs" / f"{config}.yaml"
         command = f".py --config training/configs/{path.name}"  # each configuration says which it is for
         name = next(name for name in makers if f"{name}{command}" in path.read_text())
-        makers[name](script(name), ["--config", str(path)], folder / target, data)
+        makers[name](load(name), ["--config", str(path)], folder / target, data)
 
 
 def _denoiser(module: ModuleType, words: list[str], folder: Path, data: ModuleType) -> None:

@@ -1,20 +1,15 @@
 """What training's tests share: a tiny real task for the engine, and tiny text-to-image runs of the script."""
 
-import importlib.util
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from diffusers import UNet2DModel
 from tiny_data import captioned
+from training_scripts import TRAINING, load
 
 from guided_diffusers.core.randomness import randn_for
 from guided_diffusers.training.engine.config import TrainingConfig
 from guided_diffusers.training.engine.log import ByBin
 from guided_diffusers.training.engine.trainer import make_optimizer, train
-
-TRAINING = Path(__file__).parents[2] / "training"
 
 
 class Denoising:
@@ -94,12 +89,7 @@ def run(tmp_path):
 @pytest.fixture(scope="module")
 def script():
     """train_text_to_image.py as a module."""
-    path = TRAINING / "train_text_to_image.py"
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+    return load("train_text_to_image")
 
 
 @pytest.fixture(scope="module")

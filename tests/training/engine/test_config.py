@@ -14,7 +14,8 @@ from guided_diffusers.training.engine.config import (
     parse_config,
     to_json,
 )
-from guided_diffusers.training.engine.setup import make_scheduler, run_script
+from guided_diffusers.training.engine.script import run_main
+from guided_diffusers.training.engine.setup import make_scheduler
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,11 +107,11 @@ def test_a_script_ends_in_one_line(monkeypatch, capsys):
         raise ValueError("no such\nfolder")
 
     with pytest.raises(SystemExit) as end:
-        run_script(main)
+        run_main(main)
     assert (end.value.code, capsys.readouterr().err) == (1, "error: no such folder\n")
     monkeypatch.setenv("GUIDED_DIFFUSERS_DEBUG", "1")
     with pytest.raises(ValueError, match="no such"):
-        run_script(main)
+        run_main(main)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 
 from guided_diffusers.store.files import DiskFullError
 from guided_diffusers.training.engine.lock import FolderInUseError, folder_lock
-from guided_diffusers.training.engine.setup import run_script
+from guided_diffusers.training.engine.script import run_main
 
 
 def holder(folder) -> int:
@@ -49,11 +49,11 @@ def test_a_script_ends_with_one_line(error, capsys):
         raise error
 
     with pytest.raises(SystemExit) as ended:
-        run_script(main)
+        run_main(main)
     told = capsys.readouterr().err
     assert ended.value.code == 1 and told.startswith("error: ") and told.count("\n") == 1
 
 
 def test_other_errors_keep_their_traceback():
     with pytest.raises(ZeroDivisionError):
-        run_script(lambda: 1 / 0)
+        run_main(lambda: 1 / 0)

@@ -1,12 +1,11 @@
 """Training an autoencoder through its script and the shipped configuration, on real images, made tiny."""
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+import training_scripts
 from diffusers import AutoencoderKL
 from safetensors.torch import load_file
 
@@ -48,22 +47,16 @@ TINY = {
 def train(tmp_path_factory):
     """Runs the script with a shipped configuration made tiny; gives the folder of the run."""
     base = tmp_path_factory.mktemp("runs")
-    path = ROOT / "training" / "train_autoencoder.py"
-    spec = importlib.util.spec_from_file_location("train_autoencoder", path)
-    script = importlib.util.module_from_spec(spec)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(sys.modules, spec.name, script)  # where dataclasses look their annotations up
-        spec.loader.exec_module(script)
+    script = training_scripts.load("train_autoencoder")
 
-        def run(name, config="fashion_autoencoder.yaml", **overrides):
-            options = {**TINY, "data.cache_dir": base / "cache", "training.output_dir": base / name}
-            options |= {key.replace("__", "."): value for key, value in overrides.items()}
-            words = [word for key, value in options.items() for word in (f"--{key}", str(value))]
-            patch.setattr("sys.argv", ["train_autoencoder.py", "--config", str(CONFIGS / config), *words])
-            script.main()
-            return base / name
+    def run(name, config="fashion_autoencoder.yaml", **overrides):
+        options = {**TINY, "data.cache_dir": base / "cache", "training.output_dir": base / name}
+        options |= {key.replace("__", "."): value for key, value in overrides.items()}
+        words = [word for key, value in options.items() for word in (f"--{key}", value)]
+        training_scripts.train(script, "--config", CONFIGS / config, *words)
+        return base / name
 
-        yield run
+    return run
 
 
 @pytest.fixture(scope="module")

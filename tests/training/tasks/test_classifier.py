@@ -1,9 +1,7 @@
 """Training of classifiers through the script, on tiny real components: clean, as a probe, noise-aware."""
 
-import importlib.util
 import json
 import logging
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +10,7 @@ import yaml
 from PIL import Image
 from safetensors.torch import load_file
 from tiny import tiny_autoencoder
+from training_scripts import load, train
 
 from guided_diffusers import GuidedDDPMScheduler, pretrained
 from guided_diffusers.models import ImageClassifier, NoiseAwareClassifier
@@ -62,15 +61,11 @@ NOISE_AWARE_TREE = {
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("train_classifier", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+    return load("train_classifier")
 
 
 @pytest.fixture
-def run(script, tmp_path, tmp_path_factory, monkeypatch):
+def run(script, tmp_path, tmp_path_factory):
     """Run the script's main in this process; gives the run's folder."""
     cache = str(tmp_path_factory.getbasetemp() / "cache")
 
@@ -79,8 +74,7 @@ def run(script, tmp_path, tmp_path_factory, monkeypatch):
         (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(tree))
         paths = ("--config", str(tmp_path / "tiny.yaml"), "--data.cache_dir", cache)
         output = ("--output_dir", str(tmp_path / name))
-        monkeypatch.setattr(sys, "argv", ["train_classifier.py", *paths, *output, *more])
-        script.main()
+        train(script, *paths, *output, *more)
         return tmp_path / name
 
     return run_script

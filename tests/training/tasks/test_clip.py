@@ -1,15 +1,13 @@
 """Training of CLIP through the script, on tiny real components: clean and noise-aware."""
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
 from PIL import Image
-from safetensors.torch import load_file
+from training_scripts import load, read, train, weights
 from transformers import CLIPModel, CLIPTokenizer
 
 from guided_diffusers import GuidedDDPMScheduler, NoiseAwareCLIP, NoiseLevel
@@ -67,15 +65,11 @@ NOISE_AWARE = {
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("train_clip", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+    return load("train_clip")
 
 
 @pytest.fixture
-def run(script, tmp_path, tmp_path_factory, monkeypatch):
+def run(script, tmp_path, tmp_path_factory):
     """Run the script's main in this process; gives the run's folder."""
     cache = str(tmp_path_factory.getbasetemp() / "cache")
 
@@ -83,16 +77,10 @@ def run(script, tmp_path, tmp_path_factory, monkeypatch):
         (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(tree))
         paths = ("--config", str(tmp_path / "tiny.yaml"), "--data.cache_dir", cache)
         output = ("--output_dir", str(tmp_path / name))
-        monkeypatch.setattr(sys, "argv", ["train_clip.py", *paths, *output, *more])
-        script.main()
+        train(script, *paths, *output, *more)
         return tmp_path / name
 
     return run_script
-
-
-def weights(folder):
-    files = sorted(folder.rglob("*.safetensors"))
-    return {f"{path.relative_to(folder)}/{k}": v for path in files for k, v in load_file(path).items()}
 
 
 def records(folder):
@@ -204,10 +192,9 @@ def test_latents_are_a_noise_aware_models(run, capsys):
     assert "autoencoder is of a noise-aware model" in capsys.readouterr().err
 
 
-def test_the_configuration_that_ships_is_read(script, monkeypatch, capsys):
+def test_the_configuration_that_ships_is_read(script, capsys):
     path = ROOT / "training" / "configs" / "fashion_noise_aware_clip.yaml"
-    monkeypatch.setattr(sys, "argv", ["train_clip.py", "--config", str(path), "--dry_run"])
     with pytest.raises(SystemExit) as ended:
-        script.main()
+        read(script, "--config", path, "--dry_run")
     config = json.loads(capsys.readouterr().out)
     assert ended.value.code == 0 and config["noise_aware"] and config["autoencoder"] == "fashion-32/vae"

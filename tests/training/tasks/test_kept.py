@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import logging
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,7 @@ from datasets import ClassLabel, Value
 from safetensors.torch import load_file
 from tiny_data import captioned, classed
 from tiny_text_encoders import saved
+from training_scripts import TRAINING, load, train
 from transformers import AutoTokenizer
 
 from guided_diffusers.store.caption_words import known_words
@@ -24,7 +23,6 @@ from guided_diffusers.training.data.dataset import DataConfig, ImageTextDataset
 from guided_diffusers.training.engine.checkpoint import latest_checkpoint
 from guided_diffusers.training.tasks.kept import run_labels
 
-TRAINING = Path(__file__).parents[3] / "training"
 ENCODER = {"block_out_channels": [8, 8], "layers_per_block": 1, "norm_num_groups": 4}
 UNET = {**ENCODER, "down_block_types": ["DownBlock2D"] * 2, "up_block_types": ["UpBlock2D"] * 2}
 TEXT = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -59,7 +57,7 @@ CLASSES = ("train_classifier", "train_unconditional")
 
 
 @pytest.fixture
-def run(tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+def run(tmp_path: Path, tiny_folder: Path) -> Any:
     """Runs a script on a folder of data; gives the run's folder."""
 
     def run_script(script: str, data: Path, name: str = "run", **more: Any) -> Path:
@@ -73,12 +71,7 @@ def run(tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> A
         options = [
             word for key, value in more.items() for word in (f"--{key.replace('__', '.')}", str(value))
         ]
-        monkeypatch.setattr(sys, "argv", [script, "--config", str(tmp_path / "tiny.yaml"), *options])
-        spec = importlib.util.spec_from_file_location(script, TRAINING / f"{script}.py")
-        module = importlib.util.module_from_spec(spec)
-        monkeypatch.setitem(sys.modules, spec.name, module)
-        spec.loader.exec_module(module)
-        module.main()
+        train(load(script), "--config", tmp_path / "tiny.yaml", *options)
         return tmp_path / name
 
     return run_script

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +10,7 @@ from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, LDMPipeline, U
 from tiny import tiny_autoencoder, tiny_components, tiny_tokenizer, tiny_unet
 from tiny_classifier import tiny_classifier, tiny_image_unet
 from tiny_clip import tiny_clip
+from training_scripts import load, train
 
 from guided_diffusers import (
     ClassifierGuidedPipeline,
@@ -27,14 +26,6 @@ from guided_diffusers.training.data.images import load_autoencoder
 ROOT = Path(__file__).parents[3]
 SLICE = ROOT / "tests" / "data" / "fashion_slice.parquet"
 NETWORK = {"block_out_channels": "[8,8]", "layers_per_block": "1", "norm_num_groups": "4"}
-
-
-def script(name):
-    spec = importlib.util.spec_from_file_location(name, ROOT / "training" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
 
 
 def options(prefix, values):
@@ -128,15 +119,14 @@ MISFITS = {
 
 
 @pytest.mark.parametrize("name", MISFITS)
-def test_misfits_are_refused_by_both_names(name, parts, tmp_path, monkeypatch):
+def test_misfits_are_refused_by_both_names(name, parts, tmp_path):
     kind, named, more, message = MISFITS[name]
     named = [str(parts / word) if (parts / word).exists() else word for word in named.split()]
     data = ["--data.path", str(SLICE), "--data.resolution", "16", "--data.cache_dir", str(tmp_path)]
     data += [] if more == COLOUR else ["--data.channels", "1"]
     run = ["--training.output_dir", str(tmp_path / "run"), "--training.num_images", "8"]
-    monkeypatch.setattr(sys, "argv", ["train", *data, *run, *named, *NETWORKS.get(kind, []), *more])
     with pytest.raises(ValueError, match=message):
-        script(f"train_{kind}").main()
+        train(load(f"train_{kind}"), *data, *run, *named, *NETWORKS.get(kind, []), *more)
     assert not list(tmp_path.glob("latents-*"))
 
 

@@ -13,6 +13,7 @@ from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file
 from tiny_pipelines import text_to_image
 from tiny_text_encoders import CONTEXT, WIDTH, saved, text_encoder
+from training_scripts import train
 from transformers import CLIPModel, PreTrainedModel
 
 from guided_diffusers import TextToImagePipeline
@@ -24,11 +25,10 @@ PROMPTS = ["a dark square", "", "square"]
 
 
 @pytest.fixture
-def run(script: Any, arguments: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+def run(script: Any, arguments: Any, tmp_path: Path) -> Any:
     def run_script(name: str, *more: str) -> Path:
         short = ("--num_images", "16", "--validate_every_images", "0", "--snapshot_fractions", "[]")
-        monkeypatch.setattr("sys.argv", ["train", *arguments(tmp_path / name, *short, *more)])
-        script.main()
+        train(script, *arguments(tmp_path / name, *short, *more))
         return tmp_path / name
 
     return run_script

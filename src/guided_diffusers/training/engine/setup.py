@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -14,29 +13,8 @@ from accelerate import Accelerator
 from torch import nn
 
 from guided_diffusers import schedulers
-from guided_diffusers.store.files import full_disk
 from guided_diffusers.store.launch import on_cpu, start_processes
 from guided_diffusers.training.engine.config import TrainingConfig, check_arguments
-from guided_diffusers.training.engine.lock import FolderInUseError
-
-
-def run_script(main: Callable[[], None]) -> None:
-    """Run a script and end the process: what its user can mend is one line and exit code 1, Ctrl-C is 130.
-
-    Other errors have their traceback, and all have it with GUIDED_DIFFUSERS_DEBUG=1.
-    """
-    try:
-        main()
-    except KeyboardInterrupt:
-        print("stopped: the same command goes on from the last checkpoint", file=sys.stderr)
-        sys.exit(130)
-    except Exception as error:
-        mendable = isinstance(error, ValueError | OSError | FloatingPointError | FolderInUseError)
-        told = mendable or full_disk(error) is not None
-        if not told or os.environ.get("GUIDED_DIFFUSERS_DEBUG", "0") not in ("", "0"):
-            raise
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(1)
 
 
 def make_optimizer(config: TrainingConfig, parameters: Iterable[Any]) -> torch.optim.AdamW:
