@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import sys
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,15 +20,15 @@ from guided_diffusers.hub.component import load_network
 from guided_diffusers.models.latents import latent_channels, latent_shape, spatial_factor
 from guided_diffusers.models.parts import check_sample
 from guided_diffusers.schedulers import GuidedDDPMScheduler
-from guided_diffusers.training.data.cache import cached_latents
 from guided_diffusers.training.data.dataset import DataConfig, ImageTextDataset
-from guided_diffusers.training.data.images import Pixels, load_autoencoder
+from guided_diffusers.training.data.images import Images, image_arguments, load_autoencoder
 from guided_diffusers.training.data.labels import class_labels
-from guided_diffusers.training.engine.config import TrainingConfig, arguments, option, parse_config
-from guided_diffusers.training.engine.setup import run_script
-from guided_diffusers.training.engine.trainer import make_accelerator, train
-from guided_diffusers.training.tasks import unconditional as un
+from guided_diffusers.training.engine.config import TrainingConfig, arguments, option
+from guided_diffusers.training.engine.script import run_script
+from guided_diffusers.training.tasks.conditioning import ClassObjectiveConfig, Labels, ValidationConfig
+from guided_diffusers.training.tasks.denoiser import DenoisingTask
 from guided_diffusers.training.tasks.kept import run_labels
+from guided_diffusers.training.tasks.objective import DenoisingConfig, Objective, learned_variance
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,8 +42,9 @@ class UnconditionalConfig:
     unet: dict[str, Any] = arguments("UNet2DModel's arguments", UNet2DModel)
     unet_pretrained: str | None = option(None, "folder or Hub id of a UNet2DModel to start from")
     scheduler: dict[str, Any] = arguments("GuidedDDPMScheduler's", GuidedDDPMScheduler)
-    objective: un.ObjectiveConfig = field(default_factory=un.ObjectiveConfig)
-    validation: un.ValidationConfig = field(default_factory=un.ValidationConfig)
+    objective: ClassObjectiveConfig = field(default_factory=ClassObjectiveConfig)
+    denoising: DenoisingConfig = field(default_factory=DenoisingConfig)
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
 
 
 def make_unet(config: UnconditionalConfig, vae: Any, learned: bool, classes: int | None) -> UNet2DModel:
@@ -75,7 +75,7 @@ def held_out(config: UnconditionalConfig, names: list[str] | None) -> tuple[Tens
     return data.pixels(range(len(data))), labels
 
 
-def make_task(config: UnconditionalConfig, device: torch.device) -> un.UnconditionalTask:
+def make_task(config: UnconditionalConfig, device: torch.device) -> DenoisingTask:
     """Data, networks, and the task."""
     torch.manual_seed(config.training.seed)
     vae = load_autoencoder(config.autoencoder, config.data.channels)
@@ -87,33 +87,22 @@ def make_task(config: UnconditionalConfig, device: torch.device) -> un.Unconditi
     if names is not None:
         logging.info("classes: %s", ", ".join(f"{number} {name}" for number, name in enumerate(names)))
     scheduler = GuidedDDPMScheduler(**config.scheduler)
-    learned = scheduler.config.variance_type in ("learned", "learned_range")
-    unet = make_unet(config, vae, learned, None if classes is None else classes.count)
+    unet = make_unet(config, vae, learned_variance(scheduler), None if classes is None else classes.count)
     shape = data.shape if vae is None else latent_shape(vae, *data.shape[1:])
     check_sample(unet, "unet", shape, "the image" if vae is None else "the autoencoder's latent")
-    return un.UnconditionalTask(
-        unet,
-        scheduler,
-        Pixels(data) if vae is None else cached_latents(vae.to(device), data),
-        config.objective,
-        config.validation,
-        config.training,
+    condition = Labels(
         labels=labels,
+        num_class_embeds=unet.config.num_class_embeds,
+        dropout=config.objective.class_dropout,
+        validation=config.validation,
         vae=vae,
         held_out=held_out(config, names),
         classes=classes,
     )
-
-
-def main() -> None:
-    """Parse the configuration and train."""
-    config = parse_config(UnconditionalConfig, sys.argv[1:])
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    accelerator = make_accelerator(config.training)
-    with accelerator.main_process_first():
-        task = make_task(config, accelerator.device)
-    train(task, config.training, config, accelerator)
+    objective = Objective(config.objective, config.denoising, scheduler)
+    images = Images(**image_arguments(data, None if vae is None else vae.to(device)))
+    return DenoisingTask(unet, images, condition, objective, config.training)
 
 
 if __name__ == "__main__":
-    run_script(main)
+    run_script(UnconditionalConfig, make_task)

@@ -29,13 +29,13 @@ from transformers.utils import is_torchvision_available
 
 from guided_diffusers.training.data import cache
 from guided_diffusers.training.engine.ema import ExponentialMovingAverage
-from guided_diffusers.training.tasks.text_to_image import TextToImageTask
+from guided_diffusers.training.tasks.denoiser import DenoisingTask
 
 PARTS: list[tuple[str, Any, str]] = [
     ("caches", cache, "cached_latents"),
     ("caches", cache, "cached_embeddings"),
     ("data", datasets.Dataset, "__getitems__"),
-    ("data", TextToImageTask, "batch"),
+    ("data", DenoisingTask, "batch"),
     ("autoencoder", AutoencoderKL, "encode"),
     ("text encoder", CLIPTextModel, "forward"),
     ("denoiser forward", UNet2DConditionModel, "forward"),

@@ -27,16 +27,15 @@ from torch import nn
 
 from guided_diffusers import VariationalAutoencoder
 from guided_diffusers.evaluation.runs import machine, parameters_millions, write_json
-from guided_diffusers.training.data.cache import cached_embeddings, cached_latents
+from guided_diffusers.training.data.cache import cached_embeddings
 from guided_diffusers.training.data.dataset import DataConfig, ImageTextDataset
+from guided_diffusers.training.data.images import Images, image_arguments
 from guided_diffusers.training.engine.config import TrainingConfig
 from guided_diffusers.training.engine.trainer import Trainer, make_accelerator, make_optimizer
-from guided_diffusers.training.tasks.text_to_image import (
-    DenoisingConfig,
-    DrawingConfig,
-    FrozenText,
-    TextToImageTask,
-)
+from guided_diffusers.training.tasks.conditioning import Captions, DrawingConfig, TextDenoisingConfig
+from guided_diffusers.training.tasks.denoiser import DenoisingTask
+from guided_diffusers.training.tasks.encoded_text import FrozenText
+from guided_diffusers.training.tasks.objective import Objective, ObjectiveConfig
 
 BOUND = 1.10
 
@@ -130,7 +129,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def make_task(arguments: argparse.Namespace, config: TrainingConfig, folder: Path) -> TextToImageTask:
+def make_task(arguments: argparse.Namespace, config: TrainingConfig, folder: Path) -> DenoisingTask:
     """Text-to-image training of a random denoiser, latents and embeddings from caches in a folder."""
     size = SIZES[arguments.size]
     components = random_components(size)
@@ -147,28 +146,30 @@ def make_task(arguments: argparse.Namespace, config: TrainingConfig, folder: Pat
     captions = ["", *data.all_captions()]
     text_encoder = components["text_encoder"].requires_grad_(False)
     embeddings = cached_embeddings(text_encoder, components["tokenizer"], captions, folder)
-    return TextToImageTask(
-        components,
-        ("unet",),
-        make_optimizer(config, components["unet"].parameters()),
-        cached_latents(components["vae"].requires_grad_(False), data),
-        lambda indices, positions: data.captions(indices, positions, config.seed),
-        FrozenText(captions, embeddings),
-        DenoisingConfig(),
-        DrawingConfig(),
-        config,
+    denoising = TextDenoisingConfig()
+    condition = Captions(
+        components={name: components[name] for name in ("vae", "text_encoder", "tokenizer")},
+        captions=lambda indices, positions: data.captions(indices, positions, config.seed),
+        text=FrozenText(captions, embeddings),
+        dropout=denoising.caption_dropout,
+        drawing=DrawingConfig(),
+        joint=False,
     )
+    images = Images(**image_arguments(data, components["vae"].requires_grad_(False)))
+    objective = Objective(ObjectiveConfig(), denoising, components["scheduler"], float32_levels=True)
+    return DenoisingTask(components["unet"], images, condition, objective, config)
 
 
-def bare_step(task: TextToImageTask, config: TrainingConfig) -> Callable[[], None]:
+def bare_step(task: DenoisingTask, config: TrainingConfig) -> Callable[[], None]:
     """Forward, mean squared error, backward, optimizer: a copy of the denoiser on one prepared batch."""
-    denoiser: nn.Module = copy.deepcopy(task.components["unet"]).train()
+    denoiser: nn.Module = copy.deepcopy(task.unet).train()
     optimizer = make_optimizer(config, denoiser.parameters())
     positions = list(range(config.batch_size))
     batch = task.batch(positions, positions)
+    timestep = batch["level"].timestep
 
     def step() -> None:
-        output = denoiser(batch["latents"], batch["timestep"], batch["text"], return_dict=False)[0]
+        output = denoiser(batch["images"], timestep, batch["condition"]["text"], return_dict=False)[0]
         F.mse_loss(output, batch["noise"]).backward()
         optimizer.step()
         optimizer.zero_grad()

@@ -26,7 +26,7 @@ from torch import Tensor
 from guided_diffusers.core.distributions import FLOOR, discretised_log_likelihood, gaussian_kl
 from guided_diffusers.core.noise import broadcast
 from guided_diffusers.core.prediction import at_least_float32
-from guided_diffusers.losses import denoising_loss
+from guided_diffusers.losses import Weighting, denoising_loss, uniform_weight
 from guided_diffusers.schedulers import GuidedDDPMScheduler
 
 
@@ -99,6 +99,7 @@ def hybrid_terms(
     sample: Tensor,
     timestep: Tensor,
     stop_gradient: bool = True,
+    weighting: Weighting = uniform_weight,
 ) -> tuple[Tensor, Tensor]:
     """L_simple and L_vlb of the hybrid loss L_simple + lambda L_vlb, lambda = 0.001 in the paper.
 
@@ -110,6 +111,7 @@ def hybrid_terms(
         sample: x_t, of x0's shape.
         timestep: (batch,).
         stop_gradient: the bound sends no gradient into the prediction, only into the variance.
+        weighting: of the squared error, as of `denoising_loss`.
 
     Returns:
         The mean squared error of the prediction, (batch,), and T times the bound's term, (batch,): over a
@@ -120,7 +122,7 @@ def hybrid_terms(
     """
     prediction, variance = output[:, : x0.shape[1]], output[:, x0.shape[1] :]
     level = scheduler.noise_level(timestep)
-    simple = denoising_loss(prediction, x0, noise, level, scheduler.config.prediction_type)
+    simple = denoising_loss(prediction, x0, noise, level, scheduler.config.prediction_type, weighting)
     frozen = prediction.detach() if stop_gradient else prediction
     term = bound_term(scheduler, torch.cat([frozen, variance], dim=1), x0, sample, timestep)
     return simple, (len(scheduler.timesteps) * term).to(simple.dtype)

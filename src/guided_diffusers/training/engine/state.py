@@ -16,6 +16,9 @@ from guided_diffusers.training.engine.task import Task
 
 Parts = dict[str, Mapping[str, Tensor]]
 
+FORMER = {"TextToImageTask": "DenoisingTask", "UnconditionalTask": "DenoisingTask"}
+"""Tasks of older checkpoints, by the name that they had then."""
+
 
 def training_state(
     task: Task, average: ExponentialMovingAverage, accelerator: Accelerator
@@ -61,7 +64,8 @@ def check_fits(
     networks: Parts = {f"modules/{name}": module.state_dict() for name, module in task.modules.items()}
     networks |= {f"averaged/{name}": values for name, values in average.state_dict().items()}
     parts = [*networks, *(f"optimizers/{name}" for name in task.optimizers)]
-    if (other := plain.get("task", own)) != own:
+    other = plain.get("task", own)
+    if FORMER.get(other, other) != own:
         problem = f"it is of another kind of run, a {other}, where this is a {own}"
     elif missing := [part for part in parts if part not in tensors]:
         problem = f"it has no {missing[0]}, which this run trains"

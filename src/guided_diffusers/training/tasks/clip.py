@@ -27,7 +27,7 @@ from torch.nn.functional import normalize
 
 from guided_diffusers.core.condition import tokenize
 from guided_diffusers.core.noise import NoiseLevel
-from guided_diffusers.core.randomness import seed_for
+from guided_diffusers.core.randomness import Stream, seed_for
 from guided_diffusers.evaluation.classification import ClassifierReport, classifier_report, reports_by_noise
 from guided_diffusers.evaluation.clip import features_of
 from guided_diffusers.losses import LEVEL_DISTRIBUTIONS, Process, add_noise
@@ -46,10 +46,8 @@ from guided_diffusers.training.tasks.classifier import (
     write_reports,
 )
 from guided_diffusers.training.tasks.contrastive import contrastive_loss, limit_temperature
+from guided_diffusers.training.tasks.encoded_text import JointText
 from guided_diffusers.training.tasks.kept import keep_tokenizer
-from guided_diffusers.training.tasks.text_to_image import JointText
-
-VALIDATION = 5  # a stream of randomness; `Images.drawn` has the first two
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,7 +169,7 @@ class ClipTask:
             with torch.no_grad():
                 logits = torch.cat([similarities(part, None) for part in images.split(250)])
             return [classifier_report(logits.cpu(), labels.cpu())]
-        bins, seed = self.validation.noise_bins, seed_for(self.seed, VALIDATION)
+        bins, seed = self.validation.noise_bins, seed_for(self.seed, Stream.MEASURED)
         return reports_by_noise(similarities, images, labels, self.levels, bins=bins, seed=seed)
 
     def validate(self, images_seen: int, modules: Mapping[str, nn.Module], folder: Path) -> Metrics:

@@ -1,0 +1,281 @@
+"""What a denoiser is told in training, captions, classes or nothing, and the pipeline that comes of it.
+
+A dropped condition is what classifier-free guidance takes for the null one: of captions the empty prompt, of
+classes the network's last, which stands for none.
+
+References:
+    Ho and Salimans, "Classifier-Free Diffusion Guidance" (arXiv:2207.12598), algorithm 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Protocol
+
+import torch
+from diffusers import DDPMPipeline, DiffusionPipeline
+from torch import Tensor, nn
+
+from guided_diffusers.core.randomness import Stream, seed_for
+from guided_diffusers.likelihood.bound import estimated_bound
+from guided_diffusers.pipelines import TextToImagePipeline
+from guided_diffusers.pipelines.image import ImagePipeline
+from guided_diffusers.training.engine.config import option
+from guided_diffusers.training.engine.order import uniform_for
+from guided_diffusers.training.engine.task import Metrics
+from guided_diffusers.training.tasks.encoded_text import EncodedText
+from guided_diffusers.training.tasks.kept import Classes, keep_classes, keep_tokenizer
+from guided_diffusers.training.tasks.objective import DenoisingConfig, ObjectiveConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextDenoisingConfig(DenoisingConfig):
+    """What a denoiser with text learns: noise levels, weights, dropped captions."""
+
+    weighting: Literal["uniform", "min_snr"] = option("min_snr", "weight of the squared error")
+    caption_dropout: float = option(0.1, "share of captions replaced by the empty prompt")
+
+    def __post_init__(self) -> None:
+        """Check ranges; ValueError names the field."""
+        super().__post_init__()
+        _check_share("caption_dropout", self.caption_dropout)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassObjectiveConfig(ObjectiveConfig):
+    """What a denoiser without text learns, at which timesteps, and dropped classes."""
+
+    class_dropout: float = option(0.0, "share of labels replaced by the null class, the network's last")
+
+    def __post_init__(self) -> None:
+        """Check ranges; ValueError names the field."""
+        super().__post_init__()
+        _check_share("class_dropout", self.class_dropout)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DrawingConfig:
+    """What is drawn for validation, and how the result is written."""
+
+    prompts: tuple[str, ...] = option((), "prompts to draw: a row of the picture each")
+    images_per_prompt: int = option(8, "columns of the picture")
+    num_inference_steps: int = option(25, "steps of the scheduler")
+    guidance_scale: float = option(2.0, "gamma; it is also saved as the checkpoint's default guidance")
+    export_dtype: Literal["float32", "float16"] = option("float32", "of unet and vae in final/")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValidationConfig:
+    """What is drawn and measured with the averaged weights."""
+
+    images: int = option(64, "images to draw, in rows of eight; 0: none")
+    num_inference_steps: int = option(50, "steps of the scheduler")
+    split: str = option("test", "held-out split of the data, for the bound")
+    bound_images: int = option(0, "of it, so many images' bits/dim are estimated (pixels only); 0: none")
+    bound_draws: int = option(10, "forwards an image for that")
+
+
+class Conditioning(Protocol):
+    """What the network is told beside the noised image.
+
+    Attributes:
+        trained: its networks that are trained with the denoiser, by their names in the pipeline.
+        posterior_first: of the two draws of a latent's sample, the posterior's comes before eps.
+        drawing_stream: of the noise of the pictures.
+        export_dtype: of unet and vae in what is saved.
+    """
+
+    trained: Mapping[str, nn.Module]
+    posterior_first: bool
+    drawing_stream: Stream
+    export_dtype: str
+
+    def check(self, unet: nn.Module) -> None:
+        """Raise ValueError where the network is not for this condition."""
+
+    def begin(self, folder: Path) -> None:
+        """Write what belongs to the run beside its weights."""
+
+    def rows(self, indices: list[int], positions: list[int], seed: int) -> dict[str, Tensor]:
+        """CPU tensors of some samples, some of their conditions dropped; in the data thread."""
+
+    def inputs(self, rows: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The network's keyword arguments, from `rows` on the device."""
+
+    def pipeline(self, modules: Mapping[str, nn.Module], scheduler: Any) -> DiffusionPipeline:
+        """What draws with `modules` in the place of the networks of their names."""
+
+    def pictures(self) -> tuple[dict[str, Any], int, int]:
+        """The pipeline's arguments for the pictures of validation, their number, and columns."""
+
+    def measure(self, unet: nn.Module, scheduler: Any) -> Metrics:
+        """Figures on held-out data."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Captions:
+    """Captions, embedded by a text encoder that is trained too or frozen; ends in a TextToImagePipeline.
+
+    Attributes:
+        components: vae, text_encoder and tokenizer, as the pipeline takes them.
+        captions: (indices, positions) -> one caption a sample.
+        text: the captions' embeddings.
+        dropout: the share that becomes the empty prompt.
+        drawing: what to draw.
+        joint: whether the text encoder is trained.
+    """
+
+    components: Mapping[str, Any]
+    captions: Callable[[list[int], list[int]], list[str]]
+    text: EncodedText
+    dropout: float
+    drawing: DrawingConfig
+    joint: bool
+    posterior_first: ClassVar[bool] = True
+    drawing_stream: ClassVar[Stream] = Stream.PROMPTS_DRAWN
+
+    @property
+    def trained(self) -> dict[str, nn.Module]:
+        """The text encoder, or nothing."""
+        return {"text_encoder": self.components["text_encoder"]} if self.joint else {}
+
+    @property
+    def export_dtype(self) -> str:
+        """As configured."""
+        return self.drawing.export_dtype
+
+    def check(self, unet: nn.Module) -> None:
+        """Any UNet2DConditionModel will do, its widths checked before."""
+
+    def begin(self, folder: Path) -> None:
+        """Write the run's tokenizer."""
+        keep_tokenizer(folder, self.components["tokenizer"])
+
+    def rows(self, indices: list[int], positions: list[int], seed: int) -> dict[str, Tensor]:
+        """What `text` looks up of the captions."""
+        drop = _dropped(seed, Stream.CAPTION_DROPOUT, positions, self.dropout)
+        captions = zip(drop, self.captions(indices, positions), strict=True)
+        return {"text": self.text.rows(["" if dropped else caption for dropped, caption in captions])}
+
+    def inputs(self, rows: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The embeddings, (batch, length, width)."""
+        return {"encoder_hidden_states": self.text.embed(rows["text"], self.components["text_encoder"])}
+
+    def pipeline(self, modules: Mapping[str, nn.Module], scheduler: Any) -> TextToImagePipeline:
+        """With the guidance of the pictures as its default."""
+        options = {"requires_safety_checker": False, "default_guidance": self.drawing.guidance_scale}
+        return TextToImagePipeline(**{**self.components, **modules, "scheduler": scheduler}, **options)
+
+    def pictures(self) -> tuple[dict[str, Any], int, int]:
+        """A row of pictures a prompt."""
+        prompts, columns = list(self.drawing.prompts), self.drawing.images_per_prompt
+        steps = self.drawing.num_inference_steps
+        arguments = {"prompt": prompts, "num_images_per_prompt": columns, "num_inference_steps": steps}
+        return arguments, columns * len(prompts), columns
+
+    def measure(self, unet: nn.Module, scheduler: Any) -> Metrics:
+        """Nothing."""
+        return {}
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Labels:
+    """Classes, or nothing; ends in an ImagePipeline, of unconditional pixels in diffusers' DDPMPipeline.
+
+    Attributes:
+        labels: the class of each row, (rows,) int64; None for an unconditional model.
+        num_class_embeds: the network's classes, of which the last is the null one where labels are dropped.
+        dropout: the share of labels that becomes it.
+        validation: what to draw and measure.
+        vae: the autoencoder of the latents; None for pixels.
+        held_out: pixels whose bits/dim are estimated, with their labels where there are classes.
+        classes: those of the run, where it has any; they are written into its folder.
+    """
+
+    labels: Tensor | None = None
+    num_class_embeds: int | None = None
+    dropout: float = 0.0
+    validation: ValidationConfig
+    vae: nn.Module | None = None
+    held_out: tuple[Tensor, Tensor | None] | None = None
+    classes: Classes | None = None
+    trained: ClassVar[Mapping[str, nn.Module]] = {}
+    posterior_first: ClassVar[bool] = False
+    drawing_stream: ClassVar[Stream] = Stream.IMAGES_DRAWN
+    export_dtype: ClassVar[str] = "float32"
+
+    def check(self, unet: nn.Module) -> None:
+        """Raise ValueError for a network without classes for labels, or the reverse."""
+        if (self.labels is None) != (unet.class_embedding is None):
+            raise ValueError(
+                "classes need both label_column and unet.num_class_embeds (or class_embed_type); one of "
+                "them is given without the other"
+            )
+        if self.labels is None:
+            if self.dropout > 0:
+                raise ValueError("class_dropout needs classes: name their column in label_column")
+            return
+        held_out = None if self.held_out is None else self.held_out[1]
+        classes = 1 + max(int(labels.max()) for labels in (self.labels, held_out) if labels is not None)
+        known = self.num_class_embeds
+        if self.dropout > 0 and (known is None or known <= classes):
+            raise ValueError(
+                f"unet.num_class_embeds is {known}; class_dropout needs {classes + 1}: {classes} classes and "
+                "the null class"
+            )
+        if known is not None and known < classes:
+            raise ValueError(f"unet.num_class_embeds is {known}, but there are labels up to {classes - 1}")
+
+    def begin(self, folder: Path) -> None:
+        """Write the run's classes."""
+        if self.classes is not None:
+            keep_classes(folder, self.classes)
+
+    def rows(self, indices: list[int], positions: list[int], seed: int) -> dict[str, Tensor]:
+        """The labels, some of them replaced by the null class."""
+        if self.labels is None:
+            return {}
+        if self.dropout == 0:
+            return {"class_labels": self.labels[indices]}
+        drop = _dropped(seed, Stream.CLASS_DROPOUT, positions, self.dropout)
+        return {"class_labels": torch.where(drop, self.num_class_embeds - 1, self.labels[indices])}
+
+    def inputs(self, rows: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The labels as they are."""
+        return rows
+
+    def pipeline(self, modules: Mapping[str, nn.Module], scheduler: Any) -> DDPMPipeline | ImagePipeline:
+        """A DDPMPipeline of diffusers for unconditional pixels, else an ImagePipeline."""
+        if self.labels is None and self.vae is None:
+            return DDPMPipeline(modules["unet"], scheduler)
+        return ImagePipeline(unet=modules["unet"], scheduler=scheduler, vae=self.vae)
+
+    def pictures(self) -> tuple[dict[str, Any], int, int]:
+        """Images of the classes in turn, in rows of at most eight."""
+        count = self.validation.images
+        arguments = {"batch_size": count, "num_inference_steps": self.validation.num_inference_steps}
+        if self.labels is not None:
+            classes = int(self.labels.max()) + 1
+            arguments["class_labels"] = [number % classes for number in range(count)]
+        return arguments, count, next(n for n in range(8, 0, -1) if count % n == 0)
+
+    def measure(self, unet: nn.Module, scheduler: Any) -> Metrics:
+        """The estimated bits/dim of the held-out pixels."""
+        if self.held_out is None:
+            return {}
+        pixels, labels = (None if part is None else part.to(unet.device) for part in self.held_out)
+        condition = None if labels is None else {"class_labels": labels}
+        draws = self.validation.bound_draws
+        bounds = estimated_bound(unet, {"bits_per_dim": scheduler}, pixels, draws, condition=condition)
+        return {name: bound.total.mean() for name, bound in bounds.items()}
+
+
+def _dropped(seed: int, stream: Stream, positions: list[int], share: float) -> Tensor:
+    return uniform_for(seed_for(seed, stream), positions) < share
+
+
+def _check_share(name: str, value: float) -> None:
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name} must lie in [0, 1], got {value}")

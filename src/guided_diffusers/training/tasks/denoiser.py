@@ -1,0 +1,137 @@
+"""Training of a denoiser of images as a task of the engine: by captions, by class, or of neither.
+
+The images are pixels, or the latents of a given autoencoder. What the network is told is its `Conditioning`,
+what it learns its `Objective`. A training sample at position p has randomness of (seed, p) alone, in streams
+of their own: eps and the latent from its posterior, the noise level, and whether its condition is dropped.
+Importance-sampled timesteps depend on the losses so far besides, whose history is a module of the task and so
+part of every checkpoint.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from accelerate.utils import gather
+from diffusers import DiffusionPipeline
+from diffusers.utils import make_image_grid
+from torch import Tensor, nn
+
+from guided_diffusers.core.randomness import Stream, generator_for, randn_for, seed_for
+from guided_diffusers.losses import add_noise
+from guided_diffusers.training.data.images import Images
+from guided_diffusers.training.engine.config import TrainingConfig
+from guided_diffusers.training.engine.log import ByBin
+from guided_diffusers.training.engine.order import uniform_for
+from guided_diffusers.training.engine.task import Metrics
+from guided_diffusers.training.engine.trainer import make_optimizer
+from guided_diffusers.training.tasks.conditioning import Conditioning
+from guided_diffusers.training.tasks.objective import Objective, learned_variance
+
+
+class DenoisingTask:
+    """Trains `unet`, and with it what of its condition is trained.
+
+    Args:
+        unet: a UNet2DModel or UNet2DConditionModel; twice its input's channels with a learned variance.
+        images: pixels, or latents.
+        condition: what the network is told, and the pipeline that comes of it.
+        objective: what the network learns.
+        training: the engine's configuration.
+
+    Raises:
+        ValueError: a network whose channels do not suit the scheduler's variance, or that is not for the
+            condition.
+    """
+
+    def __init__(
+        self,
+        unet: nn.Module,
+        images: Images,
+        condition: Conditioning,
+        objective: Objective,
+        training: TrainingConfig,
+    ) -> None:
+        self.unet, self.images, self.condition, self.objective = unet, images, condition, objective
+        self.scheduler, self.seed, self.num_samples = objective.scheduler, training.seed, len(images.images)
+        self.allows_bfloat16 = objective.objective.loss == "simple"  # a bound of likelihoods is of exact ones
+        self._check_channels()
+        condition.check(unet)
+        self.modules: dict[str, nn.Module] = {"unet": unet, **condition.trained}
+        self.averaged = tuple(self.modules)
+        parameters = [parameter for module in self.modules.values() for parameter in module.parameters()]
+        self.optimizers = {"denoiser": make_optimizer(training, parameters)}
+        if objective.sampler is not None:
+            self.modules["timesteps"] = objective.sampler
+
+    def _check_channels(self) -> None:
+        config, variance = self.unet.config, self.scheduler.config.get("variance_type")
+        expected = config.in_channels * (2 if learned_variance(self.scheduler) else 1)
+        if config.out_channels != expected:
+            raise ValueError(
+                f"unet.out_channels is {config.out_channels}; variance_type {variance!r} with "
+                f"{config.in_channels} in_channels needs {expected}"
+            )
+
+    def begin(self, folder: Path) -> None:
+        """Write the run's tokenizer, or its classes."""
+        self.condition.begin(folder)
+
+    def batch(self, indices: list[int], positions: list[int]) -> dict[str, Any]:
+        """Images, eps, condition, and noise levels or the uniform numbers that become timesteps."""
+        draws = (1 + self.images.latent, *self.images.shape)
+        noise = randn_for(seed_for(self.seed, Stream.NOISE), positions, draws)
+        if self.condition.posterior_first:
+            noise = noise.flip(1)
+        uniform = uniform_for(seed_for(self.seed, Stream.LEVEL), positions)
+        return {
+            "images": self.images.images.sample(indices, noise[:, -1]),
+            "noise": noise[:, 0],
+            "condition": self.condition.rows(indices, positions, self.seed),
+            **({"uniform": uniform} if self.objective.sampler else self.objective.draw(uniform)),
+        }
+
+    def losses(self, batch: dict[str, Any]) -> Iterator[tuple[str, Tensor, Metrics]]:
+        """One loss: the mean over samples, each weighted against the preference of its timestep."""
+        x0, noise, sampler = batch["images"], batch["noise"], self.objective.sampler
+        drawn = batch if sampler is None else self.objective.draw(batch["uniform"])
+        level, bins = drawn["level"], drawn["bins"]
+        sample = add_noise(x0, noise, level)
+        timestep = level.timestep.to(x0.device)
+        told = self.condition.inputs(batch["condition"])
+        output = self.unet(sample, timestep, **told, return_dict=False)[0]
+        parts = self.objective.losses(output.float(), x0, noise, sample, level)
+        each = parts["loss"]
+        by_noise = {f"{name}_by_noise": ByBin(values.detach(), bins) for name, values in parts.items()}
+        if sampler is not None:
+            sampler.update(gather(timestep), gather(each.detach()))
+            each = drawn["weight"].to(each) * each
+        yield "denoiser", each.mean(), by_noise
+
+    def pipeline(self, modules: Mapping[str, nn.Module]) -> DiffusionPipeline:
+        """What draws with the networks `modules`."""
+        networks = {name: modules[name] for name in self.averaged}
+        return self.condition.pipeline(networks, type(self.scheduler).from_config(self.scheduler.config))
+
+    def validate(self, images_seen: int, modules: Mapping[str, nn.Module], folder: Path) -> Metrics:
+        """Draw images, from the same noise every time, into <images seen>.png; measure what there is."""
+        arguments, count, columns = self.condition.pictures()
+        if count > 0:
+            pipeline = self.pipeline(modules).to(modules["unet"].device)
+            pipeline.set_progress_bar_config(disable=True)
+            seed = seed_for(self.seed, self.condition.drawing_stream)
+            generators = [generator_for(seed, number) for number in range(count)]
+            images = pipeline(**arguments, generator=generators).images
+            picture = make_image_grid(images, rows=count // columns, cols=columns)
+            picture.save(folder / f"{images_seen:012d}.png")
+        return self.condition.measure(modules["unet"], self.scheduler)
+
+    def save(self, folder: Path, modules: Mapping[str, nn.Module]) -> None:
+        """Write the pipeline; a text encoder is float32, for transformers keeps a file's dtype."""
+        pipeline = self.pipeline(modules)
+        if self.condition.export_dtype == "float16":
+            half = {name: copy.deepcopy(getattr(pipeline, name)).half() for name in ("unet", "vae")}
+            pipeline.register_modules(**half)
+        pipeline.save_pretrained(folder)
