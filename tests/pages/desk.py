@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from pages.blocks import ROOT, blocks_of
 from pages.declared import PAGES, SOURCE, UNTRAINED, replaced
-from training_scripts import load
+from training_scripts import load, read
 
 LINKED = ("Makefile", "benchmarks", "docs", "model_cards", "pipelines", "pyproject.toml", "src", "training")
 TRAINING_ROWS, TEST_ROWS = 192, 64  # of 32 images each, no image in both
@@ -67,7 +67,7 @@ def _denoiser(module: ModuleType, words: list[str], folder: Path, data: ModuleTy
     from guided_diffusers import GuidedDDPMScheduler, ImagePipeline
     from guided_diffusers.training.data.images import load_autoencoder
 
-    config = module.parse_config(module.UnconditionalConfig, words)
+    config = read(module, *words)
     scheduler, vae = GuidedDDPMScheduler(**config.scheduler), load_autoencoder(config.autoencoder)
     learned = scheduler.config.variance_type.startswith("learned")
     unet = module.make_unet(config, vae, learned, None if config.label_column is None else len(data.CLASSES))
@@ -76,11 +76,11 @@ def _denoiser(module: ModuleType, words: list[str], folder: Path, data: ModuleTy
 
 
 def _autoencoder(module: ModuleType, words: list[str], folder: Path, data: ModuleType) -> None:
-    module.make_autoencoder(module.parse_config(module.AutoencoderConfig, words)).save_pretrained(folder)
+    module.make_autoencoder(read(module, *words)).save_pretrained(folder)
 
 
 def _classifier(module: ModuleType, words: list[str], folder: Path, data: ModuleType) -> None:
-    config = module.parse_config(module.ClassifierConfig, words)
+    config = read(module, *words)
     sizes = {"num_classes": len(data.CLASSES), "id2label": dict(enumerate(data.CLASSES))}
     module.make_classifier(config, _latent_shape(config), sizes).save_pretrained(folder)
 
@@ -89,7 +89,7 @@ def _clip(module: ModuleType, words: list[str], folder: Path, data: ModuleType) 
     from guided_diffusers.schedulers import describe_process
     from guided_diffusers.training.engine.setup import make_scheduler
 
-    config = module.parse_config(module.ClipConfig, words)
+    config = read(module, *words)
     process = describe_process(make_scheduler(config.scheduler, config.scheduler_arguments))
     captions = [caption for name in data.CLASSES for caption in data.captions(name)]
     for part in module.make_clip(config, captions, _latent_shape(config), process):

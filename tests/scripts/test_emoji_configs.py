@@ -1,8 +1,6 @@
 """The emoji autoencoder's configurations: sizes, a fair comparison, and a tiny run of each."""
 
-import importlib.util
 import json
-import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -11,10 +9,10 @@ import pytest
 import torch
 from datasets import Dataset, Features, Image
 from PIL import Image as PILImage
+from training_scripts import load, read, train
 
 from guided_diffusers.evaluation import Judge, JudgeConfig, save_judge
 from guided_diffusers.models import VariationalAutoencoder
-from guided_diffusers.training.engine.config import parse_config
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "training" / "configs"
@@ -22,17 +20,11 @@ CONFIGS = ROOT / "training" / "configs"
 
 @pytest.fixture(scope="module")
 def script():
-    path = ROOT / "training" / "train_autoencoder.py"
-    spec = importlib.util.spec_from_file_location("train_autoencoder", path)
-    module = importlib.util.module_from_spec(spec)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(sys.modules, spec.name, module)
-        spec.loader.exec_module(module)
-        yield module
+    return load("train_autoencoder")
 
 
 def config_of(script, name, *words):
-    return parse_config(script.AutoencoderConfig, ["--config", str(CONFIGS / f"{name}.yaml"), *words])
+    return read(script, "--config", CONFIGS / f"{name}.yaml", *words)
 
 
 def test_the_model_has_latents_of_a_quarter_and_fits_eight_megabytes(script):
@@ -81,10 +73,8 @@ def test_the_perceptual_arm_continues_from_the_first_run_and_resumes_to_the_bit(
 
     def run(name, config, **options):
         options = {**tiny, "training.output_dir": tmp_path / name, **options}
-        words = [word for key, value in options.items() for word in (f"--{key}", str(value))]
-        path = str(CONFIGS / f"{config}.yaml")
-        monkeypatch.setattr("sys.argv", ["train_autoencoder.py", "--config", path, *words])
-        script.main()
+        words = [word for key, value in options.items() for word in (f"--{key}", value)]
+        train(script, "--config", CONFIGS / f"{config}.yaml", *words)
         return tmp_path / name
 
     widths = {"autoencoder.block_out_channels": [4, 4, 8], "autoencoder.norm_num_groups": 4}

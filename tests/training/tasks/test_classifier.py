@@ -10,7 +10,7 @@ import yaml
 from PIL import Image
 from safetensors.torch import load_file
 from tiny import tiny_autoencoder
-from training_scripts import load, train
+from training_scripts import load, read, train
 
 from guided_diffusers import GuidedDDPMScheduler, pretrained
 from guided_diffusers.models import ImageClassifier, NoiseAwareClassifier
@@ -331,7 +331,7 @@ def test_ranges_are_checked(arguments, words):
 @pytest.mark.parametrize("name", ["fashion_classifier", "fashion_noise_aware_classifier"])
 def test_the_recipes_resolve(script, name):
     recipe = ROOT / "training" / "configs" / f"{name}.yaml"
-    config = script.parse_config(script.ClassifierConfig, ["--config", str(recipe)])
+    config = read(script, "--config", recipe)
     assert len(SCRIPT.read_text().splitlines()) < 150
     if config.noise_aware:
         sizes = {"num_classes": 10, "id2label": None}

@@ -103,7 +103,7 @@ def test_text_to_image_learns_a_variance(tiny_pipeline, loss, weighting):
 def test_text_to_image_draws_with_the_variance_that_it_learned(tiny_pipeline):
     """The last channels set the spread of a step, between the chain's two variances."""
     task = variance_task(tiny_pipeline, loss="hybrid")
-    pipeline, bias = task.pipeline({"unet": tiny_pipeline.unet}), tiny_pipeline.unet.conv_out.bias
+    pipeline, bias = task.pipeline(task.modules), tiny_pipeline.unet.conv_out.bias
     assert pipeline.scheduler.config.variance_type == "learned_range"
     pipeline.set_progress_bar_config(disable=True)
     torch.nn.init.zeros_(tiny_pipeline.unet.conv_out.weight)

@@ -13,7 +13,7 @@ from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file
 from tiny_pipelines import text_to_image
 from tiny_text_encoders import CONTEXT, WIDTH, saved, text_encoder
-from training_scripts import train
+from training_scripts import read, train
 from transformers import CLIPModel, PreTrainedModel
 
 from guided_diffusers import TextToImagePipeline
@@ -85,13 +85,13 @@ def test_a_run_draws_with_the_embeddings_that_it_trained_on(
 def test_training_is_told_the_same(script: Any, arguments: Any, tmp_path: Path, kind: str):
     folder = saved("T5EncoderModel", tmp_path / "pretrained")
     more = ("--text.pretrained", str(folder), "--text.subfolders", "false", "--text.encoder", kind)
-    config = script.parse_config(script.TextToImageConfig, arguments(tmp_path / "run", *more))
-    task = script.make_task(config, torch.device("cpu"))
+    config = read(script, *arguments(tmp_path / "run", *more))
+    told = script.make_task(config, torch.device("cpu")).condition
     texts = ["a dark square", "", "a dark square"]
-    rows = task.text.rows(texts)
+    rows = told.text.rows(texts)
     encoder, tokenizer = text_encoder("T5EncoderModel")
     with torch.no_grad():
-        embeds = task.text.embed(rows, task.components["text_encoder"].eval())
+        embeds = told.text.embed(rows, told.components["text_encoder"].eval())
     expected = last_hidden_states(encoder, tokenizer, texts, masked=True)
     torch.testing.assert_close(embeds, expected, atol=1e-5, rtol=0)
     unmasked = last_hidden_states(encoder, tokenizer, texts, masked=False)

@@ -77,7 +77,8 @@ class Objective:
         objective: the loss, and how timesteps are drawn.
         denoising: the levels' distribution, and the weight of the squared error.
         scheduler: its levels, prediction type and variance type.
-        float32_levels: levels from the scheduler's public table, `process_of`, as runs with text have them.
+        float32_levels: of the simple loss the levels are the scheduler's public table's, as runs with text
+            have had them; else those of its own table, in float64.
 
     Raises:
         ValueError: a loss that does not suit the scheduler's variance, levels or weight.
@@ -90,10 +91,10 @@ class Objective:
         scheduler: Any,
         float32_levels: bool = False,
     ) -> None:
-        self.objective, self.scheduler = objective, scheduler
+        self.objective, self.scheduler, simple = objective, scheduler, objective.loss == "simple"
         self.prediction_type = prediction_type_of(scheduler)
         self._check(denoising)
-        exact = isinstance(scheduler, GuidedDDPMScheduler) and not float32_levels
+        exact = isinstance(scheduler, GuidedDDPMScheduler) and not (float32_levels and simple)
         process = DiscreteProcess(abar_table(scheduler.config)) if exact else process_of(scheduler)
         self.levels = LEVEL_DISTRIBUTIONS[denoising.levels](process, **denoising.levels_arguments)
         weightings = {"uniform": uniform_weight, "min_snr": min_snr_weight(denoising.min_snr_gamma)}
