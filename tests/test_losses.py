@@ -1,6 +1,7 @@
 """Laws of the denoising loss: targets, weights, and distributions of the noise level."""
 
 import math
+from typing import get_args
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from guided_diffusers.losses import (
     LEVEL_DISTRIBUTIONS,
     DiscreteProcess,
     FlowProcess,
+    LevelDistribution,
     add_noise,
     cosine_levels,
     denoising_loss,
@@ -145,6 +147,10 @@ def test_flow_levels_are_what_the_scheduler_expects():
     level = process.at_fraction(scheduler.sigmas[1:-1])
     torch.testing.assert_close(level.timestep, scheduler.timesteps[1:])
     torch.testing.assert_close(level.alpha + level.sigma, torch.ones_like(level.alpha))
+
+
+def test_configurations_may_name_every_distribution():
+    assert get_args(LevelDistribution) == tuple(LEVEL_DISTRIBUTIONS)
 
 
 @pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -156,7 +156,8 @@ def cosine_levels(process: Process) -> Levels:
     )
 
 
-LEVEL_DISTRIBUTIONS: dict[str, Callable[..., Levels]] = {
+LevelDistribution = Literal["uniform", "log_normal", "cosine"]
+LEVEL_DISTRIBUTIONS: dict[LevelDistribution, Callable[..., Levels]] = {
     "uniform": uniform_levels,
     "log_normal": log_normal_levels,
     "cosine": cosine_levels,

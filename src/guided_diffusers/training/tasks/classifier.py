@@ -22,7 +22,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +36,7 @@ from guided_diffusers.evaluation.classification import (
     classifier_report,
     reports_by_noise,
 )
-from guided_diffusers.losses import LEVEL_DISTRIBUTIONS, Process, add_noise
+from guided_diffusers.losses import LEVEL_DISTRIBUTIONS, LevelDistribution, Process, add_noise
 from guided_diffusers.models.parts import check_channels
 from guided_diffusers.training.data.images import Images
 from guided_diffusers.training.data.labels import stratified_subset
@@ -58,7 +58,7 @@ class ObjectiveConfig:
     random_crop: int = option(0, "pad pixels by so many, edges repeated, and cut out a window; 0: do not")
     num_labels: int | None = option(None, "learn from so many rows, every class in its share; null: all")
     linear_probe: bool = option(False, "train the head alone, on features that are computed once")
-    levels: Literal["uniform", "log_normal", "cosine"] = option("uniform", "noise-aware: of the noise level")
+    levels: LevelDistribution = option("uniform", "noise-aware: of the noise level")
     levels_arguments: dict[str, Any] = field(default_factory=dict, metadata={"help": "log_normal: mean, std"})
 
     def __post_init__(self) -> None:

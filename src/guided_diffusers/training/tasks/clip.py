@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from accelerate.utils import gather
@@ -30,7 +30,7 @@ from guided_diffusers.core.noise import NoiseLevel
 from guided_diffusers.core.randomness import Stream, seed_for
 from guided_diffusers.evaluation.classification import ClassifierReport, classifier_report, reports_by_noise
 from guided_diffusers.evaluation.clip import features_of
-from guided_diffusers.losses import LEVEL_DISTRIBUTIONS, Process, add_noise
+from guided_diffusers.losses import LEVEL_DISTRIBUTIONS, LevelDistribution, Process, add_noise
 from guided_diffusers.models.noise_aware_clip import NoiseAwareCLIP
 from guided_diffusers.models.parts import check_channels
 from guided_diffusers.training.data.images import Images
@@ -54,7 +54,7 @@ from guided_diffusers.training.tasks.kept import keep_tokenizer
 class NoiseConfig:
     """At which noise levels a noise-aware CLIP learns."""
 
-    levels: Literal["uniform", "log_normal", "cosine"] = option("uniform", "noise-aware: of the noise level")
+    levels: LevelDistribution = option("uniform", "noise-aware: of the noise level")
     levels_arguments: dict[str, Any] = field(default_factory=dict, metadata={"help": "log_normal: mean, std"})
 
 

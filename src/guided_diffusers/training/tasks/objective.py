@@ -21,6 +21,7 @@ from guided_diffusers.likelihood.variational import hybrid_terms
 from guided_diffusers.losses import (
     LEVEL_DISTRIBUTIONS,
     DiscreteProcess,
+    LevelDistribution,
     denoising_loss,
     min_snr_weight,
     process_of,
@@ -54,7 +55,7 @@ class ObjectiveConfig:
 class DenoisingConfig:
     """The noise levels of training, and the weight of each."""
 
-    levels: Literal["uniform", "log_normal", "cosine"] = option("uniform", "distribution of the noise level")
+    levels: LevelDistribution = option("uniform", "distribution of the noise level")
     levels_arguments: dict[str, Any] = field(default_factory=dict, metadata={"help": "log_normal: mean, std"})
     weighting: Literal["uniform", "min_snr"] = option("uniform", "weight of the squared error")
     min_snr_gamma: float = option(5.0, "SNR above which an error of x_0 counts no more")
