@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,12 +13,12 @@ from PIL import Image
 from tiny import tiny_components, tiny_unet
 
 from guided_diffusers import TextToImagePipeline
-from guided_diffusers.cli.drawer import PipelineDrawer
 from guided_diffusers.cli.drawing import make_scheduler
-from guided_diffusers.evaluation import Judge, JudgeConfig, Reference, read_images, stratified_prompts
+from guided_diffusers.evaluation import Judge, JudgeConfig, Reference, read_images
+from guided_diffusers.evaluation.metrics import Metrics
 from guided_diffusers.evaluation.sweep import (
+    PipelineSampler,
     Point,
-    Ruler,
     SweepSpec,
     finalists,
     pareto_front,
@@ -71,8 +72,9 @@ def equipment():
     data = read_images(SLICE)
     judge = Judge(JudgeConfig(image_size=16, width=4)).eval()
     reference = Reference(Pooled()(data.images.float() / 127.5 - 1))
-    ruler = Ruler(network=Pooled(), reference=reference, judge=judge, resamples=20)
-    return PipelineDrawer(pipeline, make_scheduler), ruler, data
+    metrics = Metrics(network=Pooled(), reference=reference, judge=judge, resamples=20)
+    sampler = PipelineSampler(pipeline, make_scheduler)
+    return sampler, metrics, partial(sampler.prompts, data)
 
 
 def record(arm, distance, agreement, flops=1.0, scale=1.0, seed=0):
@@ -96,7 +98,7 @@ def test_the_plan_is_every_arm_over_its_scales_and_intervals(tmp_path):
     ("changes", "message"),
     [
         ({"stepz": [2]}, "unknown key 'stepz'"),
-        ({"arms": {"a": {"guidance": [{"term": "X"}]}}}, "arms.a lacks 'scales'"),
+        ({"arms": {"a": {"guidance": [{"term": "X"}]}}}, r"scales of an arm is \[\]; allowed"),
         ({"arms": {"a": {"guidance": [{"term": "X", "scale": 2}], "scales": [1]}}}, "names 'scale'"),
         ({"arms": {}}, "baseline is 'plain'"),
         ({"distance": "euclid"}, "distance is 'euclid'"),
@@ -143,32 +145,32 @@ def test_the_spread_is_the_range_over_seeds():
 
 
 class Dying:
-    """A drawer that is killed after so many batches."""
+    """A sampler that is killed after so many batches."""
 
-    def __init__(self, drawer, batches):
-        self.drawer, self.left = drawer, batches
+    def __init__(self, sampler, batches):
+        self.sampler, self.left = sampler, batches
 
-    def draw(self, *arguments):
+    def sample(self, *arguments):
         if not self.left:
             raise KeyboardInterrupt
         self.left -= 1
-        return self.drawer.draw(*arguments)
+        return self.sampler.sample(*arguments)
 
     def compute(self, *arguments):
-        return self.drawer.compute(*arguments)
+        return self.sampler.compute(*arguments)
 
     def identity(self):
-        return self.drawer.identity()
+        return self.sampler.identity()
 
 
 @pytest.mark.filterwarnings("ignore:.*biased upwards")
 def test_a_killed_sweep_ends_with_the_same_bytes(tmp_path, equipment):
-    drawer, ruler, data = equipment
+    sampler, metrics, prompts = equipment
     asked = spec(tmp_path)
-    whole = run_sweep(asked, drawer, ruler, data, tmp_path / "whole")
+    whole = run_sweep(asked, sampler, metrics, prompts, tmp_path / "whole")
     for _ in range(100):
         try:
-            run_sweep(asked, Dying(drawer, 2), ruler, data, tmp_path / "parts")
+            run_sweep(asked, Dying(sampler, 2), metrics, prompts, tmp_path / "parts")
             break
         except KeyboardInterrupt:
             continue
@@ -190,9 +192,8 @@ def test_a_killed_sweep_ends_with_the_same_bytes(tmp_path, equipment):
 
 
 def test_equal_seeds_make_equal_images_where_guidance_is_equal(equipment):
-    drawer, _, data = equipment
-
-    prompts = stratified_prompts(data, 4)
+    sampler, _, prompts_of = equipment
+    prompts = prompts_of(4)
     point = Point(
         arm="a",
         guidance=[{"term": "ClassifierFreeGuidance", "scale": 2.0}],
@@ -202,29 +203,29 @@ def test_equal_seeds_make_equal_images_where_guidance_is_equal(equipment):
         seed=0,
     )
     renamed = replace(point, arm="b")
-    assert torch.equal(drawer.draw(point, prompts, [0, 1]), drawer.draw(renamed, prompts, [0, 1]))
+    assert torch.equal(sampler.sample(point, prompts, [0, 1]), sampler.sample(renamed, prompts, [0, 1]))
     other = replace(point, seed=1)
-    assert not torch.equal(drawer.draw(point, prompts, [0, 1]), drawer.draw(other, prompts, [0, 1]))
+    assert not torch.equal(sampler.sample(point, prompts, [0, 1]), sampler.sample(other, prompts, [0, 1]))
 
 
 def test_another_sweep_is_not_continued(tmp_path, equipment):
-    drawer, ruler, data = equipment
+    sampler, metrics, prompts = equipment
     small = spec(tmp_path, finals=None, arms={"plain": SPEC["arms"]["plain"]})
-    run_sweep(small, drawer, ruler, data, tmp_path / "sweep")
-    with pytest.raises(ValueError, match="holds another sweep"):
-        run_sweep(replace(small, batch_size=4), drawer, ruler, data, tmp_path / "sweep")
+    run_sweep(small, sampler, metrics, prompts, tmp_path / "sweep")
+    with pytest.raises(ValueError, match="holds a sweep of another spec.batch_size: 5, now 4"):
+        run_sweep(replace(small, batch_size=4), sampler, metrics, prompts, tmp_path / "sweep")
     changed = {"plain": {**SPEC["arms"]["plain"], "guidance": [{"term": "CFGZeroStar"}]}}
     with pytest.raises(ValueError, match="another point of this name"):
-        run_sweep(spec(tmp_path, finals=None, arms=changed), drawer, ruler, data, tmp_path / "sweep")
+        run_sweep(spec(tmp_path, finals=None, arms=changed), sampler, metrics, prompts, tmp_path / "sweep")
 
 
 def test_a_sweep_grows_and_keeps_the_points_that_are_there(tmp_path, equipment):
-    drawer, ruler, data = equipment
+    sampler, metrics, prompts = equipment
     small = spec(tmp_path, finals=None, arms={"plain": SPEC["arms"]["plain"]})
-    first = run_sweep(small, drawer, ruler, data, tmp_path / "sweep")
+    first = run_sweep(small, sampler, metrics, prompts, tmp_path / "sweep")
     grown = spec(tmp_path, finals=None, arms={name: SPEC["arms"][name] for name in ("projected", "plain")})
-    batches = Dying(drawer, 3)  # of the new point alone: 12 images, 5 at once
-    results = run_sweep(grown, batches, ruler, data, tmp_path / "sweep")
+    batches = Dying(sampler, 3)  # of the new point alone: 12 images, 5 at once
+    results = run_sweep(grown, batches, metrics, prompts, tmp_path / "sweep")
     assert results["points"][1:] == first["points"] and batches.left == 0
 
 
@@ -233,11 +234,11 @@ def test_a_checkpoint_draws_with_the_weak_network_that_it_brings():
     guidance = [{"term": "AutoGuidance", "scale": 2.0, "null": True}]
     weak = tiny_unet()
     own = TextToImagePipeline(**tiny_components(), weak_unet=weak, default_guidance=guidance)
-    drawer = PipelineDrawer(own, make_scheduler)
+    sampler = PipelineSampler(own, make_scheduler)
     settings = {"scheduler": "own", "steps": 2, "images": 1, "seed": 0}
     point = Point(arm="evaluate", guidance=own.config.default_guidance, **settings)
-    assert drawer.guidance(point).weak.model is weak
-    prompts = stratified_prompts(read_images(SLICE), 1)
-    given = PipelineDrawer(TextToImagePipeline(**tiny_components()), make_scheduler, weak)
-    assert torch.equal(drawer.draw(point, prompts, [0]), given.draw(point, prompts, [0]))
-    assert drawer.compute(point, prompts).forwards["weak_unet"] == 2
+    assert sampler.guidance(point).weak.model is weak
+    prompts = sampler.prompts(read_images(SLICE), 1)
+    given = PipelineSampler(TextToImagePipeline(**tiny_components()), make_scheduler, weak)
+    assert torch.equal(sampler.sample(point, prompts, [0]), given.sample(point, prompts, [0]))
+    assert sampler.compute(point, prompts).forwards["weak_unet"] == 2

@@ -75,7 +75,7 @@ def command(load_script, monkeypatch, data, tmp_path):
 
     def run(*options):
         paths = [text for kind in MODELS for text in (f"--{kind}", tmp_path / kind)]
-        paths += ["--data", data, "--features", judge, "--kept", tmp_path / "kept"]
+        paths += ["--data", data, "--features", judge, "--cache", tmp_path / "cached"]
         sizes = ["--images", 20, "--spatial-images", 12, "--draws", 4, "--samples", 12, "--threads", 1]
         output = ["--output", tmp_path / "tiny-16.json"]
         monkeypatch.setattr(sys, "argv", list(map(str, ["fashion_vae", *paths, *sizes, *output, *options])))

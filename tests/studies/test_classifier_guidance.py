@@ -61,30 +61,28 @@ def runs(tmp_path_factory):
 
 @pytest.fixture
 def command(load_script, monkeypatch, runs, tmp_path):
-    """Runs the measurement in a folder of its own; returns its results, or None where it wrote none."""
+    """Runs the measurement in a folder of its own; returns its results."""
     monkeypatch.setenv("GUIDED_DIFFUSERS_CACHE", str(tmp_path / "cache"))
 
-    def run(kept, *options, judge=runs / "judge.safetensors"):
-        output = tmp_path / kept / "tiny-guided.json"
+    def run(folder, *options, judge=runs / "judge.safetensors"):
+        output = tmp_path / folder / "tiny-guided.json"
         paths = [text for name in RUNS for text in (f"--{name}", runs / name)]
         paths += ["--data", runs / "data", "--judge", judge, "--features", judge]
-        paths += ["--kept", tmp_path / kept, "--output", output]
+        paths += ["--sweep", tmp_path / folder, "--output", output]
         monkeypatch.setattr(sys, "argv", list(map(str, ["classifier_guidance", *paths, *SIZES, *options])))
         load_script("studies/classifier_guidance/measure").main()
-        return json.loads(output.read_text()) if output.is_file() else None
+        return json.loads(output.read_text())
 
     return run
 
 
-def without_run(results):
-    return {name: value for name, value in results.items() if name != "run"}
-
-
 def test_the_points_are_all_that_were_asked_for_each_once(load_script):
-    groups = load_script("studies/classifier_guidance/points").first_round([25, 50], 250, 500, (0.0, 100.0))
-    points = [point for group in groups.values() for point in group]
-    assert len({point.name for point in points}) == len(points) == 11 + 11 + 9 + 2 + 3
-    check_points([point.to_dict() for point in points])
+    module = load_script("studies/classifier_guidance/points")
+    candidates, others = module.first_round([25, 50], 250, 500, (0.0, 100.0))
+    assert (len(candidates), len(others)) == (11 + 9 + 11, 2 + 3)
+    points = [*candidates, *others]
+    assert len({(point["denoiser"], module.point_of(point, 0).name) for point in points}) == len(points)
+    check_points(points)
 
 
 def check_points(points):
@@ -104,23 +102,18 @@ def check_points(points):
 
 def test_the_finals_are_chosen_by_the_rule(load_script):
     module = load_script("studies/classifier_guidance/points")
-    groups = module.first_round([25, 50], 250, 500, (0.0, 100.0))
+    candidates, _ = module.first_round([25, 50], 250, 500, (0.0, 100.0))
 
     def record(point):
         """The larger the scale the more accurate and the farther; mean shift is never accurate enough."""
-        value = min(0.6 + 0.1 * point.scale, 0.95) if point.form == "score" else 0.5 + point.scale / 100
+        scale = point["scale"]
+        value = min(0.6 + 0.1 * scale, 0.95) if point["form"] == "score" else 0.5 + scale / 100
         accuracy = {"value": value, "low": value - 0.03, "high": value + 0.03}
-        return {
-            "point": point.to_dict(),
-            "figures": {
-                "agreement": accuracy,
-                "KD": {"value": point.scale + point.gamma + point.steps / 100},
-            },
-        }
+        distance = {"value": scale + point["gamma"] + point["steps"] / 100}
+        return {"point": point, "figures": {"agreement": accuracy, "KD": distance}}
 
-    records = [record(p) for name in ("steps-25", "steps-50", "grid") for p in groups[name]]
-    chosen = module.chosen_finals(records, "KD", 5000)
-    found = [(p.denoiser, p.form, p.scale, p.gamma, p.steps, p.images) for p in chosen]
+    chosen = module.chosen_finals([record(point) for point in candidates], "KD", 5000)
+    found = [tuple(p[k] for k in ("denoiser", "form", "scale", "gamma", "steps", "images")) for p in chosen]
     assert found == [
         ("unconditional", "score", 4, 1, 25, 5000),  # 0.95 and the nearest of two; scale 2 has only 0.8
         ("unconditional", "mean_shift", 8, 1, 25, 5000),  # none is able: the most accurate
@@ -137,36 +130,18 @@ def test_a_judge_of_the_classifiers_seed_is_refused(command, runs, tmp_path):
         command("refused", judge=judge)
 
 
-def test_what_was_stopped_or_shared_ends_with_the_same_figures(command, monkeypatch, capsys):
-    few = ("--only", "everywhere", "steps-4")
-    draw, calls = ClassifierGuidedPipeline.__call__, []
-
-    def until_killed(self, *args, **kwargs):
-        calls.append(0)
-        if len(calls) == 6:  # in the second batch of the second point
-            raise KeyboardInterrupt
-        return draw(self, *args, **kwargs)
-
-    monkeypatch.setattr(ClassifierGuidedPipeline, "__call__", until_killed)
-    with pytest.raises(KeyboardInterrupt):
-        command("stopped", *few)
-    monkeypatch.setattr(ClassifierGuidedPipeline, "__call__", draw)
-    capsys.readouterr()
-    stopped = command("stopped", *few)
-    made = {line.split(":")[0] for line in capsys.readouterr().out.splitlines()}
-    assert len(made) == 5 and "unconditional-score-s2-everywhere-2steps-12images" not in made
-    assert command("shared", *few, "--split", "0/2") is None
-    assert "not there yet: points of everywhere, steps-4" in capsys.readouterr().out
-    shared = command("shared", *few, "--split", "1/2")
-    assert without_run(stopped) == without_run(shared) and len(stopped["points"]) == 5
-    assert stopped["finals"] == [] and stopped["settings"]["first_levels"]["4"] > 1000
-
-
 @pytest.mark.slow
 def test_the_measurement_its_pictures_its_pipeline_and_its_card(
     command, load_script, runs, tmp_path, monkeypatch
 ):
     results = command("whole", "--pictures", tmp_path / "pictures", "--save", tmp_path / "saved")
+    for record in (results["points"][0], results["finals"][0]):  # lost, they are made again, the same
+        point = record["point"]
+        (path,) = (tmp_path / "whole" / point["denoiser"] / "points").glob(name_of(point))
+        path.unlink()
+    again = command("whole")
+    assert {**again, "run": None} == {**results, "run": None}
+    assert again["run"]["minutes"] >= results["run"]["minutes"] > 0
     assert "/somewhere" not in json.dumps(results) and str(tmp_path) not in json.dumps(results)
     assert len(results["points"]) == 36 and len(results["finals"]) == 3
     assert results["models"]["classifier"]["training"]["images_seen"] == 82
@@ -180,6 +155,12 @@ def test_the_measurement_its_pictures_its_pipeline_and_its_card(
     assert {(r["point"]["gamma"], r["compute"]["forwards"]["unet"]) for r in grid} == {(1, 2), (2, 4), (3, 4)}
     check_saved(results, runs, tmp_path / "saved")
     check_card(results, load_script, tmp_path, monkeypatch)
+
+
+def name_of(point):
+    """Of the file of a point's figures."""
+    form, sizes = point["form"].replace("_", "-"), f"{point['steps']}steps-{point['images']}images"
+    return f"{form}-gamma{point['gamma']:g}-{point['scale']:g}-*-{sizes}-*.json"
 
 
 def check_saved(results, runs, folder):
@@ -232,9 +213,7 @@ def test_the_shipped_figures_and_their_card(load_script):
         assert record["figures"]["agreement"]["count"] == record["point"]["images"]
     assert {record["point"]["images"] for record in results["finals"]} == {5000}
     points = load_script("studies/classifier_guidance/points")
-    assert {points.role_of(r["point"]) for r in results["finals"]} == {
-        "score", "mean_shift", "grid"
-    }  # fmt: skip
+    assert [points.role_of(record["point"]) for record in results["finals"]] == [*points.ROLES]
     best = points.best_guided(results)["figures"]["agreement"]
     assert best["value"] >= 0.85
     card = load_script("studies/classifier_guidance/card").card(results, "../docs/images", SHIPPED.name)

@@ -16,7 +16,8 @@ from tiny_run import write_run
 
 from guided_diffusers import ClassifierGuidedTextToImagePipeline, GuidedDDPMScheduler, ImagePipeline
 from guided_diffusers.core.randomness import generator_for
-from guided_diffusers.evaluation import Judge, JudgeConfig, judge_images, save_judge
+from guided_diffusers.evaluation import Judge, JudgeConfig, judge_images, read_images, save_judge
+from guided_diffusers.evaluation.labelled import captions_by_class
 from guided_diffusers.schedulers import describe_process
 
 ROOT = Path(__file__).parents[2]
@@ -61,11 +62,11 @@ def test_rows_are_of_the_pipeline_that_is_saved(contrast, load_script, tmp_path,
     pipeline.set_progress_bar_config(disable=True)
     (default,) = pipeline.config.default_guidance
     assert default["scale"] == results["best_scale"] and default["interval"] == [0.0, 100.0]
-    split = script.load_split(tmp_path / "data" / "test.parquet")
+    captions = captions_by_class(read_images(tmp_path / "data" / "test.parquet"))
     images = pipeline(
-        [captions[number] for captions in split.captions for number in range(2)],
+        [texts[number] for texts in captions for number in range(2)],
         classifier_scale=5.0,
-        contrast_prompts=[captions[0] for captions in split.captions] if contrast else None,
+        contrast_prompts=[texts[0] for texts in captions] if contrast else None,
         num_inference_steps=2,
         generator=[generator_for(0, index) for index in range(20)],
         output_type="pt",

@@ -5,7 +5,7 @@ r"""Measures the autoencoders of Fashion-MNIST as generative models, beside prob
         --output model_cards/fashion-28-vae.json --pictures docs/images
 
 Likelihoods (evidence bound, IWAE; exact for PCA) of the dequantised test images, reconstructions, and
-distances of samples to the test images. What is measured is kept in the folder `--kept`, the likelihoods in
+distances of samples to the test images. What is measured is kept in the folder `--cache`, the likelihoods in
 parts of 500 images: a run that was stopped goes on, and a run trained anew is measured anew, it alone. Most
 of the time goes to IWAE, a million decoded latents: `--device cuda` helps, and so do more threads.
 """
@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from cached import CachedValues
 from figures import (
     TRAINING_NOISE,
     codes,
@@ -38,10 +39,14 @@ from pictures import SPAN, draw
 from ppca import fit
 from torch import Tensor
 
-from guided_diffusers.evaluation import Reference, distance_report, extract_features, feature_network
+from guided_diffusers.evaluation import (
+    Reference,
+    distance_report,
+    extract_features,
+    feature_network,
+    read_images,
+)
 from guided_diffusers.evaluation.features import fingerprint_of
-from guided_diffusers.evaluation.kept import KeptValues
-from guided_diffusers.evaluation.labelled import load_split
 from guided_diffusers.evaluation.reference import reference_features
 from guided_diffusers.evaluation.runs import machine, parameters_millions, training_run, write_json
 from guided_diffusers.likelihood.bound import mean_interval
@@ -83,7 +88,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--device", default="cpu", help="of the autoencoders")
     parser.add_argument("--batch-size", type=int, default=50, help="images at once; more on a GPU")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--kept", type=Path, default=Path("runs/fashion_vae_figures"), help="see above")
+    parser.add_argument("--cache", type=Path, default=Path("runs/fashion_vae_figures"), help="see above")
     parser.add_argument("--pictures", type=Path, default=None, help="folder of the pictures")
     parser.add_argument("--output", type=Path, required=True, help="JSON; it names the pictures too")
     return parser.parse_args()
@@ -93,7 +98,7 @@ class Measurement:
     """The runs, the images, and every figure of them."""
 
     def __init__(self, arguments: argparse.Namespace) -> None:
-        self.arguments, self.kept = arguments, KeptValues(arguments.kept)
+        self.arguments, self.cached = arguments, CachedValues(arguments.cache)
         self.runs = {name: getattr(arguments, name) for name in EXPECTED}
         self.models = {
             name: load_autoencoder(run, arguments.device, **EXPECTED[name]) for name, run in self.runs.items()
@@ -101,7 +106,7 @@ class Measurement:
         self.weights = {name: fingerprint_of(model) for name, model in self.models.items()}
         sides = self.models["vector"].image_size
         self.test, self.training = (
-            crop(load_split(arguments.data / f"{split}.parquet").images, sides) for split in ("test", "train")
+            crop(read_images(arguments.data / f"{name}.parquet").images, sides) for name in ("test", "train")
         )
         self.dimensions = self.test[0].numel()
         self.of_data = {"test": _digest(self.test), "training": _digest(self.training)}
@@ -149,7 +154,7 @@ class Measurement:
                 for name, values in (("vector", vector["iwae"]), ("ppca", exact.tolist()))
             },
             "real": self.distances("training-images", {}, lambda: _spread(self.training, arguments.samples)),
-            "seconds": round(self.kept.seconds),
+            "seconds": round(self.cached.seconds),
             "device": arguments.device,
             "machine": machine(arguments.device),
         }
@@ -157,7 +162,7 @@ class Measurement:
     def model(self, name: str, found: dict[str, list[float]] | None) -> dict[str, Any]:
         """One autoencoder's figures."""
         model, run, of = self.models[name], self.runs[name], {"weights": self.weights[name]}
-        decibels = self.kept.value(
+        decibels = self.cached.value(
             f"{name}-psnr", {**of, **self.of_data}, lambda: reconstruction_psnr(model, self.test)
         )
         figures = {
@@ -192,7 +197,7 @@ class Measurement:
         for first in range(0, len(images), PART):
             part = images[first : first + PART]
             options = (part, first, arguments.draws, arguments.seed, arguments.batch_size)
-            values = self.kept.value(
+            values = self.cached.value(
                 f"{name}-likelihood-{first:05d}",
                 {**of, "images": len(part)},
                 lambda options=options: likelihoods(self.models[name], *options),
@@ -213,7 +218,7 @@ class Measurement:
             nats = fitted.log_likelihood(dequantised(self.test[:count], seed))
             return {"nats": nats.tolist(), "noise_variance": fitted.noise_variance}
 
-        found = self.kept.value("ppca", {**self.of_data, "size": size, "images": count}, make)
+        found = self.cached.value("ppca", {**self.of_data, "size": size, "images": count}, make)
         exact = _float64(found["nats"])
         figures = {"images": count, "latent_size": size, "deviation": found["noise_variance"] ** 0.5}
         return {**figures, "exact": in_both_units(exact, self.dimensions)}, exact
@@ -242,7 +247,7 @@ class Measurement:
 
         network = [self.network.name, getattr(self.network, "fingerprint", "")]
         count = {"samples": self.arguments.samples, "features": network}
-        return self.kept.value(f"{name}-distances", {**of, **count, **self.of_data}, measure)
+        return self.cached.value(f"{name}-distances", {**of, **count, **self.of_data}, measure)
 
 
 def _float64(values: list[float]) -> Tensor:

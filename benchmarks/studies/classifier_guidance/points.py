@@ -1,15 +1,18 @@
-"""The points of the comparison of classifier guidance: which there are, and which become finals."""
+"""The points of the comparison of classifier guidance: which there are, and which become finals.
+
+A point is what the JSON says of it: `denoiser` (one of `DENOISERS`), `form`, `scale` (s of the classifier; 0
+is without it), `gamma` (of classifier-free guidance; 1 is without it), `steps`, `images`, and `interval`,
+where the classifier guides, in sigma / alpha (None is everywhere).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
 from itertools import product
 from typing import Any
 
-from guided_diffusers.evaluation.sweep import best
-from guided_diffusers.guidance import ClassifierFreeGuidance, ClassifierGuidance, Guidance
-from guided_diffusers.guidance.classifier import FORMS, LogProb
+from guided_diffusers.evaluation.sweep import OWN_SCHEDULER, Point, best
+from guided_diffusers.guidance.classifier import FORMS
 
 UNCONDITIONAL, CONDITIONAL = DENOISERS = ("unconditional", "conditional")
 SCALES = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0)
@@ -25,57 +28,30 @@ RULE = (
     "the highest accuracy"
 )
 
-
-@dataclass(frozen=True, kw_only=True)
-class GuidedPoint:
-    """What is drawn, and how.
-
-    Attributes:
-        denoiser: One of `DENOISERS`.
-        form: Of the classifier's guidance.
-        scale: s, of the classifier; 0 is without it.
-        gamma: Of classifier-free guidance; 1 is without it.
-        steps: Of the scheduler.
-        images: How many.
-        interval: Where the classifier guides, in sigma / alpha; None is everywhere.
-    """
-
-    denoiser: str
-    form: str
-    scale: float
-    gamma: float
-    steps: int
-    images: int
-    interval: tuple[float, float] | None
-
-    @property
-    def name(self) -> str:
-        """For files."""
-        parts = [self.denoiser, *([self.form.replace("_", "-")] if self.scale else []), f"s{self.scale:g}"]
-        parts += [f"gamma{self.gamma:g}"] if self.denoiser == CONDITIONAL else []
-        parts += ["everywhere"] if self.scale and self.interval is None else []
-        return "-".join([*parts, f"{self.steps}steps", f"{self.images}images"])
-
-    def guidance(self, log_prob: LogProb) -> Guidance:
-        """The classifier's term and the classifier-free one; neutral ones cost nothing."""
-        classifier = ClassifierGuidance(log_prob, self.scale, self.interval, form=self.form)
-        return classifier + ClassifierFreeGuidance(self.gamma)
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON values."""
-        return {**asdict(self), "interval": None if self.interval is None else list(self.interval)}
+Values = Mapping[str, Any]
 
 
-def point_of(values: Mapping[str, Any]) -> GuidedPoint:
-    """The point of `to_dict`'s values."""
-    interval = values["interval"]
-    return GuidedPoint(**{**values, "interval": None if interval is None else tuple(interval)})
+def point_of(values: Values, seed: int) -> Point:
+    """The point of a sweep over one denoiser, with the classifier's term and the classifier-free one."""
+    form, gamma = values["form"], values["gamma"]
+    classifier = {name: values[name] for name in ("form", "scale", "interval")}
+    return Point(
+        arm=f"{form.replace('_', '-')}-gamma{gamma:g}",
+        guidance=[
+            {"term": "ClassifierGuidance", **classifier},
+            {"term": "ClassifierFreeGuidance", "scale": gamma},
+        ],
+        scheduler=OWN_SCHEDULER,
+        steps=values["steps"],
+        images=values["images"],
+        seed=seed,
+    )
 
 
 def first_round(
-    steps: Sequence[int], long_steps: int, images: int, interval: tuple[float, float] | None
-) -> dict[str, list[GuidedPoint]]:
-    """The points by group, what matters most first; those that are equal in two forms stand once.
+    steps: Sequence[int], long_steps: int, images: int, interval: Sequence[float]
+) -> tuple[list[Values], list[Values]]:
+    """The points from which the finals are chosen, and the others; what is equal in two forms stands once.
 
     Args:
         steps: Numbers of steps at which the forms are compared over all scales; the grid has the first.
@@ -83,34 +59,33 @@ def first_round(
         images: Images a point.
         interval: Where the classifier guides.
     """
-    common = {"images": images, "interval": interval}
 
-    def unconditional(scales: Sequence[float], count: int) -> list[GuidedPoint]:
+    def point(denoiser: str, form: str, scale: float, gamma: float, count: int, **changes: Any) -> Values:
+        common = {"denoiser": denoiser, "form": form, "scale": scale, "gamma": gamma, "steps": count}
+        return {**common, "images": images, "interval": list(interval), **changes}
+
+    def forms(scales: Sequence[float], count: int, **changes: Any) -> list[Values]:
         return [
-            GuidedPoint(denoiser=UNCONDITIONAL, form=form, scale=scale, gamma=1.0, steps=count, **common)
+            point(UNCONDITIONAL, form, scale, 1.0, count, **changes)
             for form, scale in product(FORMS, scales)
             if scale or form == FORMS[0]
         ]
 
+    first, *rest = (forms(SCALES, count) for count in steps)
     grid = [
-        GuidedPoint(denoiser=CONDITIONAL, form="score", scale=scale, gamma=gamma, steps=steps[0], **common)
+        point(CONDITIONAL, FORMS[0], scale, gamma, steps[0])
         for scale, gamma in product(GRID_SCALES, GRID_GAMMAS)
     ]
-    first, *rest = ({f"steps-{count}": unconditional(SCALES, count)} for count in steps)
-    everywhere = unconditional([EVERYWHERE_SCALE], steps[0]) if interval is not None else []
-    groups = first | {"grid": grid}
-    for group in rest:
-        groups |= group
-    groups["everywhere"] = [replace(point, interval=None) for point in everywhere]
-    return groups | {f"steps-{long_steps}": unconditional(LONG_SCALES, long_steps)}
+    others = [*forms([EVERYWHERE_SCALE], steps[0], interval=None), *forms(LONG_SCALES, long_steps)]
+    return [*first, *grid, *(values for group in rest for values in group)], others
 
 
-def role_of(point: Mapping[str, Any]) -> str:
+def role_of(point: Values) -> str:
     """For which of `ROLES` a point is a candidate."""
     return "grid" if point["denoiser"] == CONDITIONAL else point["form"]
 
 
-def chosen_finals(records: Sequence[Mapping[str, Any]], distance: str, images: int) -> list[GuidedPoint]:
+def chosen_finals(records: Sequence[Mapping[str, Any]], distance: str, images: int) -> list[Values]:
     """One point a role by `RULE`, with more images.
 
     Args:
@@ -126,19 +101,13 @@ def chosen_finals(records: Sequence[Mapping[str, Any]], distance: str, images: i
             if role_of(record["point"]) == role and (role == "grid" or record["point"]["scale"])
         ]
         found = _nearest_of_the_able(own, distance, "low")
-        chosen.append(replace(point_of(found["point"]), images=images))
+        chosen.append({**found["point"], "images": images})
     return chosen
 
 
 def best_guided(results: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Of the unconditional denoiser's finals the nearest that is accurate enough, or else the most accurate.
-
-    Raises:
-        ValueError: The results have no finals.
-    """
+    """The unconditional denoiser's nearest final that is accurate enough, or else its most accurate."""
     own = [record for record in results["finals"] if record["point"]["denoiser"] == UNCONDITIONAL]
-    if not own:
-        raise ValueError("the results have no finals of the unconditional denoiser: measure them (--only)")
     return _nearest_of_the_able(own, results["distance"], "value")
 
 

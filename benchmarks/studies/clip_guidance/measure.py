@@ -33,10 +33,11 @@ from guided_diffusers import (
     ImagePipeline,
     NoiseAwareCLIP,
 )
-from guided_diffusers.evaluation import load_judge
+from guided_diffusers.evaluation import ImageSet, load_judge, read_images
 from guided_diffusers.evaluation.cards import scale_of
 from guided_diffusers.evaluation.grid import labelled_grid, to_pictures
-from guided_diffusers.evaluation.labelled import Generated, LabelledRuler, Split, generate, load_split
+from guided_diffusers.evaluation.labelled import Generated, captions_by_class, generate
+from guided_diffusers.evaluation.metrics import ClassMetrics
 from guided_diffusers.evaluation.runs import machine, parameters_millions, training_run, write_json
 from guided_diffusers.guidance import ClassifierGuidance
 from guided_diffusers.guidance.classifier import FORMS
@@ -51,10 +52,10 @@ def main() -> None:
     arguments = _arguments()
     torch.set_num_threads(arguments.threads)
     pipeline = load(arguments.denoiser / "final", arguments.clip / "final", arguments.scheduler)
-    real = load_split(arguments.data / "test.parquet")
+    real = read_images(arguments.data / "test.parquet")
     judge, facts = load_judge(arguments.judge)
-    ruler = LabelledRuler(judge, real)
-    measured = [measure(pipeline, real, ruler, scale, arguments) for scale in arguments.scales]
+    metrics = ClassMetrics(judge, real)
+    measured = [measure(pipeline, real, metrics, scale, arguments) for scale in arguments.scales]
     scales = [scale_of(row) for row, _ in measured]
     best = gentlest([row["agreement"] for row, _ in measured], scales)
     if arguments.picture is not None:
@@ -70,7 +71,7 @@ def main() -> None:
         "name": arguments.output.stem if arguments.output is not None else "clip-guided",
         "settings": {
             **{name: getattr(arguments, name) for name in chosen},
-            "captions_per_class": len(real.captions[0]),
+            "captions_per_class": len(captions_by_class(real)[0]),
         },
         "judge": {**facts, "class": type(judge).__name__},
         "models": {
@@ -116,14 +117,15 @@ def load(denoiser: Path, clip: Path, scheduler: str) -> ClassifierGuidedTextToIm
 
 
 def measure(
-    pipeline: Any, real: Split, ruler: LabelledRuler, scale: float, arguments: argparse.Namespace
+    pipeline: Any, real: ImageSet, metrics: ClassMetrics, scale: float, arguments: argparse.Namespace
 ) -> tuple[dict[str, Any], Generated]:
     """The row of a scale, and its images."""
-    contrast = [captions[0] for captions in real.captions] if arguments.contrast else None
+    captions = captions_by_class(real)
+    contrast = [texts[0] for texts in captions] if arguments.contrast else None
     guidance = ClassifierGuidance(pipeline.log_prob, scale, arguments.interval, form=arguments.form)
     made = generate(
         partial(pipeline, contrast_prompts=contrast),
-        real.captions,
+        captions,
         guidance=guidance,
         images_per_class=arguments.images_per_class,
         num_inference_steps=arguments.steps,
@@ -132,7 +134,7 @@ def measure(
     )
     row = {
         "guidance": guidance.to_config(),
-        **ruler.measure(made.images, made.labels),
+        **metrics.measure(made.images, made.labels),
         "images_per_second": round(len(made.images) / made.seconds, 2),
     }
     agrees = row["agreement"]

@@ -20,10 +20,10 @@ from guided_diffusers.evaluation import (
     JudgeTraining,
     agreement,
     judge_images,
+    read_images,
     save_judge,
     train_judge,
 )
-from guided_diffusers.evaluation.labelled import load_split
 
 
 def main() -> None:
@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    real, held_out = load_split(arguments.data / "train.parquet"), load_split(arguments.data / "test.parquet")
+    real, held_out = (read_images(arguments.data / f"{split}.parquet") for split in ("train", "test"))
     training = JudgeTraining(epochs=arguments.epochs, batch_size=arguments.batch_size, seed=arguments.seed)
     config = JudgeConfig(
         num_classes=len(real.names),

@@ -24,9 +24,10 @@ from PIL import Image
 
 from guided_diffusers import TextToImagePipeline
 from guided_diffusers.cli.drawing import SCHEDULERS, load_pipeline
-from guided_diffusers.evaluation import load_judge
+from guided_diffusers.evaluation import ImageSet, load_judge, read_images
 from guided_diffusers.evaluation.grid import labelled_grid
-from guided_diffusers.evaluation.labelled import LabelledRuler, Split, default_guidance, generate, load_split
+from guided_diffusers.evaluation.labelled import captions_by_class, default_guidance, generate
+from guided_diffusers.evaluation.metrics import ClassMetrics
 from guided_diffusers.evaluation.runs import machine, parameters_millions, training_run, write_json
 from guided_diffusers.guidance import ClassifierFreeGuidance
 
@@ -39,14 +40,14 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     pipeline = load_pipeline(arguments.checkpoint, arguments.scheduler, "cpu")
     pipeline.set_progress_bar_config(disable=True)
-    real = load_split(arguments.data / "test.parquet")
+    real = read_images(arguments.data / "test.parquet")
     judge, facts = load_judge(arguments.judge)
-    ruler = LabelledRuler(judge, real)
+    metrics = ClassMetrics(judge, real)
     results = {
         **describe(pipeline, arguments, facts),
-        "real": ruler.measure(real.images, real.labels),
-        "autoencoder": ruler.measure(*reconstructed(pipeline, real)),
-        "rows": measured_rows(pipeline, real, ruler, arguments),
+        "real": metrics.measure(real.images, real.labels),
+        "autoencoder": metrics.measure(*reconstructed(pipeline, real)),
+        "rows": measured_rows(pipeline, real, metrics, arguments),
     }
     write_json(arguments.output, results)
     if arguments.grid is not None:
@@ -84,7 +85,7 @@ def _arguments() -> argparse.Namespace:
 
 
 def measured_rows(
-    pipeline: TextToImagePipeline, real: Split, ruler: LabelledRuler, arguments: argparse.Namespace
+    pipeline: TextToImagePipeline, real: ImageSet, metrics: ClassMetrics, arguments: argparse.Namespace
 ) -> list[dict[str, Any]]:
     """One row a guidance; the checkpoint's default is marked, and added where no plain scale equals it."""
     default = default_guidance(pipeline)
@@ -101,7 +102,7 @@ def measured_rows(
             continue
         made = generate(
             pipeline,
-            real.captions,
+            captions_by_class(real),
             guidance=guidance,
             images_per_class=arguments.images_per_class,
             num_inference_steps=arguments.steps,
@@ -111,7 +112,7 @@ def measured_rows(
         row = {
             "guidance": guidance.to_config(),
             "default": guidance == default,
-            **ruler.measure(made.images, made.labels),
+            **metrics.measure(made.images, made.labels),
             "images_per_second": round(len(made.images) / made.seconds, 2),
         }
         print(
@@ -148,7 +149,7 @@ def settings(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def reconstructed(pipeline: TextToImagePipeline, real: Split) -> tuple[torch.Tensor, torch.Tensor]:
+def reconstructed(pipeline: TextToImagePipeline, real: ImageSet) -> tuple[torch.Tensor, torch.Tensor]:
     """Test images through the autoencoder and back, with their labels: what it costs alone."""
     parts = []
     for images in real.images[:2000].split(250):
@@ -158,9 +159,9 @@ def reconstructed(pipeline: TextToImagePipeline, real: Split) -> tuple[torch.Ten
     return torch.cat(parts), real.labels[:2000]
 
 
-def picture(pipeline: TextToImagePipeline, real: Split, steps: int, images: int) -> Image.Image:
+def picture(pipeline: TextToImagePipeline, real: ImageSet, steps: int, images: int) -> Image.Image:
     """One labelled row a class, drawn at the default guidance from the seeds 0, 1, 2, ..."""
-    prompts = [captions[min(1, len(captions) - 1)] for captions in real.captions]
+    prompts = [captions[min(1, len(captions) - 1)] for captions in captions_by_class(real)]
     rows = [
         pipeline(
             [prompt] * images,

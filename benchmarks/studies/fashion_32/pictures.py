@@ -28,8 +28,9 @@ from guided_diffusers import (
     pretrained,
 )
 from guided_diffusers.core.randomness import generator_for, randn_for
+from guided_diffusers.evaluation import read_images
 from guided_diffusers.evaluation.features import extract_features, feature_network
-from guided_diffusers.evaluation.labelled import default_guidance, generate, load_split
+from guided_diffusers.evaluation.labelled import captions_by_class, default_guidance, generate
 from guided_diffusers.evaluation.nearest import closest_pairs, memorisation
 from guided_diffusers.evaluation.pictures import (
     forward_process,
@@ -87,7 +88,7 @@ class Drawing:
         self.pipeline = TextToImagePipeline.from_pretrained(checkpoint)
         self.pipeline.set_progress_bar_config(disable=True)
         self.pipeline.scheduler.set_timesteps(1000)
-        self.data, self.real, self.seed = data, load_split(data / "test.parquet"), seed
+        self.data, self.real, self.seed = data, read_images(data / "test.parquet"), seed
         self.denoiser = ModelDenoiser(self.pipeline.unet, prediction_type_of(self.pipeline.scheduler))
 
     def forward(self) -> Image.Image:
@@ -124,7 +125,8 @@ class Drawing:
         rows = torch.arange(0, len(self.real.images), len(self.real.images) // images)[:images]
         scaled = self.real.images[rows].float() / 127.5 - 1
         latents = self.pipeline.vae.encode(scaled).latent_dist.mode()
-        captions = [self.real.captions[label][0] for label in self.real.labels[rows].tolist()]
+        texts = captions_by_class(self.real)
+        captions = [texts[label][0] for label in self.real.labels[rows].tolist()]
         scheduler = self.pipeline.scheduler
         scheduler.set_timesteps(1000)
         process = process_of(scheduler)
@@ -137,10 +139,10 @@ class Drawing:
 
     def closest(self, judge: Path, images_per_class: int = 100) -> tuple[Image.Image, dict[str, Any]]:
         """The generated images nearest to training ones in a classifier's features, and how near."""
-        training, network = load_split(self.data / "train.parquet"), feature_network(judge)
+        training, network = read_images(self.data / "train.parquet"), feature_network(judge)
         generated = generate(
             self.pipeline,
-            self.real.captions,
+            captions_by_class(self.real),
             guidance=default_guidance(self.pipeline),
             images_per_class=images_per_class,
             num_inference_steps=20,

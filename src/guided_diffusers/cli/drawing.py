@@ -19,9 +19,10 @@ if TYPE_CHECKING:
     import torch
     from PIL import Image
 
-    from guided_diffusers.evaluation.generation import Processes
     from guided_diffusers.pipelines.guided import GuidedPipeline
+    from guided_diffusers.pipelines.image import ImagePipeline
     from guided_diffusers.pipelines.record import ImageRecord
+    from guided_diffusers.store.provenance import Processes
 
 SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
     "ddim": ("guided_diffusers.GuidedDDIMScheduler", {}),
@@ -45,23 +46,31 @@ SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
 CLASSIFIER_GUIDED = ("ClassifierGuidedPipeline", "ClassifierGuidedTextToImagePipeline")
 """The pipelines of this package that draw for classes or texts, beside TextToImagePipeline."""
 
-PROMPTLESS = ("DDPMPipeline", "ImagePipeline", "VAEPipeline")
-"""Those that training leaves and that draw for no prompt."""
+PROMPTLESS = ("DDPMPipeline", "ImagePipeline")
+"""Those that training leaves and that draw for no prompt; ImagePipeline reads both."""
+
+UNDENOISED = ("VAEPipeline",)
+"""Those without a denoiser."""
 
 
 def load_pipeline(
-    checkpoint: str, scheduler: str | None = None, device: str | None = None, revision: str | None = None
-) -> GuidedPipeline:
+    checkpoint: str,
+    scheduler: str | None = None,
+    device: str | None = None,
+    revision: str | None = None,
+    prompted: bool = True,
+) -> GuidedPipeline | ImagePipeline:
     """The pipeline of a folder, a shipped checkpoint or a Hub repository (owner/name), sought in this order.
 
-    It is one of `CLASSIFIER_GUIDED` where the checkpoint says so, and else a TextToImagePipeline, which reads
-    Stable Diffusion's folders too.
+    It is one of `CLASSIFIER_GUIDED` where the checkpoint says so, an ImagePipeline for it or diffusers'
+    DDPMPipeline, and else a TextToImagePipeline, which reads Stable Diffusion's folders too.
 
     Args:
         checkpoint: Which.
         scheduler: A key of SCHEDULERS; it takes over the noise schedule of the checkpoint's own, the default.
         device: The default is cuda where there is one, else cpu.
         revision: Of a Hub repository: branch, tag or commit.
+        prompted: It is to draw for prompts, of texts or classes' names: an ImagePipeline is refused.
 
     Raises:
         ValueError: There is no such checkpoint, or it is of a pipeline that draws for no prompt.
@@ -75,7 +84,7 @@ def load_pipeline(
         raise ValueError(f"checkpoint={checkpoint!r} is a folder without a model_index.json")
     for library in (logging, transformers_logging):
         library.disable_progress_bar()  # of loading; drawing has its own
-    pipeline = _pipeline_class(source, revision).from_pretrained(source, revision=revision)
+    pipeline = _pipeline_class(source, revision, prompted).from_pretrained(source, revision=revision)
     if scheduler is not None:
         pipeline.scheduler = make_scheduler(scheduler, pipeline.scheduler.config)
     return pipeline.to(device_of(device))
@@ -102,18 +111,22 @@ def device_of(device: str | None) -> torch.device:
     return found
 
 
-def _pipeline_class(source: Path | str, revision: str | None) -> type[GuidedPipeline]:
+def _pipeline_class(
+    source: Path | str, revision: str | None, prompted: bool
+) -> type[GuidedPipeline | ImagePipeline]:
     import guided_diffusers
     from guided_diffusers import TextToImagePipeline
     from guided_diffusers.hub.errors import hub_errors
 
     with hub_errors(str(source), revision):
         name = TextToImagePipeline.load_config(source, revision=revision).get("_class_name")
-    if name in PROMPTLESS:
+    if name in UNDENOISED or (prompted and name in PROMPTLESS):
         raise ValueError(
             f"{source} holds the pipeline {name}, which draws for no prompt: load it in Python, with "
             "diffusers.DiffusionPipeline.from_pretrained"
         )
+    if name in PROMPTLESS:
+        return guided_diffusers.ImagePipeline
     return getattr(guided_diffusers, name) if name in CLASSIFIER_GUIDED else TextToImagePipeline
 
 

@@ -19,7 +19,7 @@ Generated = Annotated[
 ]
 Real = Annotated[Path, typer.Option(help="Real images: a folder, .npz or .parquet.", exists=True)]
 Checkpoint = Annotated[
-    str | None, typer.Option(help="Draw the images first, with this, for captions of the real ones.")
+    str | None, typer.Option(help="Draw the images first, with this, for the real ones' captions or classes.")
 ]
 NumImages = Annotated[int, typer.Option(min=2, help="How many to draw.")]
 GuidanceScale = Annotated[
@@ -149,21 +149,18 @@ def _drawn(
     image_format: str,
     device: str | None,
 ) -> tuple[ImageSet, dict[str, Any] | None]:
-    """Draw images for captions of the real ones into a folder; the images, and what one cost."""
+    """Draw images for captions or classes of the real ones into a folder; them, and what one cost."""
     from huggingface_hub.utils import tqdm
 
-    from guided_diffusers.cli.drawer import OWN_SCHEDULER, PipelineDrawer
-    from guided_diffusers.evaluation import generate_images, generated_images, stratified_prompts
+    from guided_diffusers.evaluation import generate_images, generated_images
     from guided_diffusers.evaluation.evaluate import with_prompts
-    from guided_diffusers.evaluation.sweep import Point
-    from guided_diffusers.guidance import ClassifierFreeGuidance
-    from guided_diffusers.pipelines.guided import FALLBACK_GUIDANCE_SCALE
+    from guided_diffusers.evaluation.sweep import OWN_SCHEDULER, PipelineSampler, Point
 
-    pipeline = load_pipeline(checkpoint, device=device)
-    guidance = pipeline.config.default_guidance
-    if guidance_scale is not None or guidance is None:
-        scale = FALLBACK_GUIDANCE_SCALE if guidance_scale is None else guidance_scale
-        guidance = ClassifierFreeGuidance(scale).to_config()
+    pipeline = load_pipeline(checkpoint, device=device, prompted=False)
+    guided = hasattr(pipeline, "call_guidance")
+    if guidance_scale is not None and not guided:
+        raise ValueError(f"--guidance-scale is given, and {type(pipeline).__name__} takes no guidance")
+    guidance = pipeline.call_guidance(guidance_scale).to_config() if guided else []
     point = Point(
         arm="evaluate",
         guidance=guidance,
@@ -172,13 +169,14 @@ def _drawn(
         images=count,
         seed=seed,
     )
-    prompts, drawer = stratified_prompts(real, count), PipelineDrawer(pipeline, make_scheduler)
+    sampler = PipelineSampler(pipeline, make_scheduler)
+    prompts = sampler.prompts(real, count)
     with tqdm(total=count, unit="image", disable=not sys.stderr.isatty()) as progress:
         generate_images(
-            lambda indices: drawer.draw(point, prompts, indices),
+            lambda indices: sampler.sample(point, prompts, indices),
             count,
             folder,
-            settings={**point.to_dict(), **drawer.identity()},
+            settings={**point.to_dict(), **sampler.identity()},
             batch_size=batch_size,
             image_format=image_format,
             processes=processes,
@@ -187,4 +185,4 @@ def _drawn(
     if not processes.is_main_process:
         return real, None
     images = with_prompts(generated_images(folder, count), prompts.texts, prompts.labels)
-    return images, drawer.compute(point, prompts).to_dict()
+    return images, sampler.compute(point, prompts).to_dict()

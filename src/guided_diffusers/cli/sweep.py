@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from guided_diffusers.cli.drawing import load_pipeline, make_scheduler
+from guided_diffusers.cli.drawing import CLASSIFIER_GUIDED, PROMPTLESS, load_pipeline, make_scheduler
 
 if TYPE_CHECKING:
-    from guided_diffusers.cli.drawer import PipelineDrawer
     from guided_diffusers.evaluation.images import ImageSet
-    from guided_diffusers.evaluation.sweep import Ruler, SweepSpec
+    from guided_diffusers.evaluation.metrics import Metrics
+    from guided_diffusers.evaluation.sweep import PipelineSampler, SweepSpec
 
 Config = Annotated[Path, typer.Argument(help="The YAML file of the sweep.", exists=True, dir_okay=False)]
 Output = Annotated[Path, typer.Option(help="Its folder; the same command goes on with what is there.")]
@@ -37,24 +38,28 @@ def sweep(
 ) -> dict[str, Any] | None:
     """Compare ways of guiding, on common prompts and seeds.
 
-    Distance to real images, agreement with the prompt and compute of each, their figures, and a winner.
+    Distance to real images, agreement with prompt or class and compute of each, their figures, and a winner.
     Resumable: every point is measured once. Under `accelerate launch` the processes share the points.
     """
     from guided_diffusers.evaluation.images import read_images
-    from guided_diffusers.evaluation.sweep import SweepSpec, run_sweep
+    from guided_diffusers.evaluation.sweep import SweepSpec, points_of, run_sweep
     from guided_diffusers.evaluation.sweep.figures import draw_figures
     from guided_diffusers.store.launch import processes as all_processes
 
     spec = SweepSpec.read(config)
     processes = all_processes(device)
     data = read_images(spec.data)
-    drawer, ruler = _drawer(spec, device), _ruler(spec, data)
+    sampler = _sampler(spec, device)
+    for point in points_of(spec):
+        sampler.guidance(point)  # before anything is drawn, what no point can be drawn with
+    metrics = _metrics(spec, data, sampler)
 
     def on_point(record: Any, number: int, count: int) -> None:
         if not json_output:
-            typer.echo(f"{number}/{count} {line(record, ruler.distance(spec.distance))}")
+            typer.echo(f"{number}/{count} {line(record, metrics.distance(spec.distance))}")
 
-    results = run_sweep(spec, drawer, ruler, data, output, processes=processes, on_point=on_point)
+    prompts = partial(sampler.prompts, data)
+    results = run_sweep(spec, sampler, metrics, prompts, output, processes=processes, on_point=on_point)
     if not processes.is_main_process:
         return None
     paths = draw_figures(results, output)
@@ -69,8 +74,10 @@ def sweep(
 
 def line(record: Any, distance: str) -> str:
     """A point and its figures in one line."""
-    point, figures = record["point"], record["figures"]
-    parts = [f"{point['arm']} {point['guidance'][0]['scale']:g}, {point['steps']} steps: "]
+    from guided_diffusers.evaluation.sweep import Point
+
+    point, figures = Point(**record["point"]), record["figures"]
+    parts = [f"{point.title}, {point.steps} steps: "]
     for name in (distance, "agreement"):
         if name in figures:
             value = figures[name]
@@ -78,32 +85,35 @@ def line(record: Any, distance: str) -> str:
     return "".join(parts) + f"{record['compute']['flops'] / 1e9:.2f} GFLOPs an image"
 
 
-def _drawer(spec: SweepSpec, device: str | None) -> PipelineDrawer:
-    from diffusers import UNet2DConditionModel
+def _sampler(spec: SweepSpec, device: str | None) -> PipelineSampler:
+    from guided_diffusers.evaluation.sweep import PipelineSampler
+    from guided_diffusers.hub.component import load_network
 
-    from guided_diffusers.cli.drawer import PipelineDrawer
-    from guided_diffusers.store.checkpoints import pretrained, shipped
-
-    pipeline = load_pipeline(spec.checkpoint, device=device)
+    pipeline = load_pipeline(spec.checkpoint, device=device, prompted=False)
     weak = None
     if spec.weak is not None:
-        folder = pretrained(spec.checkpoint) if spec.checkpoint in shipped() else spec.checkpoint
-        weak = UNet2DConditionModel.from_pretrained(folder, subfolder=spec.weak).to(pipeline.device).eval()
-    return PipelineDrawer(pipeline, make_scheduler, weak)
+        weak = load_network(type(pipeline.unet), f"{spec.checkpoint}/{spec.weak}", spec.weak)
+        weak = weak.to(pipeline.device).eval()
+    return PipelineSampler(pipeline, make_scheduler, weak)
 
 
-def _ruler(spec: SweepSpec, data: ImageSet) -> Ruler:
+def _metrics(spec: SweepSpec, data: ImageSet, sampler: PipelineSampler) -> Metrics:
     from guided_diffusers.evaluation import load_judge
     from guided_diffusers.evaluation.features import feature_network
+    from guided_diffusers.evaluation.metrics import Metrics
     from guided_diffusers.evaluation.reference import Reference, reference_features
-    from guided_diffusers.evaluation.sweep import Ruler
 
     if spec.judge is not None:
         data.need(
             "labels", f"a judge needs the class of each image, and {spec.data} has no column `label` of them"
         )
+        if not sampler.takes_text and not sampler.takes_class:
+            raise ValueError(
+                f"judge is {spec.judge!r}, and {spec.checkpoint} draws for no class that a judge could find: "
+                "leave it out"
+            )
     network = feature_network(spec.features)
-    return Ruler(
+    return Metrics(
         network=network,
         reference=Reference(reference_features(data.images, network)),
         judge=None if spec.judge is None else load_judge(spec.judge)[0],
@@ -115,16 +125,21 @@ def _adopt(results: dict[str, Any], folder: Path) -> Path:
     """Write the winner into model_index.json as the default guidance, with the network that it needs.
 
     Raises:
-        ValueError: No winner, or one that needs a weak network that the checkpoint does not bring.
+        ValueError: No winner, one that needs a weak network that the checkpoint does not bring, or a
+            checkpoint of a pipeline that takes no guidance.
     """
-    from guided_diffusers.evaluation.generation import write_json_atomically
+    from guided_diffusers.store.files import write_json_atomically
 
     if "verdict" not in results:
         raise ValueError("the sweep has no finals, so there is no winner to adopt: add `finals` to its file")
     guidance, weak = results["verdict"]["winner"]["guidance"], results["spec"]["weak"]
     path = folder / "model_index.json"
     index = {**json.loads(path.read_text()), "default_guidance": guidance}
+    if index["_class_name"] in PROMPTLESS:
+        raise ValueError(f"{folder} holds the pipeline {index['_class_name']}, which takes no guidance")
     if any(term["term"] == "AutoGuidance" for term in guidance):
+        if index["_class_name"] in CLASSIFIER_GUIDED:
+            raise ValueError(f"the winner guides by {weak!r}, and {index['_class_name']} has no weak network")
         if weak != WEAK_COMPONENT or not (folder / weak).is_dir():
             raise ValueError(f"the winner guides by {weak!r}: bring it in a folder {WEAK_COMPONENT}")
         config = json.loads((folder / weak / "config.json").read_text())

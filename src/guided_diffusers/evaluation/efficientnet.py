@@ -25,8 +25,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from guided_diffusers.evaluation.features import fingerprint_of
-from guided_diffusers.evaluation.generation import write_atomically
-from guided_diffusers.store.files import cache_folder
+from guided_diffusers.store.files import cache_folder, write_atomically
 
 # Expansion, output channels, stride, kernel size of each stage.
 STAGES = (

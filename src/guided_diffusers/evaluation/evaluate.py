@@ -123,6 +123,6 @@ def _copies(
     }, picture
 
 
-def with_prompts(images: Tensor, texts: list[str], labels: Tensor | None) -> ImageSet:
+def with_prompts(images: Tensor, texts: list[str] | None, labels: Tensor | None) -> ImageSet:
     """Generated images with what each was asked for."""
-    return ImageSet(images=images, labels=labels, captions=[[text] for text in texts])
+    return ImageSet(images=images, labels=labels, captions=texts and [[text] for text in texts])

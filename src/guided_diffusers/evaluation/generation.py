@@ -9,40 +9,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from guided_diffusers.store.files import write_atomically, write_json_atomically
+from guided_diffusers.store.files import write_atomically
+from guided_diffusers.store.provenance import OneProcess, Processes, write_or_check
 
 FORMATS = ("npz", "png")
 _SETTINGS = "generation.json"
-
-
-class Processes(Protocol):
-    """The part of `accelerate.PartialState` that sharing work needs."""
-
-    process_index: int
-    num_processes: int
-
-    def wait_for_everyone(self) -> None:
-        """Return when every process has come here."""
-
-
-@dataclass(frozen=True)
-class OneProcess:
-    """No other processes."""
-
-    process_index: int = 0
-    num_processes: int = 1
-
-    def wait_for_everyone(self) -> None:
-        """Nobody to wait for."""
 
 
 def generate_images(
@@ -77,7 +56,8 @@ def generate_images(
     if image_format not in FORMATS:
         raise ValueError(f"image_format is {image_format!r}; allowed: {', '.join(FORMATS)}")
     folder = Path(folder)
-    _settle(folder, {**settings, "batch_size": batch_size, "image_format": image_format}, processes)
+    made_of = {**settings, "batch_size": batch_size, "image_format": image_format}
+    write_or_check(folder / _SETTINGS, made_of, "images", processes)
     for number, indices in enumerate(chunks(count, batch_size)):
         if number % processes.num_processes == processes.process_index:
             if not _is_there(folder, number, indices, image_format):
@@ -106,23 +86,6 @@ def generated_images(folder: Path | str, count: int) -> Tensor:
         for path in _paths(folder, number, indices, stored["image_format"]):
             parts.append(_read(path))
     return torch.cat(parts)[:count]
-
-
-def _settle(folder: Path, settings: dict[str, Any], processes: Processes) -> None:
-    """Write the settings, or compare them with those that are there."""
-    path, settings = folder / _SETTINGS, json.loads(json.dumps(settings))
-    if processes.process_index == 0 and not path.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json_atomically(path, settings)
-    processes.wait_for_everyone()
-    stored = json.loads(path.read_text())
-    differing = sorted(key for key in {*stored, *settings} if stored.get(key) != settings.get(key))
-    if differing:
-        key = differing[0]
-        raise ValueError(
-            f"{folder} holds images of another {key}: {stored.get(key)!r}, now {settings.get(key)!r}; "
-            "give another folder, or remove it"
-        )
 
 
 def _paths(folder: Path, number: int, indices: range, image_format: str) -> list[Path]:

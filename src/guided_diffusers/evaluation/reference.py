@@ -19,8 +19,7 @@ from guided_diffusers.evaluation.distances import (
     square_root,
 )
 from guided_diffusers.evaluation.features import FeatureNetwork, extract_features
-from guided_diffusers.evaluation.generation import write_atomically
-from guided_diffusers.store.files import cache_folder
+from guided_diffusers.store.files import cache_folder, write_atomically
 
 PRECISION_NEIGHBOURS, COVERAGE_NEIGHBOURS = 3, 5
 

@@ -101,13 +101,17 @@ class GuidedPipeline(SafePipeline):
             return guidance
         return GuidanceSum(tuple(replace(term, interval=interval) for term in guidance.terms))
 
-    def guidance_from_config(self, config: Any) -> Guidance:
+    def guidance_from_config(self, config: Any, **networks: Any) -> Guidance:
         """The guidance that a configuration describes, with the pipeline's own networks.
+
+        Args:
+            config: A term's `to_config()` value, or a list of them.
+            networks: Others in their place, by the term's argument name (`weak=`).
 
         Raises:
             ValueError: A term that is unknown, or that needs a network which the pipeline does not have.
         """
-        networks = self._guidance_networks()
+        networks = self._guidance_networks() | networks
         _check_networks(config, networks, "give guidance_scale, or load the pipeline with its weak_unet")
         return Guidance.from_config(config, **networks)
 

@@ -1,15 +1,18 @@
 """Sweeps over guidance: the same prompts and seeds at every point, distance against agreement and compute."""
 
 from guided_diffusers.evaluation.sweep.choice import best, finalists, pareto_front, spread, verdict
-from guided_diffusers.evaluation.sweep.runner import Drawer, Ruler, run_sweep
+from guided_diffusers.evaluation.sweep.runner import Sampler, Sweep, run_sweep
+from guided_diffusers.evaluation.sweep.sampler import OWN_SCHEDULER, PipelineSampler
 from guided_diffusers.evaluation.sweep.spec import Arm, Finals, Point, SweepSpec, points_of
 
 __all__ = [
+    "OWN_SCHEDULER",
     "Arm",
-    "Drawer",
     "Finals",
+    "PipelineSampler",
     "Point",
-    "Ruler",
+    "Sampler",
+    "Sweep",
     "SweepSpec",
     "best",
     "finalists",

@@ -54,7 +54,7 @@ def picture_grid(records: Sequence[Mapping[str, Any]], images: Path, path: Path,
     for record in records:
         point = Point(**record["point"])
         rows.append(to_pictures(generated_images(images / point.name, max(indices) + 1)[indices]))
-        labels.append(f"{point.arm} {point.guidance[0]['scale']:g}, {point.steps} steps")
+        labels.append(f"{point.title}, {point.steps} steps")
     grid = labelled_grid(rows, labels, 48)
     write_atomically(path, lambda at: grid.save(at, format="png", optimize=True))
     return path
@@ -80,7 +80,7 @@ def _trade_off(figure: Any, results: Mapping[str, Any]) -> None:
         (line,) = axes.plot(xs, ys, marker=marker, markersize=5, linewidth=1, label=arm)
         for record, x, y in zip(its, xs, ys, strict=True):
             axes.annotate(
-                f"{record['point']['guidance'][0]['scale']:g}", (x, y), fontsize=6, color=line.get_color(),
+                Point(**record["point"]).scale, (x, y), fontsize=6, color=line.get_color(),
                 textcoords="offset points", xytext=(3, 3),
             )  # fmt: skip
     front = [records[index] for index in results["front"]]
@@ -105,16 +105,15 @@ def _compute(figure: Any, results: Mapping[str, Any]) -> None:
     for axes, (name, label, unit) in zip(
         figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True
     ):
-        for (arm, its), marker in zip(_by_arm(results["finals"]).items(), _cycled(), strict=False):
+        for its, marker in zip(_by_arm(results["finals"]).values(), _cycled(), strict=False):
             its = sorted(its, key=lambda record: record["compute"]["flops"])
             flops = [record["compute"]["flops"] / 1e9 for record in its]
             values = [unit * value for value in _values(its, name)]
             low = [unit * (r["figures"][name]["value"] - r["figures"][name]["low"]) for r in its]
             high = [unit * (r["figures"][name]["high"] - r["figures"][name]["value"]) for r in its]
-            scale = its[0]["point"]["guidance"][0]["scale"]
             axes.errorbar(
                 flops, values, yerr=[low, high], marker=marker, markersize=5, linewidth=1, capsize=2,
-                label=f"{arm} {scale:g}",
+                label=Point(**its[0]["point"]).title,
             )  # fmt: skip
         axes.set_xlabel("GFLOPs an image")
         axes.set_xscale("log")

@@ -12,7 +12,6 @@ The folder of a sweep:
 from __future__ import annotations
 
 import json
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,31 +19,23 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from guided_diffusers.evaluation.agreement import agreement
 from guided_diffusers.evaluation.compute import Compute
-from guided_diffusers.evaluation.features import FeatureNetwork, extract_features
-from guided_diffusers.evaluation.generation import (
-    OneProcess,
-    Processes,
-    generate_images,
-    generated_images,
-    write_json_atomically,
-)
-from guided_diffusers.evaluation.judge import Judge, judge_images
-from guided_diffusers.evaluation.prompts import Prompts, stratified_prompts
-from guided_diffusers.evaluation.reference import Reference
-from guided_diffusers.evaluation.report import distance_report, figure_names
+from guided_diffusers.evaluation.generation import generate_images, generated_images
+from guided_diffusers.evaluation.metrics import Metrics
+from guided_diffusers.evaluation.prompts import Prompts
 from guided_diffusers.evaluation.sweep.choice import finalists, pareto_front, spread, verdict
 from guided_diffusers.evaluation.sweep.spec import Point, SweepSpec, points_of
+from guided_diffusers.store.files import write_json_atomically
+from guided_diffusers.store.provenance import OneProcess, Processes, write_or_check
 
 _MAY_GROW = ("arms", "schedulers", "steps", "images", "seed", "seed_sets", "finals", "distance")
 """What each point says of itself, and what is decided after all of them."""
 
 
-class Drawer(Protocol):
+class Sampler(Protocol):
     """What draws the images of a sweep."""
 
-    def draw(self, point: Point, prompts: Prompts, indices: Sequence[int]) -> Tensor:
+    def sample(self, point: Point, prompts: Prompts, indices: Sequence[int]) -> Tensor:
         """Images of the global indices under a point, `(len(indices), c, h, w)` uint8."""
 
     def compute(self, point: Point, prompts: Prompts) -> Compute:
@@ -54,44 +45,11 @@ class Drawer(Protocol):
         """JSON values that say what draws, such as a hash of its weights."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Ruler:
-    """What measures the images of a sweep.
-
-    Attributes:
-        network: The feature network.
-        reference: The real images.
-        judge: A classifier that the generator has never met; None measures no agreement.
-        resamples: Bootstrap resamples of the intervals.
-    """
-
-    network: FeatureNetwork
-    reference: Reference
-    judge: Judge | None = None
-    resamples: int = 200
-
-    def measure(self, images: Tensor, labels: Tensor | None) -> dict[str, Any]:
-        """Every figure of a set of images by name, each with its interval."""
-        features = extract_features(self.network, images)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # said once by whoever runs the sweep
-            report = distance_report(self.reference, features, self.network.name, resamples=self.resamples)
-        figures = {name: estimate.to_dict() for name, estimate in report.items()}
-        if self.judge is not None and labels is not None:
-            figures["agreement"] = agreement(judge_images(self.judge, images), labels).overall.to_dict()
-        return figures
-
-    def distance(self, kind: str) -> str:
-        """The name of the "kernel" or the "frechet" distance among the figures."""
-        frechet, kernel = figure_names(self.network.name)
-        return {"kernel": kernel, "frechet": frechet}[kind]
-
-
 def run_sweep(
     spec: SweepSpec,
-    drawer: Drawer,
-    ruler: Ruler,
-    data: Any,
+    sampler: Sampler,
+    metrics: Metrics,
+    prompts: Callable[[int], Prompts],
     folder: Path | str,
     *,
     processes: Processes = OneProcess(),  # noqa: B008 - frozen
@@ -101,9 +59,9 @@ def run_sweep(
 
     Args:
         spec: The sweep.
-        drawer: Draws.
-        ruler: Measures.
-        data: The ImageSet whose captions are drawn.
+        sampler: Draws the images.
+        metrics: What is measured of them.
+        prompts: What so many images are asked to show, such as `partial(sampler.prompts, data)`.
         folder: Of the sweep; made where it is not there.
         processes: Who shares the points, such as `accelerate.PartialState()`.
         on_point: Called with the record of each point of this process, its place and how many there are.
@@ -114,13 +72,22 @@ def run_sweep(
     Raises:
         ValueError: The folder belongs to a sweep of another checkpoint, data or measure.
     """
-    sweep = _Sweep(spec, drawer, ruler, data, Path(folder), processes, on_point)
-    sweep.settle()
-    distance = ruler.distance(spec.distance)
+    shared = {name: value for name, value in spec.to_dict().items() if name not in _MAY_GROW}
+    sweep = Sweep(
+        sampler=sampler,
+        metrics=metrics,
+        prompts=prompts,
+        folder=Path(folder),
+        made_of={"spec": shared, "drawer": sampler.identity()},
+        batch_size=spec.batch_size,
+        processes=processes,
+        on_point=on_point,
+    )
+    distance = metrics.distance(spec.distance)
     records = sweep.measure(points_of(spec))
     results: dict[str, Any] = {
         "spec": spec.to_dict(),
-        "drawer": drawer.identity(),
+        "drawer": sampler.identity(),
         "distance": distance,
         "points": records,
         "front": pareto_front(records, distance, "agreement") if "agreement" in records[0]["figures"] else [],
@@ -134,7 +101,7 @@ def run_sweep(
 
 
 def _second_round(
-    sweep: _Sweep, spec: SweepSpec, records: list[dict[str, Any]], distance: str
+    sweep: Sweep, spec: SweepSpec, records: list[dict[str, Any]], distance: str
 ) -> dict[str, Any]:
     """The finals, the spread over seed sets, and the verdict."""
     rule = spec.finals
@@ -156,27 +123,36 @@ def _second_round(
     }
 
 
-@dataclass(frozen=True)
-class _Sweep:
-    spec: SweepSpec
-    drawer: Drawer
-    ruler: Ruler
-    data: Any
-    folder: Path
-    processes: Processes
-    on_point: Callable[[Mapping[str, Any], int, int], None] | None
+@dataclass(frozen=True, kw_only=True)
+class Sweep:
+    """The points of a sweep in its folder, each drawn and measured once.
 
-    def settle(self) -> None:
+    Attributes:
+        sampler: Draws the images.
+        metrics: What is measured of them.
+        prompts: What so many images are asked to show.
+        folder: Of the sweep; made where it is not there.
+        made_of: JSON values of what all points have in common: written to sweep.json, or compared with it.
+        batch_size: Images drawn at once.
+        processes: Who shares the points.
+        on_point: Called with the record of each point of this process, its place and how many there are.
+
+    Raises:
+        ValueError: The folder is of a sweep that was made of something else.
+    """
+
+    sampler: Sampler
+    metrics: Metrics
+    prompts: Callable[[int], Prompts]
+    folder: Path
+    made_of: Mapping[str, Any]
+    batch_size: int = 100
+    processes: Processes = OneProcess()  # noqa: RUF009 - frozen
+    on_point: Callable[[Mapping[str, Any], int, int], None] | None = None
+
+    def __post_init__(self) -> None:
         """Write what all points share, or compare it with what is there; a sweep may grow."""
-        path, spec = self.folder / "sweep.json", self.spec.to_dict()
-        shared = {name: value for name, value in spec.items() if name not in _MAY_GROW}
-        asked = json.loads(json.dumps({"spec": shared, "drawer": self.drawer.identity()}))
-        if self.processes.process_index == 0 and not path.is_file():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_json_atomically(path, asked)
-        self.processes.wait_for_everyone()
-        if json.loads(path.read_text()) != asked:
-            raise ValueError(f"{self.folder} holds another sweep: give another folder, or remove it")
+        write_or_check(self.folder / "sweep.json", self.made_of, "a sweep", self.processes)
 
     def measure(self, points: Sequence[Point]) -> list[dict[str, Any]]:
         """The records of points; each process measures its share of those that are not there yet."""
@@ -188,6 +164,10 @@ class _Sweep:
         self.processes.wait_for_everyone()
         return [json.loads(self._path(point).read_text()) for point in points]
 
+    def images(self, point: Point) -> Tensor:
+        """The images of a point that has been measured."""
+        return generated_images(self.folder / "images" / point.name, point.images)
+
     def _path(self, point: Point) -> Path:
         return self.folder / "points" / f"{point.name}.json"
 
@@ -198,19 +178,18 @@ class _Sweep:
             if record["point"] != json.loads(json.dumps(point.to_dict())):
                 raise ValueError(f"{path} is of another point of this name: rename the arm, or remove it")
             return record
-        prompts = stratified_prompts(self.data, point.images)
-        images = self.folder / "images" / point.name
+        prompts = self.prompts(point.images)
         generate_images(
-            lambda indices: self.drawer.draw(point, prompts, indices),
+            lambda indices: self.sampler.sample(point, prompts, indices),
             point.images,
-            images,
+            self.folder / "images" / point.name,
             settings=point.to_dict(),
-            batch_size=self.spec.batch_size,
+            batch_size=self.batch_size,
         )
         record = {
             "point": point.to_dict(),
-            "figures": self.ruler.measure(generated_images(images, point.images), prompts.labels),
-            "compute": self.drawer.compute(point, prompts).to_dict(),
+            "figures": self.metrics.measure(self.images(point), prompts.labels),
+            "compute": self.sampler.compute(point, prompts).to_dict(),
         }
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json_atomically(path, record)

@@ -10,7 +10,8 @@
     images: 1000
 
 Each arm is a sum of guidance terms as in `Guidance.to_config`; its first term gets the arm's scales and
-intervals. Every point draws the same prompts from the same seeds.
+intervals. `{}` is an arm without terms: the denoiser as it is. Every point draws the same prompts from the
+same seeds.
 """
 
 from __future__ import annotations
@@ -30,17 +31,20 @@ class Arm:
     """One way of guiding.
 
     Attributes:
-        guidance: Its terms; the first is swept, so it names no scale and no interval of its own.
+        guidance: Its terms; the first is swept, so it names no scale and no interval of its own. Empty, with
+            no scales and no intervals, is no guidance.
         scales: The scales of the first term.
         intervals: Its intervals, pairs in sigma / alpha, None for everywhere.
     """
 
-    guidance: list[dict[str, Any]]
-    scales: list[float]
+    guidance: list[dict[str, Any]] = field(default_factory=list)
+    scales: list[float] = field(default_factory=list)
     intervals: list[list[float | None] | None] = field(default_factory=lambda: [None])
 
     def __post_init__(self) -> None:
         """Check what a typing mistake would spoil."""
+        if self.guidance == [] and self.scales == [] and self.intervals == [None]:
+            return
         for name in ("guidance", "scales", "intervals"):
             if not isinstance(getattr(self, name), list) or not getattr(self, name):
                 given = shown(getattr(self, name))
@@ -198,13 +202,23 @@ class Point:
     @property
     def name(self) -> str:
         """A name of its own within a sweep, for files."""
-        first = self.guidance[0]
-        parts = [self.arm, f"{first['scale']:g}"]
+        first = self.guidance[0] if self.guidance else {}
+        parts = [self.arm, *([f"{first['scale']:g}"] if first else [])]
         if first.get("interval") is not None:
             parts += ["in", *("inf" if limit is None else f"{limit:g}" for limit in first["interval"])]
         return "-".join(
             [*parts, self.scheduler, f"{self.steps}steps", f"{self.images}images", f"seed{self.seed}"]
         )
+
+    @property
+    def scale(self) -> str:
+        """The scale of its first term as text; empty without terms."""
+        return f"{self.guidance[0]['scale']:g}" if self.guidance else ""
+
+    @property
+    def title(self) -> str:
+        """The arm and its scale, for people."""
+        return f"{self.arm} {self.scale}".rstrip()
 
     def to_dict(self) -> dict[str, Any]:
         """The point as JSON values."""
@@ -224,14 +238,16 @@ def points_of(spec: SweepSpec) -> list[Point]:
         )
         for name, arm in spec.arms.items()
         for scheduler, steps, interval, scale in product(
-            spec.schedulers, spec.steps, arm.intervals, arm.scales
+            spec.schedulers, spec.steps, arm.intervals, arm.scales or [None]
         )
     ]
 
 
 def _swept(
-    guidance: Sequence[Mapping[str, Any]], scale: float, interval: Sequence[float | None] | None
+    guidance: Sequence[Mapping[str, Any]], scale: float | None, interval: Sequence[float | None] | None
 ) -> list[dict[str, Any]]:
+    if scale is None:
+        return []
     first, *rest = ({**term} for term in guidance)
     first["scale"] = float(scale)
     if interval is not None:

@@ -27,6 +27,7 @@ from tqdm import tqdm
 from guided_diffusers.core.condition import encode_text, tokenize
 from guided_diffusers.models import latents
 from guided_diffusers.store.files import cache_folder, new_array, write_json_atomically
+from guided_diffusers.store.provenance import differences
 from guided_diffusers.training.data.dataset import ImageTextDataset
 
 logger = logging.getLogger(__name__)
@@ -169,8 +170,8 @@ def _cached(
         if found is None:
             logger.info("computing %s", array)
         else:
-            changed = sorted(name for name in {*made_of, *found} if made_of.get(name) != found.get(name))
-            logger.warning("%s was made of another %s: computing it anew", array, ", ".join(changed))
+            changed = ", ".join(differences(found, made_of))
+            logger.warning("%s was made of another %s: computing it anew", array, changed)
         manifest.unlink(missing_ok=True)
         _compute(array, shape, dtype, compute, batch_size)
         write_json_atomically(manifest, made_of)

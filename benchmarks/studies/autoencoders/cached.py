@@ -1,4 +1,4 @@
-"""JSON values in a folder, each with what it was made of: a measurement that was stopped goes on."""
+"""A cache of JSON values in a folder, each with what it was made of: a stopped measurement goes on."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from guided_diffusers.evaluation.generation import write_json_atomically
+from guided_diffusers.store.files import write_json_atomically
 
 
-class KeptValues:
+class CachedValues:
     """Values by name, made when they are not there or were made of something else.
 
     Attributes:
@@ -31,7 +31,7 @@ class KeptValues:
             make: Makes it; a JSON value.
         """
         path = self.folder / f"{name}.json"
-        record = self._record(path)
+        record = json.loads(path.read_text()) if path.is_file() else {}
         if record.get("of") != of:
             start = time.perf_counter()
             record = {"of": dict(of), "value": make()}
@@ -40,11 +40,3 @@ class KeptValues:
             print(f"{name}: {record['seconds']:.0f} s", flush=True)
         self.seconds += record["seconds"]
         return record["value"]
-
-    def is_there(self, name: str, of: Mapping[str, Any]) -> bool:
-        """Whether the value of that name is there and was made of the same."""
-        return self._record(self.folder / f"{name}.json").get("of") == of
-
-    @staticmethod
-    def _record(path: Path) -> dict[str, Any]:
-        return json.loads(path.read_text()) if path.is_file() else {}
