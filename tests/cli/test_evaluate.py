@@ -120,6 +120,57 @@ def test_a_sweep_runs_and_its_winner_is_adopted(run, tmp_path, tiny_folder, judg
     assert index["default_guidance"] == results["verdict"]["winner"]["guidance"]
 
 
+def image_pipelines():
+    """Checkpoints that draw for no text, in the latents of a 16 x 16 autoencoder, and in pixels."""
+    from diffusers import DDPMPipeline, DDPMScheduler
+    from tiny import tiny_autoencoder
+    from tiny_classifier import tiny_image_unet, tiny_noise_aware_classifier
+
+    from guided_diffusers import ClassifierGuidedPipeline, GuidedDDPMScheduler, ImagePipeline, VAEPipeline
+
+    scheduler, vae, pixels = GuidedDDPMScheduler(), tiny_autoencoder(), tiny_image_unet()
+    pixels.register_to_config(sample_size=16)
+    classifier = tiny_noise_aware_classifier(scheduler, in_channels=2, num_classes=10)
+    return {
+        "classifier": ClassifierGuidedPipeline(tiny_image_unet(2), scheduler, classifier, vae),
+        "classes": ImagePipeline(tiny_image_unet(2, num_class_embeds=10), scheduler, vae),
+        "pixels": DDPMPipeline(pixels, DDPMScheduler()),
+        "autoencoder": VAEPipeline(tiny_autoencoder(latent="vector", likelihood="gaussian")),
+    }
+
+
+BY_CLASS = {"by class": {"guidance": [{"term": "ClassifierGuidance"}], "scales": [0, 2]}, "plain": {}}
+
+
+@pytest.mark.parametrize(
+    ("name", "arms", "changes", "answer"),
+    [
+        ("classifier", BY_CLASS, {}, "2/3 by class 2, 2 steps: KD-judge"),
+        ("classes", {"plain": {}}, {}, "1/1 plain, 2 steps: KD-judge"),
+        ("classes", BY_CLASS, {}, "arm by class has guidance, and ImagePipeline takes none"),
+        ("pixels", {"plain": {}}, {}, "draws for no class that a judge could find: leave it out"),
+        ("pixels", {"plain": {}}, {"judge": None}, "1/1 plain, 2 steps: KD-judge"),
+        ("autoencoder", {"plain": {}}, {}, "holds the pipeline VAEPipeline"),
+    ],
+)
+def test_a_sweep_of_any_pipeline(run, tmp_path, judge, name, arms, changes, answer):
+    image_pipelines()[name].save_pretrained(tmp_path / "checkpoint")
+    resized(tmp_path / "small.parquet")
+    spec = {"checkpoint": str(tmp_path / "checkpoint"), "data": str(tmp_path / "small.parquet"), "arms": arms}
+    spec |= {"judge": str(judge), "features": str(judge), "images": 8, "steps": [2], "resamples": 10}
+    spec |= {"schedulers": ["ddpm"], **changes}
+    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(spec, sort_keys=False))
+    options = ("--output", tmp_path / "sweep", "--device", "cpu")
+    code, output, errors = run("sweep", tmp_path / "sweep.yaml", *options)
+    assert answer in (errors if code else output) and code == (0 if "KD" in answer else 1)
+    if code == 0:
+        results = json.loads((tmp_path / "sweep" / "results.json").read_text())
+        assert all(("agreement" in r["figures"]) == (name != "pixels") for r in results["points"])
+        assert [r["compute"]["backwards"] for r in results["points"]] == (
+            [{}, {"classifier": 2.0}, {}] if arms is BY_CLASS else [{}]
+        )
+
+
 def test_a_winner_by_autoguidance_is_adopted_with_its_weak_network(tmp_path, tiny_folder):
     import shutil
 

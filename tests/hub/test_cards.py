@@ -11,9 +11,8 @@ import yaml
 from huggingface_hub import ModelCard
 from huggingface_hub.errors import LocalTokenNotFoundError, OfflineModeIsEnabled
 
-from guided_diffusers import pretrained
 from guided_diffusers.hub import CardFacts, HubError
-from guided_diffusers.hub.card import card_files, figures_of
+from guided_diffusers.hub.card import card_files
 from guided_diffusers.hub.entry_point import entry_point
 from guided_diffusers.hub.errors import explanation, hub_errors
 from guided_diffusers.hub.push import replaced
@@ -116,17 +115,6 @@ def test_facts_may_be_given_and_a_whole_card_is_taken_as_it_is(folder: Path, tmp
     assert "# Other" in card_of(card_files(folder, "a/b", CardFacts(name="Other"))).text
     (tmp_path / "card.md").write_text("---\nlicense: mit\n---\n# Mine\n")
     assert card_files(folder, "a/b", tmp_path / "card.md")["README.md"] == b"---\nlicense: mit\n---\n# Mine\n"
-
-
-def test_facts_come_from_a_benchmark_s_results():
-    results = json.loads((ROOT / "model_cards" / "fashion-32.json").read_text())
-    facts = CardFacts.read(ROOT / "model_cards" / "fashion-32.json")
-    default = next(row for row in results["rows"] if row["default"])
-    assert figures_of(facts.evaluation)["agreement"][0] == default["agreement"]["value"]
-    assert facts.images_seen == sum(run["images_seen"] for run in results["training"].values())
-    assert len(facts.recipe) == len(results["training"])
-    card = card_of(card_files(pretrained("fashion-32"), "alice/fashion-32", facts))
-    assert f"| agreement | {default['agreement']['value']:.3f} |" in card.text and "weak_unet" in card.text
 
 
 @pytest.mark.parametrize(

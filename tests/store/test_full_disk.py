@@ -23,9 +23,9 @@ from trained_scripts import command, weights
 
 from guided_diffusers.cli import main
 from guided_diffusers.evaluation import Judge, JudgeConfig, save_judge
-from guided_diffusers.evaluation.generation import generate_images, generated_images, write_json_atomically
+from guided_diffusers.evaluation.generation import generate_images, generated_images
 from guided_diffusers.evaluation.reference import reference_features
-from guided_diffusers.store.files import DiskFullError, new_array, room_for
+from guided_diffusers.store.files import DiskFullError, new_array, room_for, write_json_atomically
 from guided_diffusers.training.engine.checkpoint import load_checkpoint, save_checkpoint
 from guided_diffusers.training.engine.log import JsonLines
 

@@ -14,6 +14,8 @@ from PIL import Image as PILImage
 
 from guided_diffusers import TextToImagePipeline, pretrained
 from guided_diffusers.evaluation import labelled, read_images
+from guided_diffusers.hub import CardFacts
+from guided_diffusers.hub.card import card_files
 from guided_diffusers.store.checkpoints import shipped
 
 ROOT = Path(__file__).parents[2]
@@ -222,6 +224,24 @@ def test_images_do_not_depend_on_the_batch(load_script, data):
 def draws_text(name):
     index = json.loads((pretrained(name) / "model_index.json").read_text())
     return index["_class_name"] == "TextToImagePipeline"
+
+
+def test_the_facts_of_a_checkpoint_fill_its_card_on_the_hub(load_script, tmp_path, monkeypatch):
+    """`card.py --facts` writes what `push` takes; they were the same facts before the study wrote them."""
+    path = ROOT / "model_cards" / "fashion-32.json"
+    options = ["--results", path, "--output", tmp_path / "card.md", "--facts", tmp_path / "card.json"]
+    monkeypatch.setattr(sys, "argv", list(map(str, ["card", *options])))
+    load_script("studies/fashion_32/card").main()
+    facts, results = CardFacts.read(tmp_path / "card.json"), json.loads(path.read_text())
+    default = next(row for row in results["rows"] if row["default"])
+    figures = {"agreement", "sharpness", "sharpness_laplacian", "variance_within_class"}
+    assert set(facts.evaluation["figures"]) == figures
+    assert facts.evaluation["figures"]["agreement"] == default["agreement"]
+    assert facts.images_seen == sum(run["images_seen"] for run in results["training"].values())
+    assert len(facts.recipe) == len(results["training"])
+    files = card_files(pretrained("fashion-32"), "alice/fashion-32", tmp_path / "card.json")
+    card = files["README.md"].decode()
+    assert f"| agreement | {default['agreement']['value']:.3f} |" in card and "weak_unet" in card
 
 
 @pytest.mark.parametrize(

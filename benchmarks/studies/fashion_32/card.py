@@ -1,5 +1,7 @@
 r"""Writes the model card of a Fashion-MNIST checkpoint from the measured JSON: no measurement is typed.
 
+With `--facts card.json` also the facts that `guided-diffusers push` fills its own card with.
+
 The words are in card.template.md. Run:
 
     python benchmarks/studies/fashion_32/card.py --results model_cards/fashion-32.json \
@@ -19,6 +21,8 @@ from sweep_section import sampler_section
 from sweep_section import section as sweep_section
 
 from guided_diffusers.evaluation.cards import recipe
+from guided_diffusers.hub import CardFacts
+from guided_diffusers.hub.facts import recipe as recipe_line
 
 TEMPLATE = Path(__file__).with_name("card.template.md")
 
@@ -38,11 +42,34 @@ def main() -> None:
     parser.add_argument("--sampler", type=Path, default=None, help="the same under the checkpoint's sampler")
     parser.add_argument("--pictures", type=Path, default=None, help="JSON of pictures.py")
     parser.add_argument("--output", type=Path, required=True, help="the card to write")
+    parser.add_argument("--facts", type=Path, default=None, help="the facts to write, as card.json")
     arguments = parser.parse_args()
     results = json.loads(arguments.results.read_text())
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     extras = (arguments.sweep, arguments.sampler, arguments.pictures)
     arguments.output.write_text(card(results, arguments.picture, arguments.results.name, *extras))
+    if arguments.facts is not None:
+        arguments.facts.write_text(facts(results).to_json())
+
+
+def facts(results: dict[str, Any]) -> CardFacts:
+    """What a card on the Hub says beside the files: the figures of the default row, and the runs."""
+    row = next(row for row in results["rows"] if row["default"])
+    figures = {
+        name: value
+        for name, value in row.items()
+        if name != "images_per_second"
+        and (isinstance(value, float) or (isinstance(value, dict) and "value" in value))
+    }
+    runs = results["training"]
+    return CardFacts(
+        name=results["checkpoint"],
+        recipe=tuple(
+            recipe_line(name, run["images_seen"], run["config"]["training"]) for name, run in runs.items()
+        ),
+        images_seen=sum(run["images_seen"] for run in runs.values()),
+        evaluation={"images": row["images"], "figures": figures},
+    )
 
 
 def card(

@@ -101,18 +101,23 @@ def _first_tensor(output: Any) -> Tensor:
     return next(value for value in values if isinstance(value, Tensor))
 
 
-def networks_of(components: Mapping[str, Any]) -> dict[str, nn.Module]:
-    """The networks among a pipeline's components; an autoencoder as its encoder and its decoder.
+_PARTS = (("encoder", "decoder"), ("image_encoder", "text_encoder"))
 
-    An autoencoder's `encode` and `decode` are no forward of it, but its parts have their own.
+
+def networks_of(components: Mapping[str, Any]) -> dict[str, nn.Module]:
+    """The networks among a pipeline's components; an autoencoder and a CLIP as their two parts.
+
+    An autoencoder's `encode` and `decode` are no forward of it, but its parts have their own; so has a CLIP.
     """
     networks: dict[str, nn.Module] = {}
     for name, component in components.items():
         if not isinstance(component, torch.nn.Module):
             continue
-        parts = {part: getattr(component, part, None) for part in ("encoder", "decoder")}
-        if all(isinstance(part, nn.Module) for part in parts.values()):
-            networks |= {f"{name}.{part}": module for part, module in parts.items()}
+        for pair in _PARTS:
+            parts = {f"{name}.{part}": getattr(component, part, None) for part in pair}
+            if all(isinstance(part, nn.Module) for part in parts.values()):
+                networks |= parts
+                break
         else:
             networks[name] = component
     return networks

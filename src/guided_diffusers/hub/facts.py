@@ -84,14 +84,12 @@ class CardFacts:
 
     @classmethod
     def read(cls, path: str | Path) -> CardFacts:
-        """From a JSON file: a card's facts, or the results of a benchmark, from which they are taken.
+        """From a JSON file.
 
         Raises:
-            ValueError: It is neither.
+            ValueError: It holds no JSON object, or an unknown key.
         """
         values = json.loads(Path(path).read_text(encoding="utf-8"))
-        if isinstance(values, Mapping) and "rows" in values and "training" in values:
-            return cls.of(_of_results(values))
         if not isinstance(values, Mapping):
             raise ValueError(f"{path} holds no JSON object: a card's facts are one")
         return cls.of(values)
@@ -111,23 +109,6 @@ class CardFacts:
         return json.dumps(known, indent=2) + "\n"
 
 
-def _of_results(results: Mapping[str, Any]) -> dict[str, Any]:
-    """Facts from what a study of a checkpoint measured: the figures of the default row, the runs."""
-    row = next(row for row in results["rows"] if row["default"])
-    figures = {
-        name: value
-        for name, value in row.items()
-        if name != "images_per_second" and (isinstance(value, float) or _is_estimate(value))
-    }
-    runs = results["training"]
-    return {
-        "name": results["checkpoint"],
-        "recipe": [recipe(name, run["images_seen"], run["config"]["training"]) for name, run in runs.items()],
-        "images_seen": sum(run["images_seen"] for run in runs.values()),
-        "evaluation": {"images": row["images"], "figures": figures},
-    }
-
-
 def recipe(name: str, images_seen: int, training: Mapping[str, Any]) -> str:
     """A training run in a line, from the configuration that the scripts share."""
     precision = {"no": "float32"}.get(training["mixed_precision"], training["mixed_precision"])
@@ -136,7 +117,3 @@ def recipe(name: str, images_seen: int, training: Mapping[str, Any]) -> str:
         f"rate {training['learning_rate']:g} ({training['learning_rate_schedule']}), precision {precision}, "
         f"average of the weights with a half-life of {training['ema_half_life_images']:,.0f} images"
     )
-
-
-def _is_estimate(value: Any) -> bool:
-    return isinstance(value, Mapping) and {"value", "low", "high"} <= set(value)
