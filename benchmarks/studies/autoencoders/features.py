@@ -23,9 +23,9 @@ from typing import Any
 import torch
 from features_table import table
 
-from guided_diffusers.evaluation.generation import write_json_atomically
 from guided_diffusers.evaluation.runs import machine
 from guided_diffusers.models import ImageClassifier, VariationalAutoencoder
+from guided_diffusers.store.files import write_json_atomically
 from guided_diffusers.training.data.cache import fingerprint
 from guided_diffusers.training.data.dataset import DataConfig, ImageTextDataset
 from guided_diffusers.training.data.images import Pixels
