@@ -12,7 +12,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol
+from types import MappingProxyType
+from typing import Any, Literal, Protocol
 
 import torch
 from diffusers import DDPMPipeline, DiffusionPipeline
@@ -78,7 +79,7 @@ class ValidationConfig:
 
 
 class Conditioning(Protocol):
-    """What the network is told beside the noised image.
+    """What the network is told beside the noised image; by default nothing, of nothing trained.
 
     Attributes:
         trained: its networks that are trained with the denoiser, by their names in the pipeline.
@@ -87,10 +88,10 @@ class Conditioning(Protocol):
         export_dtype: of unet and vae in what is saved.
     """
 
-    trained: Mapping[str, nn.Module]
-    posterior_first: bool
-    drawing_stream: Stream
-    export_dtype: str
+    trained: Mapping[str, nn.Module] = MappingProxyType({})
+    posterior_first: bool = False
+    drawing_stream: Stream = Stream.IMAGES_DRAWN
+    export_dtype: str = "float32"
 
     def check(self, unet: nn.Module) -> None:
         """Raise ValueError where the network is not for this condition."""
@@ -100,9 +101,11 @@ class Conditioning(Protocol):
 
     def rows(self, indices: list[int], positions: list[int], seed: int) -> dict[str, Tensor]:
         """CPU tensors of some samples, some of their conditions dropped; in the data thread."""
+        return {}
 
     def inputs(self, rows: dict[str, Tensor]) -> dict[str, Tensor]:
         """The network's keyword arguments, from `rows` on the device."""
+        return rows
 
     def pipeline(self, modules: Mapping[str, nn.Module], scheduler: Any) -> DiffusionPipeline:
         """What draws with `modules` in the place of the networks of their names."""
@@ -112,10 +115,11 @@ class Conditioning(Protocol):
 
     def measure(self, unet: nn.Module, scheduler: Any) -> Metrics:
         """Figures on held-out data."""
+        return {}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Captions:
+class Captions(Conditioning):
     """Captions, embedded by a text encoder that is trained too or frozen; ends in a TextToImagePipeline.
 
     Attributes:
@@ -133,8 +137,8 @@ class Captions:
     dropout: float
     drawing: DrawingConfig
     joint: bool
-    posterior_first: ClassVar[bool] = True
-    drawing_stream: ClassVar[Stream] = Stream.PROMPTS_DRAWN
+    posterior_first = True
+    drawing_stream = Stream.PROMPTS_DRAWN
 
     @property
     def trained(self) -> dict[str, nn.Module]:
@@ -145,9 +149,6 @@ class Captions:
     def export_dtype(self) -> str:
         """As configured."""
         return self.drawing.export_dtype
-
-    def check(self, unet: nn.Module) -> None:
-        """Any UNet2DConditionModel will do, its widths checked before."""
 
     def begin(self, folder: Path) -> None:
         """Write the run's tokenizer."""
@@ -175,13 +176,9 @@ class Captions:
         arguments = {"prompt": prompts, "num_images_per_prompt": columns, "num_inference_steps": steps}
         return arguments, columns * len(prompts), columns
 
-    def measure(self, unet: nn.Module, scheduler: Any) -> Metrics:
-        """Nothing."""
-        return {}
-
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Labels:
+class Labels(Conditioning):
     """Classes, or nothing; ends in an ImagePipeline, of unconditional pixels in diffusers' DDPMPipeline.
 
     Attributes:
@@ -201,10 +198,6 @@ class Labels:
     vae: nn.Module | None = None
     held_out: tuple[Tensor, Tensor | None] | None = None
     classes: Classes | None = None
-    trained: ClassVar[Mapping[str, nn.Module]] = {}
-    posterior_first: ClassVar[bool] = False
-    drawing_stream: ClassVar[Stream] = Stream.IMAGES_DRAWN
-    export_dtype: ClassVar[str] = "float32"
 
     def check(self, unet: nn.Module) -> None:
         """Raise ValueError for a network without classes for labels, or the reverse."""
@@ -237,14 +230,11 @@ class Labels:
         """The labels, some of them replaced by the null class."""
         if self.labels is None:
             return {}
-        if self.dropout == 0:
-            return {"class_labels": self.labels[indices]}
-        drop = _dropped(seed, Stream.CLASS_DROPOUT, positions, self.dropout)
-        return {"class_labels": torch.where(drop, self.num_class_embeds - 1, self.labels[indices])}
-
-    def inputs(self, rows: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The labels as they are."""
-        return rows
+        labels = self.labels[indices]
+        if self.dropout > 0:
+            drop = _dropped(seed, Stream.CLASS_DROPOUT, positions, self.dropout)
+            labels = torch.where(drop, self.num_class_embeds - 1, labels)
+        return {"class_labels": labels}
 
     def pipeline(self, modules: Mapping[str, nn.Module], scheduler: Any) -> DDPMPipeline | ImagePipeline:
         """A DDPMPipeline of diffusers for unconditional pixels, else an ImagePipeline."""
