@@ -152,16 +152,25 @@ def test_the_same_command_goes_on_to_the_same_bits(run, kind, line):
     assert [int(count.sum()) for count in counts] == ([32] if "importance" in line else [])
 
 
-@pytest.mark.parametrize("task", ["TextToImageTask", "UnconditionalTask"])
-def test_a_run_of_an_older_version_goes_on(run, task):
-    kind = "text" if task == "TextToImageTask" else "images"
+@pytest.mark.parametrize(
+    ("kind", "task", "newer"),
+    [("text", "TextToImageTask", "objective"), ("images", "UnconditionalTask", "denoising")],
+)
+def test_a_run_of_an_older_version_goes_on_without_a_word(run, caplog, kind, task, newer):
     whole = run(kind, "", "whole", *BRIEF.split())
     parts = run(kind, "", "parts", *BRIEF.split(), "--stop_at_images", "16")
     state = parts / "checkpoints" / "000000000016" / "state.json"
     tree = state.read_text()
     assert '"DenoisingTask"' in tree
     state.write_text(tree.replace('"DenoisingTask"', f'"{task}"'))
+    config = json.loads((parts / "config.json").read_text())
+    del config[newer]
+    (parts / "config.json").write_text(json.dumps(config))
     expected, found = weights(whole / "final"), weights(run(kind, "", "parts", *BRIEF.split()) / "final")
+    changes = [text for text in caplog.messages if "another configuration" in text]
+    assert [text.partition("configuration: ")[2] for text in changes] == [
+        "training/stop_at_images: 16 -> None"
+    ]
     assert all(torch.equal(expected[name], found[name]) for name in expected)
 
 

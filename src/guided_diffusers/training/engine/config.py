@@ -215,6 +215,11 @@ def _leaves(cls: type, prefix: str = "") -> Iterator[tuple[str, Any, Field]]:
             yield name, kind, item
 
 
+def defaults(cls: type) -> dict[str, Any]:
+    """The defaults of a configuration's keys, by their dotted names, where they are plain values."""
+    return {name: item.default for name, _, item in _leaves(cls) if item.default is not MISSING}
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"error: {message} ({self.prog} --help)\n")
