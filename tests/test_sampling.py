@@ -170,6 +170,19 @@ class TestCallback:
         result = sampling_loop(denoise, GuidedDDIMScheduler(), draw(4, 2), None, 6, callback=callback)
         assert result.eq(7).all() and len(calls) == 3
 
+    @pytest.mark.parametrize("stops", [False, True])
+    @pytest.mark.parametrize(
+        "wrong", [None, [1.0], torch.zeros(1, 2), torch.zeros(4, 2, dtype=torch.int64)], ids=str
+    )
+    def test_what_it_gives_is_checked(self, wrong, stops):
+        def callback(index, timestep, sample):
+            if stops:
+                raise StopSampling(wrong)
+            return wrong
+
+        with pytest.raises(ValueError, match=r"what callback gave is .*shape of the sample, \(4, 2\)"):
+            sampled(diffusers.DDIMScheduler(**UNCLIPPED), callback=callback)
+
 
 class TestTimesteps:
     def test_custom_timesteps(self):

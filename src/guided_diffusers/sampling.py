@@ -15,9 +15,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from guided_diffusers.core.checks import check_callable, check_int, check_number, check_numbers, shown
+from guided_diffusers.core.checks import (
+    check_callable,
+    check_int,
+    check_number,
+    check_numbers,
+    check_same_shape,
+    shown,
+)
 from guided_diffusers.core.denoiser import Denoiser
 from guided_diffusers.core.finite import Watch
+from guided_diffusers.core.noise import broadcast
 from guided_diffusers.core.prediction import at_least_float32, from_denoised
 from guided_diffusers.core.randomness import as_generators
 from guided_diffusers.guidance.base import Guided, Step
@@ -96,7 +104,9 @@ def sampling_loop(
     if step_kwargs is not None and not isinstance(step_kwargs, Mapping):
         raise TypeError(f"step_kwargs is {shown(step_kwargs)}; allowed: a mapping of arguments of step")
     set_timesteps(scheduler, num_inference_steps, timesteps, sigmas, mu)
-    sample = at_least_float32(noise) * initial_scale(scheduler)
+    sample = at_least_float32(noise)
+    scale = torch.as_tensor(initial_scale(scheduler), dtype=torch.float64)
+    sample = sample * broadcast(scale, sample, "the first noise level")
     guided = denoiser if hasattr(denoiser, "run") else Guided(denoiser)
     prediction_type, with_variance = prediction_type_of(scheduler), reads_variance(scheduler)
     step_kwargs, taken = dict(step_kwargs or {}), inspect.signature(scheduler.step).parameters
@@ -128,10 +138,11 @@ def sampling_loop(
         gradient = {"guidance_gradient": sum(step.gradients)} if step.gradients else {}
         sample = take_step(output, timestep, sample, **gradient)
         try:
-            sample = sample if callback is None else callback(index, timestep, sample)
+            given = sample if callback is None else callback(index, timestep, sample)
             stopped = False
         except StopSampling as stop:
-            sample, stopped = stop.sample, True
+            given, stopped = stop.sample, True
+        sample = at_least_float32(check_same_shape("what callback gave", given, "the sample", sample))
         watch.note(level, denoised.x0, sample)
         if stopped:
             break
@@ -214,6 +225,10 @@ def _set(scheduler: AnyScheduler, name: str, value: Any, more: Mapping[str, Any]
         raise ValueError(
             f"{name} is {shown(value)}, which {type(scheduler).__name__} refuses: {reason}"
         ) from error
+    listed = torch.as_tensor(scheduler.timesteps)
+    if listed.ndim != 1 or not len(listed):
+        given = f"the timesteps that {type(scheduler).__name__} lists are {shown(listed)}"
+        raise ValueError(f"{given}; allowed: one number a step, and at least one step")
     _start_at_the_first(scheduler)
 
 

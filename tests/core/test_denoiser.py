@@ -155,6 +155,7 @@ class TestErrors:
             ({"a": torch.ones(2, 5, 4)}, {"a": torch.ones(2, 7, 4)}, r"'a'.*\(2, 5, 4\), \(2, 7, 4\)"),
             ({"a": torch.ones(2, 4)}, {"a": None}, "'a'"),
             ({"a": torch.ones(2, 4)}, {"b": torch.ones(2, 4)}, "differ in their arguments"),
+            ({"a": torch.ones(2, 4)}, {}, r"\['a'\] and \[\]; allowed: .* Condition\(positive, negative\)"),
             ({"a": {"b": torch.ones(2)}}, {"a": {"c": torch.ones(2)}}, "under a"),
             ({"a": "one"}, {"a": "two"}, "'a' is no tensor"),
         ],

@@ -116,6 +116,12 @@ def test_the_automatic_pipeline_loads_ours_from_a_folder(tmp_path: Any) -> None:
     assert type(loaded) is ClassifierGuidedTextToImagePipeline
 
 
+def test_what_is_no_pipeline_is_refused_by_name(tmp_path: Any) -> None:
+    for given in (str(tmp_path), None, ours().components):
+        with pytest.raises(ValueError, match="pipeline is .*allowed: one that from_pretrained has loaded"):
+            TextToImagePipeline.from_pipe(given)
+
+
 def test_a_component_without_a_place_is_refused_and_another_kind_of_one_is_taken() -> None:
     vae = VQModel(block_out_channels=(8,), norm_num_groups=4, latent_channels=1)
     assert ImagePipeline.from_pipe(ImagePipeline(tiny_image_unet(), DDPMScheduler(), vae)).vae is vae

@@ -92,6 +92,20 @@ class TestDistilled:
             drawn(pair(time_cond_proj_dim=8)[1], callback_on_step_end=louder)
 
 
+def test_a_network_that_does_not_say_its_size_is_told_it() -> None:
+    stock, ours = pair(sample_size=None)
+    torch.testing.assert_close(
+        drawn(ours, height=16, width=16), drawn(stock, height=16, width=16), rtol=1e-5, atol=1e-5
+    )
+    for given in ({}, {"height": 16}):
+        with pytest.raises(ValueError, match="unet has sample_size None.*give height and width"):
+            drawn(ours, **given)
+    unet = tiny_image_unet()
+    unet.register_to_config(sample_size=None)
+    with pytest.raises(ValueError, match="unet has sample_size None.*register_to_config"):
+        ImagePipeline(unet, DDIMScheduler())(num_inference_steps=2)
+
+
 @pytest.mark.parametrize("options", [{"encoder_hid_dim": 16}, {"timestep_post_act": "silu"}], ids=str)
 def test_what_needs_nothing_more_is_drawn(options: dict) -> None:
     stock, ours = (drawn(pipe, guidance_scale=3.0) for pipe in pair(**options))

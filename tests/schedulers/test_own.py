@@ -205,3 +205,71 @@ class TestDynamicShifting:
             set_timesteps(cls(use_dynamic_shifting=True), 6)
         with pytest.raises(ValueError, match="mu is given, and the .* has no use_dynamic_shifting"):
             set_timesteps(cls(), 6, mu=0.5)
+
+
+class Shared(Plain):
+    """As Plain, with a share of its noise: a number, or one a sample."""
+
+    def __init__(self, share):
+        self.share = torch.tensor(share, dtype=torch.float64)
+
+    def noise_level(self, t):
+        return NoiseLevel(alpha=1.0, sigma=float(t) * self.share)
+
+    def step(self, output, t, x):
+        return x + (super().step(output, t, x) - x) * self.share[..., None]
+
+
+def test_a_level_may_be_one_a_sample():
+    def denoiser(sample, level, condition):  # exact where the data are standard normal
+        return sample / (1 + level.sigma**2).expand(len(sample))[:, None]
+
+    def run(share, noise):
+        return sampling_loop(denoiser, Shared(share), noise, num_inference_steps=5)
+
+    noise = draw(4, 2)
+    torch.testing.assert_close(run([1.0, 1.0, 0.5, 0.5], noise)[:2], run(1.0, noise[:2]))
+    torch.testing.assert_close(run([1.0, 1.0, 0.5, 0.5], noise)[2:], run(0.5, noise[2:]))
+    with pytest.raises(ValueError, match=r"first noise level has shape \(3,\); allowed: \(\) or \(4,\)"):
+        run([1.0] * 3, noise)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("noise_level", 3.0, "lacks noise_level to call"),
+        ("step", lambda self, output, t, x: None, "what Wrong.step gave is None; allowed: .*shape"),
+        ("step", lambda self, output, t, x: {"prev_sample": x}, "what Wrong.step gave is {"),
+        ("step", lambda self, output, t, x: x[:1], r"what Wrong.step gave is .*\(1, 2\).*shape of the"),
+        ("set_timesteps", lambda self, count: vars(self).update(timesteps=[]), "timesteps that Wrong lists"),
+        (
+            "set_timesteps",
+            lambda self, count: vars(self).update(timesteps=torch.ones(count, 6)),
+            r"timesteps that Wrong lists .*\(4, 6\).*one number a step",
+        ),
+    ],
+)
+def test_what_does_not_do_what_a_scheduler_does_is_refused_by_name(name, value, words):
+    wrong = type("Wrong", (Plain,), {name: value})()
+    with pytest.raises(ValueError, match=words) as caught:
+        sampling_loop(lambda sample, level, condition: sample, wrong, draw(6, 2), num_inference_steps=4)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_step_in_half_precision_does_not_make_the_rest_of_the_run_so():
+    halved = type("Halved", (Plain,), {"step": lambda self, o, t, x: Plain.step(self, o, t, x).half()})()
+    dtypes = []
+
+    def denoiser(sample, level, condition):
+        dtypes.append(sample.dtype)
+        return sample / 2
+
+    assert sampling_loop(denoiser, halved, draw(6, 2).float(), num_inference_steps=3).dtype == torch.float32
+    assert set(dtypes) == {torch.float32}
+
+
+def test_a_table_without_numbers_is_told():
+    config = {"beta_schedule": "squaredcos_cap_v2", "timestep_spacing": "trailing"}
+    scheduler = diffusers.KDPM2AncestralDiscreteScheduler(**config)
+    with pytest.raises(ValueError, match=r"KDPM2AncestralDiscreteScheduler made has no number.*more steps"):
+        sampling_loop(lambda sample, level, condition: sample, scheduler, draw(6, 2), num_inference_steps=3)

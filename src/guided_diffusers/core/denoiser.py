@@ -188,7 +188,9 @@ def _concatenated(many: Sequence[Any], path: str = "") -> Any:
     if isinstance(first, Mapping):
         if any(not isinstance(other, Mapping) or other.keys() != first.keys() for other in many):
             raise ValueError(
-                f"conditions of one step differ in their arguments{path and f' under {path}'}: {list(many)}"
+                f"conditions of one step differ in their arguments{path and f' under {path}'}: "
+                + " and ".join(str(list(each)) if isinstance(each, Mapping) else shown(each) for each in many)
+                + "; allowed: the same in all, as Condition(positive, negative) gives them to guidance"
             )
         return {key: _concatenated([each[key] for each in many], f"{path}.{key}".strip(".")) for key in first}
     if path in WITHOUT_A_BATCH and all(_equal(other, first) for other in many):

@@ -46,7 +46,7 @@ class Watch:
     def _refuse(self, index: int, predicted: bool) -> None:
         timestep = float(self.timesteps[index])
         where = f"step {index + 1} of {len(self.timesteps)} (timestep {timestep:g}, sigma / alpha "
-        where += f"{float(self.levels[index].noise_to_signal):.3g})"
+        where += f"{float(self.levels[index].noise_to_signal.max()):.3g})"
         if predicted:
             raise NonFiniteError(
                 f"the sample is not finite after {where}: the prediction was, {self.scheduler}.step made it "

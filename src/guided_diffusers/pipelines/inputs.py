@@ -219,6 +219,14 @@ _SEEING = {
 """What draws with a network of so many further channels."""
 
 
+def sample_sides(unet: Any, remedy: str = "say it by unet.register_to_config") -> tuple[int, int]:
+    """Height and width of the samples that a denoiser was made for; ValueError where it does not say."""
+    size = unet.config.sample_size
+    if size is None:
+        raise ValueError(f"unet has sample_size None, so the size of a sample is not known: {remedy}")
+    return (size, size) if isinstance(size, int) else tuple(size)
+
+
 def check_mapping(name: str, value: Any) -> None:
     """Raise ValueError where `value` is neither None nor a mapping."""
     if value is not None and not isinstance(value, dict):

@@ -13,6 +13,7 @@ from diffusers import DiffusionPipeline, SchedulerMixin
 from diffusers.utils import logging
 from transformers import PreTrainedTokenizerBase
 
+from guided_diffusers.core.checks import shown
 from guided_diffusers.hub.entry_point import LIBRARY, plain_class_name
 from guided_diffusers.hub.errors import hub_errors
 from guided_diffusers.hub.pull import check_snapshot
@@ -138,6 +139,8 @@ class SafePipeline(PushMixin, DiffusionPipeline):
         Raises:
             ValueError: A component that this pipeline has no place for, or lacks.
         """
+        if not isinstance(pipeline, DiffusionPipeline):
+            raise ValueError(f"pipeline is {shown(pipeline)}; allowed: one that from_pretrained has loaded")
         parts = {name: part for name, part in pipeline.components.items() if part is not None}
         index = {name: [type(part).__module__, type(part).__name__] for name, part in parts.items()}
         where = f"the {type(pipeline).__name__}"

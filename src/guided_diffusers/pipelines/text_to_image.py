@@ -429,8 +429,9 @@ class TextToImagePipeline(PromptEncoding, GuidedPipeline, StableDiffusionMixin):
         return RescaledGuidance(terms[0].scale, terms[0].interval, rescale=rescale)
 
     def _default_size(self, height: int | None, width: int | None) -> tuple[int, int]:
-        size = self.unet.config.sample_size
-        rows, columns = (size, size) if isinstance(size, int) else size
+        if height is not None and width is not None:
+            return height, width
+        rows, columns = inputs.sample_sides(self.unet, "give height and width")
         return (
             height if height is not None else rows * self.vae_scale_factor,
             width if width is not None else columns * self.vae_scale_factor,

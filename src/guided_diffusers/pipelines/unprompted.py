@@ -33,8 +33,7 @@ class UnpromptedMixin:
             )
 
     def _sample_shape(self, count: int) -> tuple[int, ...]:
-        size = self.unet.config.sample_size
-        return (count, self.unet.config.in_channels, *((size, size) if isinstance(size, int) else size))
+        return (count, self.unet.config.in_channels, *inputs.sample_sides(self.unet))
 
     def _noise(self, count: int, generator: Any, given: Tensor | None = None) -> Tensor:
         """Standard normal noise `(count, channels, height, width)`, or the given."""

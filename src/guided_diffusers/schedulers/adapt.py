@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from guided_diffusers.core.checks import as_number, shown
+from guided_diffusers.core.checks import as_number, check_same_shape, shown
 from guided_diffusers.core.noise import NoiseLevel
 from guided_diffusers.schedulers.families import FAMILIES, REFUSED, family_of, is_reversed, known_as
 from guided_diffusers.schedulers.protocol import AnyScheduler
@@ -23,7 +23,7 @@ from guided_diffusers.schedulers.protocol import AnyScheduler
 SUPPORTED_SCHEDULERS = tuple(FAMILIES)
 """The classes of diffusers that are adapted; ours, and any that says its noise levels, need no list."""
 
-_NEEDED = ("set_timesteps", "step")
+_NEEDED = ("set_timesteps", "step", "noise_level")
 
 
 def noise_level(scheduler: AnyScheduler, timestep: Tensor | float) -> NoiseLevel:
@@ -135,9 +135,10 @@ def check_supported(scheduler: AnyScheduler) -> None:
     """Raise ValueError for a scheduler without an x_0 or without known noise levels; it says why."""
     name, own, known = type(scheduler).__name__, hasattr(scheduler, "noise_level"), known_as(scheduler)
     if own:
-        lacking = [each for each in _NEEDED if not hasattr(scheduler, each)]
+        lacking = [each for each in _NEEDED if not callable(getattr(scheduler, each, None))]
         if lacking:
-            raise ValueError(f"scheduler is a {name} with a noise_level, and lacks {', '.join(lacking)}")
+            lacks = ", ".join(lacking)
+            raise ValueError(f"scheduler is a {name} with a noise_level, and lacks {lacks} to call")
     elif known in REFUSED:
         raise ValueError(f"scheduler is a {name}, which is not supported: {REFUSED[known]}")
     elif known is None:
@@ -173,13 +174,13 @@ def run_timesteps(scheduler: AnyScheduler) -> Sequence[Any] | Tensor:
     return scheduler.timesteps[: len(family.table(scheduler, 0)) - 1]
 
 
-def initial_scale(scheduler: AnyScheduler) -> float:
-    """What standard normal noise is multiplied by to be the first sample of a run."""
+def initial_scale(scheduler: AnyScheduler) -> Tensor | float:
+    """What standard normal noise is multiplied by to be the first sample of a run, one for all or each."""
     family = family_of(scheduler)
     if family is not None:
         return family.scale(scheduler)
-    start = max(1.0, float(noise_level(scheduler, scheduler.timesteps[0]).sigma))
-    return float(getattr(scheduler, "init_noise_sigma", start))
+    start = noise_level(scheduler, scheduler.timesteps[0]).sigma.clamp(min=1)
+    return getattr(scheduler, "init_noise_sigma", start)
 
 
 def stepper(scheduler: AnyScheduler, **fixed: Any) -> Callable[..., Tensor]:
@@ -189,16 +190,18 @@ def stepper(scheduler: AnyScheduler, **fixed: Any) -> Callable[..., Tensor]:
         scheduler: A supported scheduler.
         fixed: Further arguments of its `step`, the same at each.
     """
-    taken = inspect.signature(scheduler.step).parameters
+    taken, name = inspect.signature(scheduler.step).parameters, f"what {type(scheduler).__name__}.step gave"
     fixed |= {"return_dict": False} if "return_dict" in taken else {}
     before: list[Any] = [None, None]  # CogVideoX's solver is given its last x_0 and timestep by its caller
 
     def step(output: Tensor, timestep: Any, sample: Tensor, **more: Any) -> Tensor:
         if "old_pred_original_sample" not in taken:
-            return _sample_of(scheduler.step(output, timestep, sample, **fixed, **more))
-        stepped = scheduler.step(output, before[0], timestep, before[1], sample, **fixed, **more)
-        before[:] = stepped[1], timestep
-        return _sample_of(stepped)
+            stepped = scheduler.step(output, timestep, sample, **fixed, **more)
+        else:
+            stepped = scheduler.step(output, before[0], timestep, before[1], sample, **fixed, **more)
+            before[:] = stepped[1], timestep
+        following = check_same_shape(name, _sample_of(stepped), "the sample", sample)
+        return following.to(torch.promote_types(following.dtype, torch.float32))
 
     return step
 
@@ -228,10 +231,8 @@ def step_names(scheduler: AnyScheduler) -> tuple[str, str, str]:
     return usual if {*usual} <= {*taken} else tuple(taken[:3])
 
 
-def _sample_of(stepped: Any) -> Tensor:
-    if isinstance(stepped, tuple):
-        return stepped[0]
-    return stepped if isinstance(stepped, Tensor) else stepped.prev_sample
+def _sample_of(stepped: Any) -> Any:
+    return stepped[0] if isinstance(stepped, tuple) else getattr(stepped, "prev_sample", stepped)
 
 
 def place_of(scheduler: AnyScheduler, timestep: Tensor | float) -> int:
@@ -272,6 +273,11 @@ def _level(scheduler: AnyScheduler, index: int, timestep: Any) -> NoiseLevel:
         return NoiseLevel(alpha=1.0, sigma=0.0)
     table = family.table(scheduler, index)
     value = torch.as_tensor(table[min(index, len(table) - 1)]).cpu().double()
+    if value.isnan():
+        raise ValueError(
+            f"the table of noise levels that {type(scheduler).__name__} made has no number (NaN) at step "
+            f"{index + 1} of {len(table) - 1}; try more steps, or another scheduler or timestep_spacing"
+        )
     alpha, sigma, input_scale = family.coordinates(scheduler, value)
     return NoiseLevel(alpha=alpha, sigma=sigma, timestep=timestep, input_scale=input_scale)
 
