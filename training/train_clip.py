@@ -17,7 +17,7 @@ from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig
 
 from guided_diffusers.losses import process_of
 from guided_diffusers.models import NoiseAwareClassifier, NoiseAwareCLIP
-from guided_diffusers.models.transformers_models import load_fitting
+from guided_diffusers.models.transformers_models import load_fitting, load_tokenizer
 from guided_diffusers.schedulers import describe_process
 from guided_diffusers.training.data.captions import text_config_for
 from guided_diffusers.training.data.dataset import DataConfig, ImageTextDataset
@@ -27,7 +27,7 @@ from guided_diffusers.training.engine.script import run_script
 from guided_diffusers.training.engine.setup import make_scheduler
 from guided_diffusers.training.tasks import clip as cp
 from guided_diffusers.training.tasks.classifier import ValidationConfig
-from guided_diffusers.training.tasks.text import load_tokenizer, make_tokenizer, own_tokenizer, settle_context
+from guided_diffusers.training.tasks.text import make_tokenizer, own_tokenizer, settle_context
 
 
 @dataclass(frozen=True, kw_only=True)

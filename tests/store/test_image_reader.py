@@ -45,6 +45,22 @@ def palette_with_a_clear_colour():
     return image
 
 
+def tiff(pixels, bits, photometric=0, sample=1):
+    """A TIFF with tags that Pillow does not write: white at 0 by default, `sample` 3 is floating point."""
+    values = (16, 16, bits, 1, photometric, 8, 1, 16, len(pixels), sample)
+    entries = zip((256, 257, 258, 259, 262, 273, 277, 278, 279, 339), values, strict=True)
+    directory = b"".join(struct.pack("<HHII", tag, 4 - (bits == value), 1, value) for tag, value in entries)
+    return (
+        b"II*\0" + struct.pack("<I", 8 + len(pixels)) + pixels + struct.pack("<H", 10) + directory + bytes(4)
+    )
+
+
+def twelve_bits(ramp):
+    """Values of 12 bits whose upper 8 are the ramp's, two in three bytes."""
+    first, second = (ramp.ravel()[place::2].astype(np.uint16) * 16 for place in (0, 1))
+    return np.stack([first >> 4, (first & 15) << 4 | second >> 8, second & 255], 1).astype(np.uint8).tobytes()
+
+
 TURN = (0x0112, 3, 1, struct.pack("<H", 3))  # by 180 degrees
 FILES = {
     "8-bit PNG": (encoded(RAMP), RAMP),
@@ -55,6 +71,9 @@ FILES = {
     "10-bit PGM": (b"P5\n16 16\n1020\n" + (RAMP.astype(np.uint16) * 4).astype(">u2").tobytes(), RAMP),
     "32-bit integer TIFF": (encoded(SIXTEEN.astype(np.int32), "TIFF"), RAMP),
     "float TIFF": (encoded((RAMP / 255).astype(np.float32), "TIFF"), RAMP),
+    "16-bit TIFF, white at 0": (tiff((65535 - SIXTEEN).tobytes(), 16), RAMP),
+    "float TIFF, white at 0": (tiff((1 - RAMP / 255).astype("<f4").tobytes(), 32, sample=3), RAMP),
+    "12-bit TIFF": (tiff(twelve_bits(RAMP), 12, photometric=1), RAMP),
     "1 bit": (encoded(Image.fromarray(LEFT).convert("1")), LEFT),
     "grey and alpha": (encoded(Image.merge("LA", [Image.fromarray(a) for a in (RAMP, LEFT)])), ON_WHITE),
     "palette with a clear colour": (encoded(palette_with_a_clear_colour(), transparency=255), ON_WHITE),

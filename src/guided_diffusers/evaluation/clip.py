@@ -26,7 +26,7 @@ from guided_diffusers.core.condition import cut_texts
 from guided_diffusers.core.randomness import generator_for
 from guided_diffusers.evaluation.bootstrap import mean_estimate
 from guided_diffusers.evaluation.estimate import Estimate, wilson_estimate
-from guided_diffusers.models.transformers_models import load_fitting
+from guided_diffusers.models.transformers_models import check_vocabulary, load_fitting
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +63,9 @@ class ClipScorer:
         """A model with its processor from a folder or a Hub repository; OSError where it is no CLIPModel."""
         from transformers import AutoProcessor, CLIPModel
 
-        return cls(load_fitting(CLIPModel, name), AutoProcessor.from_pretrained(name))
+        model, processor = load_fitting(CLIPModel, name), AutoProcessor.from_pretrained(name)
+        check_vocabulary(processor.tokenizer, str(name))
+        return cls(model, processor)
 
     @torch.no_grad()
     def image_features(self, images: Tensor, batch_size: int = 100) -> Tensor:

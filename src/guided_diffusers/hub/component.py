@@ -78,6 +78,17 @@ def load_network(cls: type[Model], name: str, component: str) -> Model:
     kind = class_of(where)
     if kind not in (None, cls.__name__):
         raise ValueError(f"{name} is of class {kind}; allowed: {cls.__name__}")
+    return load_whole(cls, where, name)
+
+
+def load_whole(cls: type[Model], where: dict[str, str], name: str) -> Model:
+    """A network of diffusers from safetensors; OSError in one line where its weights are not all there.
+
+    Args:
+        cls: The network's class.
+        where: Of `find_component`.
+        name: What an error calls it.
+    """
     with hub_errors(name), refused_in_one_line(name):
         network = cls.from_pretrained(**where, use_safetensors=True)
         folder = Path(where["pretrained_model_name_or_path"], where.get("subfolder", ""))

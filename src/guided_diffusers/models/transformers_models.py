@@ -1,7 +1,8 @@
-"""Models of transformers, used only where their weights fit their class.
+"""Models of transformers, used only where their weights fit their class, and tokenizers that have words.
 
 transformers fills whatever a checkpoint does not hold with random numbers and says so in a table of its log:
-a T5's folder opened as a CLIPTextModel is a new CLIPTextModel. Here that is an error.
+a T5's folder opened as a CLIPTextModel is a new CLIPTextModel. Of a folder without a tokenizer's files it
+makes one that knows no word, to which all texts are alike. Here both are errors.
 """
 
 from __future__ import annotations
@@ -31,6 +32,24 @@ def load_fitting(cls: Any, name: str | Path, **arguments: Any) -> Any:
         model, told = cls.from_pretrained(name, output_loading_info=True, **arguments)
     _check(model, told, where)
     return model
+
+
+def load_tokenizer(name: str | Path, subfolder: str = "") -> Any:
+    """The tokenizer of a folder or a Hub repository, of the class that it names; OSError in one line."""
+    from transformers import AutoTokenizer
+
+    where = f"{name}/{subfolder}".rstrip("/")
+    with refused_in_one_line(f"the tokenizer {where}"):
+        tokenizer = AutoTokenizer.from_pretrained(name, subfolder=subfolder)
+        check_vocabulary(tokenizer, where)
+    return tokenizer
+
+
+def check_vocabulary(tokenizer: Any, where: str) -> None:
+    """Raise OSError for a tokenizer that knows no word, which transformers makes where files are missing."""
+    words = set(tokenizer.get_vocab()).difference(tokenizer.all_special_tokens)
+    if len(words) < 2:  # T5's knows the sign of a word's beginning
+        raise OSError(f"{where} has a tokenizer without a vocabulary: the checkpoint is not whole")
 
 
 def check_fitting(model: Any, folder: Path, where: str, variant: str | None = None) -> None:

@@ -18,7 +18,7 @@ from guided_diffusers.hub.entry_point import LIBRARY, plain_class_name
 from guided_diffusers.hub.errors import hub_errors
 from guided_diffusers.hub.pull import check_snapshot
 from guided_diffusers.hub.sharing import PUSH_ARGUMENTS, PushMixin
-from guided_diffusers.models.transformers_models import check_fitting
+from guided_diffusers.models.transformers_models import check_fitting, check_vocabulary
 from guided_diffusers.store.safety import (
     COMPONENTS,
     CheckpointError,
@@ -202,6 +202,8 @@ def _check_kind(component: Any, where: str, name: str) -> None:
     kind = kinds.get(name, torch.nn.Module)
     if component is not None and not isinstance(component, kind):
         raise OSError(f"{where} is a {type(component).__name__}; allowed: a {kind.__name__}")
+    if isinstance(component, PreTrainedTokenizerBase):
+        check_vocabulary(component, where)
 
 
 def forget_calls(component: Any) -> None:

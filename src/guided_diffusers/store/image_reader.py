@@ -4,7 +4,7 @@ Whatever a picture is, it becomes grey or RGB of 8 bits in one way:
 
 - Of its metadata the orientation is applied and nothing else is read: nonsense beside it stops nothing.
 - Of several frames the first is taken.
-- 16 bits keep the upper 8. So do 32-bit integers from 0 to 65535, unless they could be 8 bits as well.
+- 16 and 12 bits keep the upper 8. So do 32-bit integers from 0 to 65535, unless they could be 8 bits as well.
 - Floating-point values from 0 (black) to 1 (white) become round(255 v).
 - Transparency is laid over white.
 - Palettes, CMYK and other colour spaces are converted as Pillow does.
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from PIL import ExifTags, Image, JpegImagePlugin, UnidentifiedImageError
+from PIL import ExifTags, Image, JpegImagePlugin, TiffImagePlugin, UnidentifiedImageError
 from PIL.Image import Transpose
 
 _TURNS = {
@@ -75,7 +75,7 @@ def eight_bit_image(image: Image.Image, channels: Literal[1, 3] | None = None) -
     deep = image.mode == "F" or image.mode.startswith("I")
     upright = _upright(image)
     if deep:
-        upright = _upper_bits(upright, scaled=image.format == "PPM")  # Pillow scales those to 16 bits
+        upright = _upper_bits(upright, image)
     if upright.has_transparency_data:
         white = Image.new("RGBA", upright.size, "white")
         upright = Image.alpha_composite(white, upright.convert("RGBA"))
@@ -98,9 +98,18 @@ def _upright(image: Image.Image) -> Image.Image:
     return image if turn is None else image.transpose(turn)
 
 
-def _upper_bits(image: Image.Image, scaled: bool) -> Image.Image:
-    """A grey image of more than 8 bits as one of 8, its transparent pixels white."""
-    values = np.asarray(image)
+def _upper_bits(image: Image.Image, file: Image.Image) -> Image.Image:
+    """A grey image of more than 8 bits as one of 8, its transparent pixels white.
+
+    Args:
+        image: Upright.
+        file: As it was opened. Pillow leaves 12 bits of a TIFF at 0 to 4095, and what is white at 0 inverted.
+    """
+    values, tags = np.asarray(image), getattr(file, "tag_v2", {})
+    inverted = tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0
+    if tags.get(TiffImagePlugin.BITSPERSAMPLE) == (12,):
+        values = values << 4
+    scaled = file.format == "PPM"  # Pillow scales those to 16 bits
     low, high = values.min(), values.max()
     if image.mode == "F":
         if not (low >= 0 and high <= 1):  # NaN too
@@ -108,6 +117,7 @@ def _upper_bits(image: Image.Image, scaled: bool) -> Image.Image:
                 f"the image holds floating-point values from {low:.4g} to {high:.4g}; allowed: 0 (black) "
                 "to 1 (white). Divide them, or save it with 8 or 16 bits"
             )
+        values = 1 - values if inverted else values
         return Image.fromarray((values * 255).round().astype(np.uint8))
     if low < 0 or high > 65535 or (image.mode == "I" and 0 < high < 256 and not scaled):
         raise ValueError(
@@ -117,6 +127,7 @@ def _upper_bits(image: Image.Image, scaled: bool) -> Image.Image:
     transparent = image.info.get("transparency")
     if isinstance(transparent, int):
         values = np.where(values == transparent, 65535, values)
+    values = 65535 - values if inverted else values
     return Image.fromarray((values >> 8).astype(np.uint8))
 
 

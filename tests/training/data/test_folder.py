@@ -243,6 +243,11 @@ def test_a_folder_that_is_no_split_is_told(tmp_path, caplog):
             b"file_name,text\n1.png,a,b\n1.png,a,b,c\n",
             "metadata.csv does not read as CSV: .*line 3",
         ),
+        (
+            "metadata.csv",
+            b"text,file_name\na red, round one,1.png\n",
+            "metadata.csv has more values in its lines than names in its first one",
+        ),
         ("metadata.parquet", b"no parquet", "metadata.parquet does not read as parquet"),
         ("metadata.txt", b"", None),
     ],

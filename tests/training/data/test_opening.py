@@ -140,12 +140,20 @@ def test_arrays_of_pixels_are_images(opened, name):
     assert np.array_equal(((data.pixels([1])[0, 0] + 1) * 127.5).round(), RAMP)
 
 
-@pytest.mark.parametrize("cell", [(RAMP * 1000).tolist(), (RAMP - 9).tolist()])
-def test_arrays_beyond_8_bits_are_refused(opened, cell):
+@pytest.mark.parametrize(
+    ("kind", "cell", "allowed"),
+    [
+        ("int64", RAMP * 1000, "0 to 255"),
+        ("int64", RAMP - 9, "0 to 255"),
+        ("uint16", RAMP, "some above 255, or the type uint8"),
+    ],
+)
+def test_arrays_without_a_range_are_refused(opened, kind, cell, allowed):
+    cells = (List(List(Value(kind))), [cell.tolist()] * 2)
     with pytest.raises(
-        ValueError, match="image_column 'array' of .* does not read as images: .*allowed: 0 to 255"
+        ValueError, match=f"image_column 'array' of .* does not read as images: .*allowed: {allowed}"
     ):
-        opened({"array": (List(List(Value("int64"))), [cell] * 2)}, image_column="array", caption_column=None)
+        opened({"array": cells}, image_column="array", caption_column=None)
 
 
 def test_web_addresses_are_named_by_row(opened):
@@ -200,6 +208,11 @@ def test_a_pattern_of_pictures(tmp_path):
         ({"a.tar": b"no archive"}, "*.tar", "does not open"),
         ({"a.tar": b"", "b.csv": b""}, "*.*", "kinds '.csv', '.tar'; allowed: pictures, or one of"),
         ({"a.pdf": b""}, "a.pdf", "kinds '.pdf'; allowed"),
+        (
+            {"a.csv": b"text,image\na red, round one,1.png\n"},
+            "a.csv",
+            "has more values in its lines than names",
+        ),
         ({"a.csv": b"text\ncaf\xe9\n"}, "a.csv", "a.csv, line 2: the byte 0xe9 is not UTF-8"),
         (
             {"train.csv": b"text\ncaf\xe9\n", "test.csv": b"text\n"},

@@ -6,7 +6,16 @@ import json
 from pathlib import Path
 
 import pytest
-from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, LDMPipeline, UNet2DConditionModel, VQModel
+from diffusers import (
+    AutoencoderTiny,
+    DDIMScheduler,
+    DDPMPipeline,
+    DDPMScheduler,
+    LDMPipeline,
+    UNet2DConditionModel,
+    VQModel,
+)
+from safetensors.torch import load_file, save_file
 from tiny import tiny_autoencoder, tiny_components, tiny_tokenizer, tiny_unet
 from tiny_classifier import tiny_classifier, tiny_image_unet
 from tiny_clip import tiny_clip
@@ -193,6 +202,20 @@ class TestNames:
     def test_under_another_name(self, tmp_path):
         LDMPipeline(VQModel(norm_num_groups=1), tiny_image_unet(3), DDIMScheduler()).save_pretrained(tmp_path)
         assert type(load_autoencoder(str(tmp_path))) is VQModel
+
+    @pytest.mark.parametrize(
+        ("old", "new"), [("encoder.layers.0.weight", None), ("decoder", "module.decoder")]
+    )
+    def test_weights_that_are_not_its_own(self, old, new, tmp_path):
+        """What is missing diffusers fills with random numbers."""
+        blocks = {f"{part}_block_out_channels": (4, 4) for part in ("encoder", "decoder")}
+        counts = {f"num_{part}_blocks": (1, 1) for part in ("encoder", "decoder")}
+        AutoencoderTiny(**blocks, **counts).save_pretrained(tmp_path)
+        file = tmp_path / "diffusion_pytorch_model.safetensors"
+        weights = load_file(file)
+        save_file({k.replace(old, new or ""): v for k, v in weights.items() if new or k != old}, file)
+        with pytest.raises(OSError, match="not whole, refused|not its weights, refused"):
+            load_autoencoder(str(tmp_path))
 
     def test_none_and_several(self, parts, tmp_path):
         DDPMPipeline(tiny_image_unet(), DDPMScheduler()).save_pretrained(tmp_path / "ddpm")

@@ -158,6 +158,26 @@ def test_a_tokenizer_of_another_text_encoder_is_refused(tmp_path: Path):
         load_text(TextConfig(pretrained=str(tmp_path), subfolders=False))
 
 
+def without_words(folder: Path) -> Path:
+    """A folder whose tokenizer has lost its files; transformers makes one that knows no word."""
+    for file in folder.rglob("token*.*"):
+        file.unlink()
+    return folder
+
+
+@pytest.mark.parametrize("source", ["BertModel", "T5EncoderModel"])
+def test_a_tokenizer_that_knows_no_word_is_refused(tmp_path: Path, source: str):
+    saved(source, tmp_path)
+    with pytest.raises(OSError, match="a tokenizer without a vocabulary"):
+        load_text(TextConfig(pretrained=str(without_words(tmp_path)), subfolders=False))
+
+
+def test_a_pipeline_without_its_tokenizer_is_refused(tmp_path: Path):
+    text_to_image().save_pretrained(tmp_path)
+    with pytest.raises(OSError, match="tokenizer has a tokenizer without a vocabulary"):
+        TextToImagePipeline.from_pretrained(without_words(tmp_path))
+
+
 @pytest.mark.parametrize(
     ("pipeline", "missing"), [(True, "config.json"), (False, "text_encoder/config.json")]
 )

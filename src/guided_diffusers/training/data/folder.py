@@ -35,6 +35,7 @@ from guided_diffusers.store.image_reader import is_picture
 
 logger = logging.getLogger(__name__)
 
+UNQUOTED = "has more values in its lines than names in its first one: put a text with a comma in quotes"
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 SPLITS = {
     **dict.fromkeys(("train", "training"), "train"),
@@ -239,6 +240,8 @@ def _read_csv(at: str) -> pa.Table:
         frame = pd.read_csv(io.StringIO(read_utf8(at)), keep_default_na=False, na_values=[""])
     except pd.errors.ParserError as error:
         raise ValueError(f"{at} does not read as CSV: {' '.join(str(error).split())}") from error
+    if not isinstance(frame.index, pd.RangeIndex):
+        raise ValueError(f"{at} {UNQUOTED}")
     return pa.Table.from_pandas(frame, preserve_index=False)
 
 

@@ -16,7 +16,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
 from guided_diffusers.core.randomness import Stream, randn_for, seed_for
-from guided_diffusers.hub.component import class_of, find_component
+from guided_diffusers.hub.component import class_of, find_component, load_whole
 from guided_diffusers.losses import Levels, quartile
 from guided_diffusers.models.autoencoder import VariationalAutoencoder
 from guided_diffusers.models.latents import IMAGE_AUTOENCODERS, image_channels, told_class
@@ -108,7 +108,7 @@ def load_autoencoder(name: str | None, channels: int | None = None) -> nn.Module
         raise ValueError(told_class(name, kind))
     known = getattr(diffusers, kind, None)
     cls = VariationalAutoencoder if known in (None, AutoencoderKL) else known
-    vae = cls.from_pretrained(**where, use_safetensors=True).requires_grad_(False).eval()
+    vae = load_whole(cls, where, name).requires_grad_(False).eval()
     seen = image_channels(vae.config)
     if channels is not None and channels != seen:
         raise ValueError(f"autoencoder {name} is of images of {seen} channels; data.channels is {channels}")

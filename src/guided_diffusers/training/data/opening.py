@@ -26,7 +26,14 @@ from PIL import Image
 
 from guided_diffusers.store.files import read_utf8, visible_files
 from guided_diffusers.store.image_reader import is_picture
-from guided_diffusers.training.data.folder import SPLITS, open_pictures, picture_rows, plain_schema, take
+from guided_diffusers.training.data.folder import (
+    SPLITS,
+    UNQUOTED,
+    open_pictures,
+    picture_rows,
+    plain_schema,
+    take,
+)
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -114,6 +121,11 @@ def _encoded(batch: dict[str, list[Any]], column: str, kind: str) -> dict[str, l
         stored = array.astype(kind if kind == "uint16" else "uint8" if "int" in kind else "float32")
         if "int" in kind and not np.array_equal(stored, array):
             raise ValueError(f"an array has values from {array.min()} to {array.max()}; allowed: 0 to 255")
+        if kind == "uint16" and 0 < array.max() < 256:
+            raise ValueError(
+                f"an array of 16 bits has values from {array.min()} to {array.max()}, which could be 8 bits; "
+                "allowed: some above 255, or the type uint8"
+            )
         buffer = io.BytesIO()
         Image.fromarray(stored[..., 0] if stored.shape[2:] == (1,) else stored).save(buffer, "TIFF")
         cells.append({"bytes": buffer.getvalue(), "path": None})
@@ -200,7 +212,10 @@ def _from_hub(path: str, config: DataConfig) -> Dataset:
 def _local(config: DataConfig, files: list[str], folder: str, load: Callable[[], Dataset]) -> Dataset:
     """What `load` opens; whatever datasets raises for files that it cannot read is one sentence."""
     try:
-        return load()
+        dataset = load()
+        if "__index_level_0__" in dataset.column_names and any(file.endswith(".csv") for file in files):
+            raise ValueError(f"a file of CSV {UNQUOTED}")  # pandas took the first values for rows' names
+        return dataset
     except (MemoryError, FileNotFoundError):
         raise
     except Exception as error:

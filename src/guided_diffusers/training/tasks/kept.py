@@ -13,13 +13,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import transformers
 from torch import Tensor
 
+from guided_diffusers.models.transformers_models import load_tokenizer
 from guided_diffusers.pipelines.safe import forget_calls
 from guided_diffusers.store.config_safety import read_json
 from guided_diffusers.store.files import atomic_folder, recover, write_json_atomically
-from guided_diffusers.store.safety import refused_in_one_line
 from guided_diffusers.training.data.dataset import ImageTextDataset
 from guided_diffusers.training.data.labels import class_labels
 from guided_diffusers.training.engine.checkpoint import latest_checkpoint
@@ -48,8 +47,7 @@ def kept_tokenizer(folder: str | Path) -> Any:
     recover(folder / "final")
     for place in (folder / TOKENIZER, folder / "final" / TOKENIZER, folder / "final"):
         if (place / "tokenizer_config.json").is_file():
-            with refused_in_one_line(place):
-                return transformers.AutoTokenizer.from_pretrained(place)
+            return load_tokenizer(place)
     _warn_of_older(folder, "tokenizer", "captions")
     return None
 

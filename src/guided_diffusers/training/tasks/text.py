@@ -18,7 +18,7 @@ import transformers
 from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedModel, PreTrainedTokenizerBase
 
 from guided_diffusers.core.condition import MAX_CONTEXT, cut_texts, encode_text, tokenize
-from guided_diffusers.models.transformers_models import load_fitting
+from guided_diffusers.models.transformers_models import load_fitting, load_tokenizer
 from guided_diffusers.store.caption_words import keep_words, known_words, new_words
 from guided_diffusers.store.checkpoints import pipeline_source
 from guided_diffusers.store.safety import refused_in_one_line
@@ -188,12 +188,6 @@ def load_text_encoder(name: str, subfolder: str = "") -> PreTrainedModel:
     if not trained_with_padding and not hasattr(encoder.config, "use_attention_mask"):
         encoder.config.use_attention_mask = True
     return encoder
-
-
-def load_tokenizer(name: str, subfolder: str = "") -> PreTrainedTokenizerBase:
-    """The tokenizer of a folder or a Hub repository, of the class that it names; OSError in one line."""
-    with refused_in_one_line(f"the tokenizer {name}/{subfolder}".rstrip("/")):
-        return transformers.AutoTokenizer.from_pretrained(name, subfolder=subfolder)
 
 
 def settle_context(tokenizer: PreTrainedTokenizerBase, config: Any, otherwise: int) -> None:
