@@ -171,6 +171,18 @@ def test_a_sweep_of_any_pipeline(run, tmp_path, judge, name, arms, changes, answ
         )
 
 
+def test_a_checkpoint_of_classes_is_drawn_for_the_classes_of_the_data(run, tmp_path, judge):
+    image_pipelines()["classifier"].save_pretrained(tmp_path / "checkpoint")
+    resized(tmp_path / "small.parquet")
+    arguments = ("--real", tmp_path / "small.parquet", "--checkpoint", tmp_path / "checkpoint", "--steps", 2)
+    options = ("--num-images", 8, "--features", judge, "--judge", judge, "--device", "cpu", "--json")
+    code, output, errors = run("evaluate", tmp_path / "drawn", *arguments, *options)
+    assert code == 0, errors
+    results = json.loads(output)
+    assert results["figures"]["agreement"]["count"] == 8
+    assert results["compute"]["backwards"] == {"classifier": 2.0}  # the classifier at scale 1, its default
+
+
 def test_a_winner_by_autoguidance_is_adopted_with_its_weak_network(tmp_path, tiny_folder):
     import shutil
 
