@@ -143,6 +143,13 @@ class TestTheLoop:
             assert torch.equal(with_it, without)
 
 
+@pytest.mark.parametrize("kind", ["learned", "learned_range"])
+@pytest.mark.parametrize("cls", [diffusers.DDPMScheduler, diffusers.DDPMParallelScheduler])
+def test_a_learned_variance_that_the_denoiser_does_not_give_is_refused_by_name(cls, kind):
+    with pytest.raises(ValueError, match=f"{cls.__name__} has variance_type '{kind}', and the denoiser"):
+        sampled(cls(variance_type=kind))
+
+
 class TestCallback:
     def test_it_sees_every_step_and_may_change_the_sample(self):
         seen = []

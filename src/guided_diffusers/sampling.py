@@ -133,7 +133,13 @@ def sampling_loop(
         )
         denoised = guided.run(step)
         output = from_denoised(denoised.x0, sample, level, prediction_type)
-        if with_variance and denoised.extra is not None:
+        if with_variance and denoised.extra is None:
+            given = f"{watch.scheduler} has variance_type {config_of(scheduler, 'variance_type')!r}"
+            raise ValueError(
+                f"{given}, and the denoiser gives no variance (Denoised.extra); allowed: a network of "
+                "twice the channels, or a fixed variance_type"
+            )
+        if with_variance:
             output = torch.cat([output, denoised.extra.to(output.dtype)], dim=1)
         gradient = {"guidance_gradient": sum(step.gradients)} if step.gradients else {}
         sample = take_step(output, timestep, sample, **gradient)
