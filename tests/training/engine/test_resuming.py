@@ -62,6 +62,7 @@ DAMAGES = {
     "a weight gone": ("modules/unet.safetensors", without("conv_in.bias"), "unet.safetensors lacks conv_in"),
     "renamed": ("", rename, "000000000064 is damaged: state.json .* checkpoint after 32 images"),
     "a file": ("", a_file, "000000000032 is damaged: state.json cannot be read"),
+    "a moment gone": ("optimizers/unet.safetensors", without("0.exp_avg"), "safetensors lacks 0.exp_avg"),
     "named like one": ("", stranger("000000000099"), "000000000099 lacks state.json"),
     "named like one, short": ("", stranger("99"), "checkpoints/99 lacks state.json"),
     "named otherwise": ("", only_a_stranger, "checkpoint-500 is no checkpoint"),

@@ -109,7 +109,9 @@ def _optimizer_difference(given: Mapping[str, Tensor], state: Mapping[str, Any],
         if value.dim() and value.shape != parameters[index].shape:
             shapes = f"{tuple(value.shape)}, this run's is {tuple(parameters[index].shape)}"
             return f"is of other parameters: number {index} of shape {shapes}"
-    return ""
+    places, names = ({key.split(".", 1)[part] for key in given} for part in (0, 1))  # Adam: alike for all
+    lacking = sorted({f"{place}.{name}" for place in places for name in names}.difference(given))
+    return f"lacks {lacking[0]}" if lacking else ""
 
 
 def optimizer_state(optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
