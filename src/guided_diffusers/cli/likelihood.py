@@ -152,7 +152,7 @@ def load_images(
         if min(top, left) < 0:
             raise ValueError(f"crop is {crop}, but the images of {data} are {tuple(pixels.shape[2:])}")
         pixels = pixels[..., top : top + crop, left : left + crop]
-    size = unet.config.sample_size
+    size = unet.config.sample_size or pixels.shape[2:]  # one that does not say it takes any
     expected = (unet.config.in_channels, *((size, size) if isinstance(size, int) else size))
     if tuple(pixels.shape[1:]) != expected:
         raise ValueError(

@@ -36,7 +36,7 @@ class Scheduler(Protocol):
         """The next sample: alone, first in a tuple or as `.prev_sample`."""
 
     def noise_level(self, timestep: Any) -> NoiseLevel:
-        """Alpha and sigma of the sample at a listed timestep."""
+        """Alpha and sigma of the sample at a listed timestep: numbers, or `(batch,)`, one a sample."""
 
 
 AnyScheduler = Scheduler | SchedulerMixin
