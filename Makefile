@@ -1,7 +1,7 @@
 # make generate                      images from the checkpoint that ships inside the package, in outputs/
 # make generate PROMPT="a red bag"   the same for one's own prompt
 # make test                          the tests, without the slow ones; make test-all runs every one
-# make lint                          style and annotations
+# make lint                          style, annotations, layout
 # make docs                          the pages and a reference of every module, in site/
 # Each command makes .venv first; it is remade only when pyproject.toml or constraints.txt change.
 
@@ -51,6 +51,7 @@ test-all: $(STAMP)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check --quiet .
 
 docs: $(STAMP)
 	$(BIN)/mkdocs build

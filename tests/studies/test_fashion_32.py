@@ -144,9 +144,7 @@ def test_checkpoint_is_measured_and_described(load_script, data, tmp_path, monke
         load_script(f"studies/fashion_32/{name}").main()
 
     judge, results, card = tmp_path / "judge.safetensors", tmp_path / "tiny-32.json", tmp_path / "tiny-32.md"
-    command(
-        "judge", "--data", data, "--output", judge, "--epochs", 8, "--batch-size", 16, "--width", 4
-    )
+    command("judge", "--data", data, "--output", judge, "--epochs", 8, "--batch-size", 16, "--width", 4)
     options = ["--gammas", 0, 1, "--images-per-class", 2, "--steps", 2, "--batch-size", 3, "--grid-images", 2]
     options += ["--data", data, "--judge", judge, "--run", f"denoiser={run}"]
     command(

@@ -74,9 +74,7 @@ class ClassifierGuidanceBlock(ModularPipelineBlocks):
         return components, block_state
 
 
-def classifier_guided_step(
-    blocks: ModularPipelineBlocks, after: str = "denoiser"
-) -> ModularPipelineBlocks:
+def classifier_guided_step(blocks: ModularPipelineBlocks, after: str = "denoiser") -> ModularPipelineBlocks:
     """A copy of blocks in whose denoising loops a `ClassifierGuidanceBlock` stands behind the denoiser.
 
         pipeline = classifier_guided_step(StableDiffusionXLAutoBlocks()).init_pipeline()

@@ -118,7 +118,6 @@ def test_a_folder_beside_the_checkpoints_is_left_alone(run, stopped):
     ]
 
 
-
 OTHERS = {
     "a wider network": (lambda d: d.widen(), "modules/unet.safetensors has .* of shape .* this run's is"),
     "a network of other layers": (lambda d: d.deepen(), "modules/unet.safetensors lacks"),

@@ -26,9 +26,7 @@ def test_a_batch_is_made_of_its_positions_alone(tiny_pipeline, kind):
         assert torch.equal(rows, whole["condition"][name][[5, 2]]), name
     # of latents there are two draws
     drawn = whole["images"] - torch.arange(8).view(-1, 1, 1, 1)
-    assert torch.allclose(drawn, whole["noise"], atol=1e-5) == (
-        not task.images.latent
-    )
+    assert torch.allclose(drawn, whole["noise"], atol=1e-5) == (not task.images.latent)
 
 
 @pytest.mark.parametrize(("kind", "of_image"), [("text", 0), ("latents by class", 1)])
