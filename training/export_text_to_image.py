@@ -20,7 +20,7 @@ from pathlib import Path
 from diffusers import UNet2DConditionModel
 
 from guided_diffusers import TextToImagePipeline, VariationalAutoencoder, schedulers
-from guided_diffusers.hub.component import find_component
+from guided_diffusers.hub.component import find_component, load_network
 from guided_diffusers.store.files import atomic_folder
 from guided_diffusers.training.engine.script import run_main
 
@@ -49,7 +49,7 @@ def main() -> None:
     with atomic_folder(arguments.output) as folder:
         pipeline.save_pretrained(folder)
         if arguments.weak is not None:
-            weak = UNet2DConditionModel.from_pretrained(arguments.weak / "unet", use_safetensors=True)
+            weak = load_network(UNet2DConditionModel, str(arguments.weak / "unet"), "unet")
             weak.half().save_pretrained(folder / "weak_unet")
         for path in folder.rglob("*.json"):
             _forget_origin(path)
