@@ -46,6 +46,7 @@ from guided_diffusers.core.checks import as_number, check_callable, check_choice
 from guided_diffusers.core.denoiser import Denoised
 from guided_diffusers.core.noise import NoiseLevel, broadcast
 from guided_diffusers.guidance.base import Guidance, Query, Scale, Step, column, network_field
+from guided_diffusers.guidance.gradient import gradient_of
 from guided_diffusers.guidance.interval import GuidanceInterval
 from guided_diffusers.guidance.posterior_mean import posterior_mean
 
@@ -136,18 +137,12 @@ class ClassifierGuidance(Guidance):
         sample, level = step.sample, step.level
         if self.at == "mean" and step.next_level.timestep is not None and (step.next_level.sigma > 0).all():
             sample, level = posterior_mean(own.x0, sample, level, step.next_level), step.next_level
-        with torch.enable_grad():
-            sample = sample if answers else sample.detach().requires_grad_()
-            log_prob = self.log_prob(answers[0].x0 if answers else sample, level, step.condition)
-            if not isinstance(log_prob, Tensor) or log_prob.shape != sample.shape[:1]:
-                shape = (
-                    f"has shape {tuple(log_prob.shape)}" if isinstance(log_prob, Tensor) else "is no tensor"
-                )
-                raise ValueError(
-                    f"log_prob {shape} for a sample of {tuple(sample.shape)}; allowed: one value a sample"
-                )
-            # Two terms through the predicted x_0 share its graph: the first must not free it.
-            gradient = torch.autograd.grad(log_prob.sum(), sample, retain_graph=bool(answers))[0]
+        gradient = gradient_of(
+            "log_prob",
+            lambda images: self.log_prob(images, level, step.condition),
+            sample,
+            answers[0].x0 if answers else None,
+        )
         if self.max_gradient_norm is None:
             return gradient
         norm = torch.linalg.vector_norm(gradient, dim=tuple(range(1, gradient.ndim)), keepdim=True)
