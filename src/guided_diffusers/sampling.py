@@ -129,7 +129,7 @@ def sampling_loop(
             condition=condition,
             memory=memory,
             prediction_type=prediction_type,
-            gradients=[] if "guidance_gradient" in taken else None,
+            shifts_mean="guidance_gradient" in taken,
         )
         denoised = guided.run(step)
         output = from_denoised(denoised.x0, sample, level, prediction_type)
@@ -141,7 +141,7 @@ def sampling_loop(
             )
         if with_variance:
             output = torch.cat([output, denoised.extra.to(output.dtype)], dim=1)
-        gradient = {"guidance_gradient": sum(step.gradients)} if step.gradients else {}
+        gradient = {} if denoised.mean is None else {"guidance_gradient": denoised.mean}
         sample = take_step(output, timestep, sample, **gradient)
         try:
             given = sample if callback is None else callback(index, timestep, sample)

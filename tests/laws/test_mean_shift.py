@@ -25,13 +25,13 @@ def gradient_at(sample, level):
 
 
 class InDenoisedSpace:
-    """A guided denoiser that never leaves a gradient to the scheduler: all it does is in x_0."""
+    """A guided denoiser that leaves the scheduler no shift of its mean: all it does is in x_0."""
 
     def __init__(self, guided):
         self.guided = guided
 
     def run(self, step):
-        return self.guided.run(replace(step, gradients=None))
+        return self.guided.run(replace(step, shifts_mean=False))
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "sample", "v_prediction"])

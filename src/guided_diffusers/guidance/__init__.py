@@ -1,11 +1,12 @@
 """Guidance terms: called on a denoiser they give the guided denoiser; `+` adds them."""
 
 from guided_diffusers.guidance.auto import AutoGuidance
-from guided_diffusers.guidance.base import Guidance, GuidanceSum, Guided, Query, Step
+from guided_diffusers.guidance.base import Guidance, GuidanceSum, Guided, Prediction, Query, Shift, Step
 from guided_diffusers.guidance.cfg_plus_plus import CFGPlusPlus
 from guided_diffusers.guidance.cfg_zero_star import CFGZeroStar
 from guided_diffusers.guidance.classifier import ClassifierGuidance
 from guided_diffusers.guidance.classifier_free import ClassifierFreeGuidance
+from guided_diffusers.guidance.effective import effective_scale
 from guided_diffusers.guidance.interval import GuidanceInterval
 from guided_diffusers.guidance.projected import ProjectedGuidance
 from guided_diffusers.guidance.rescale import RescaledGuidance
@@ -20,8 +21,11 @@ __all__ = [
     "GuidanceInterval",
     "GuidanceSum",
     "Guided",
+    "Prediction",
     "ProjectedGuidance",
     "Query",
     "RescaledGuidance",
+    "Shift",
     "Step",
+    "effective_scale",
 ]

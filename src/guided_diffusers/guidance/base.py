@@ -1,17 +1,20 @@
 """The algebra of guidance, in x_0 space: the base is D(condition), every term is a shift from it, terms add.
 
-    x_0 = D(x_t; condition) + sum over active terms of shift(term)
+    x_0 = D(x_t; condition) + sum over active terms of shift(term)                                      (1)
+    x_0 <- correct(term, x_0), one active term after another                                            (2)
 
-A term says whether it is active at a step, which predictions it needs (queries), and its shift given the
-answers. All queries of one network are answered by one batched forward. Terms are immutable values; what must
-last from one step to the next lives in `Step.memory`, which belongs to one run of the sampling loop.
+A term says whether it is active at a step, which predictions it needs (queries), its shift given the answers,
+and, where it has one, its correction of the sum. Queries that ask one network at one sample and level are
+answered by one batched forward. Terms are immutable values; what must last from one step to the next lives in
+`Step.memory`, which belongs to one run of the sampling loop.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import MISSING, dataclass, field, fields, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -36,8 +39,8 @@ class Step:
         condition: What the denoiser is told.
         memory: Values that last from step to step of one run: the only state a term may have.
         prediction_type: What the run's scheduler reads, and so its model predicts; None outside a run.
-        gradients: Where terms leave what a scheduler's own `step(guidance_gradient=)` shifts its mean by,
-            x_next ~ N(mu + Sigma g, Sigma): the loop hands it their sum. None where the scheduler takes none.
+        shifts_mean: Whether the run's scheduler takes `step(guidance_gradient=)`: it draws
+            x_next ~ N(mu + Sigma g, Sigma) with what terms give as `Shift.mean`.
     """
 
     sample: Tensor
@@ -46,7 +49,7 @@ class Step:
     condition: Any = None
     memory: dict[Any, Any] = field(default_factory=dict)
     prediction_type: str | None = None
-    gradients: list[Tensor] | None = None
+    shifts_mean: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -56,20 +59,55 @@ class Query:
     Attributes:
         condition: The condition to predict under.
         network: The denoiser to ask; None is the guided denoiser itself.
-        grad: Keep the graph from x_t to the answer.
+        sample: Where to ask, of any shape that the network takes; None is the step's x_t.
+        level: The noise level of that sample; None is the step's.
+        view: `with view(): ...` is a context in which the network is perturbed, such as with layers skipped;
+            None is the network as it is.
+        grad: Keep the graph from the sample to the answer.
     """
 
     condition: Any
     network: Denoiser | None = None
+    sample: Tensor | None = None
+    level: NoiseLevel | None = None
+    view: Callable[[], AbstractContextManager[Any]] | None = None
     grad: bool = False
+
+
+class Shift(NamedTuple):
+    """What a term adds at a step.
+
+    Attributes:
+        x0: To x_0, `(batch, ...)`; None is nothing.
+        mean: What the scheduler's own `step(guidance_gradient=)` shifts its mean by, `(batch, ...)`; given
+            only where `Step.shifts_mean`.
+    """
+
+    x0: Tensor | None = None
+    mean: Tensor | None = None
+
+
+class Prediction(NamedTuple):
+    """A guided prediction.
+
+    Attributes:
+        x0: The guided x_0, of the sample's shape.
+        extra: Learned-variance channels, from the conditional pass; None where there are none.
+        mean: The sum of the terms' `Shift.mean`; None where there is none.
+    """
+
+    x0: Tensor
+    extra: Tensor | None = None
+    mean: Tensor | None = None
 
 
 class Guidance:
     """One guidance term, or a sum of them. Called on a denoiser it gives the guided denoiser; `+` adds terms.
 
     A subclass is a frozen dataclass with the fields `scale` and `interval`, says its `neutral` scale (at
-    which it does nothing and costs nothing), and implements `queries` and `shift`. Networks and functions are
-    declared with `network_field()`, so that configurations leave them out.
+    which it does nothing and costs nothing), and implements `queries` and `shift`, or `correct`. One without
+    a scale says `scale: ClassVar[float] = 1.0`. Networks and functions are declared with `network_field()`,
+    so that configurations leave them out.
     """
 
     neutral: ClassVar[float] = 0.0
@@ -83,7 +121,8 @@ class Guidance:
 
     def __post_init__(self) -> None:
         """Normalise `scale` to a float or a tuple of floats, and `interval` to a GuidanceInterval."""
-        object.__setattr__(self, "scale", checked_scale(self.scale))
+        if any(f.name == "scale" for f in fields(self)):
+            object.__setattr__(self, "scale", checked_scale(self.scale))
         object.__setattr__(self, "interval", GuidanceInterval.of(self.interval))
 
     @property
@@ -107,6 +146,11 @@ class Guidance:
         """Whether it asks for the null of the condition at some step. A term that does says so here."""
         return False
 
+    @property
+    def recurrence(self) -> int:
+        """How often a run predicts at each level at which the term is active, with new noise in between."""
+        return 1
+
     def active(self, step: Step) -> bool:
         """Whether the term does anything at this step: inside its interval, its scale not neutral."""
         return not self.idle and (self.interval is None or self.interval.touches(step.level))
@@ -115,19 +159,30 @@ class Guidance:
         """The predictions that `shift` needs beside the denoiser's own under `step.condition`."""
         return ()
 
-    def shift(self, step: Step, own: Denoised, answers: Sequence[Denoised]) -> Tensor:
-        """What the term adds to x_0, `(batch, ...)`, given the answers to its queries in their order."""
-        raise NotImplementedError
+    def shift(self, step: Step, own: Denoised, answers: Sequence[Denoised]) -> Tensor | Shift:
+        """What the term adds, given the answers to its queries in their order; a tensor is added to x_0."""
+        return Shift()
+
+    def correct(self, step: Step, own: Denoised, guided: Tensor) -> Tensor:
+        """What the term makes of the guided x_0, `(batch, ...)`, after all shifts and earlier corrections."""
+        return guided
 
     def __add__(self, other: Guidance) -> Guidance:
         """The sum of two guidances: all their terms, each a shift from the same base."""
         return GuidanceSum(self.terms + other.terms) if isinstance(other, Guidance) else NotImplemented
 
-    def __call__(self, denoiser: Denoiser) -> Guided:
-        """Guide a denoiser. Guiding a guided denoiser adds the terms to those it has."""
+    def __call__(self, denoiser: Denoiser, sequential: bool = False) -> Guided:
+        """Guide a denoiser. Guiding a guided denoiser adds the terms to those it has.
+
+        Args:
+            denoiser: What is guided.
+            sequential: Ask one condition after another, in as many forwards: for a network of which two
+                conditions do not fit in memory at once.
+        """
         if isinstance(denoiser, Guided):
-            return Guided(denoiser.denoiser, denoiser.guidance + self.terms)
-        return Guided(denoiser, self.terms)
+            terms, sequential = denoiser.guidance + self.terms, sequential or denoiser.sequential
+            return Guided(denoiser.denoiser, terms, sequential)
+        return Guided(denoiser, self.terms, sequential)
 
     def to_config(self) -> list[dict[str, Any]]:
         """The terms as JSON values; networks and functions are left out."""
@@ -186,6 +241,11 @@ class GuidanceSum(Guidance):
         """Whether any term asks for the null."""
         return any(term.needs_null for term in self.parts)
 
+    @property
+    def recurrence(self) -> int:
+        """The most of any term."""
+        return max((term.recurrence for term in self.parts), default=1)
+
 
 @dataclass(frozen=True)
 class Guided:
@@ -194,10 +254,12 @@ class Guided:
     Attributes:
         denoiser: The guided denoiser.
         guidance: The terms.
+        sequential: Whether conditions are asked one after another, and not in one batch.
     """
 
     denoiser: Denoiser
     guidance: tuple[Guidance, ...] = ()
+    sequential: bool = False
 
     def __post_init__(self) -> None:
         """Check that there is something to guide."""
@@ -211,44 +273,73 @@ class Guided:
             raise TypeError(f"level is {shown(level)}; allowed: a NoiseLevel")
         return self.run(Step(sample=sample, level=level, condition=condition)).x0
 
-    def run(self, step: Step) -> Denoised:
+    def run(self, step: Step) -> Prediction:
         """The guided x_0 at a step of a run; learned-variance channels come from the conditional pass."""
         asked = [(term, term.queries(step)) for term in self.guidance if term.active(step)]
         queries = [Query(condition=step.condition), *(query for _, its in asked for query in its)]
         if any(query.grad for query in queries):
             step = replace(step, sample=step.sample.detach().requires_grad_())
-        own, *rest = _answer(self.denoiser, step, queries)
+        own, *rest = self._answers(step, queries)
         answers: Iterator[Denoised] = iter(rest)
-        x0 = own.x0
+        x0, mean = own.x0, None
         for term, its in asked:
             shift = term.shift(step, own, [next(answers) for _ in its])
-            x0 = x0 + (shift if term.interval is None else term.interval.apply(shift, step.level))
-        return Denoised(x0.detach(), None if own.extra is None else own.extra.detach())
+            shift = Shift(shift) if isinstance(shift, Tensor) else shift
+            # (1)
+            if shift.x0 is not None:
+                x0 = x0 + _within(term, shift.x0, 0, step.level)
+            if shift.mean is not None:
+                masked = _within(term, shift.mean, 0, step.level)
+                mean = masked if mean is None else mean + masked
+        for term, _ in asked:
+            # (2)
+            corrected = term.correct(step, own, x0)
+            x0 = x0 if corrected is x0 else _within(term, corrected, x0, step.level)
+        extra = None if own.extra is None else own.extra.detach()
+        return Prediction(x0.detach(), extra, None if mean is None else mean.detach())
+
+    def _answers(self, step: Step, queries: Sequence[Query]) -> list[Denoised]:
+        """Answer all queries: those of one network, view, sample and level by one forward."""
+        groups: dict[tuple[int, ...], list[Query]] = {}
+        for query in queries:
+            groups.setdefault(self._place_of(query), []).append(query)
+        answers: dict[tuple[int, ...], Denoised] = {}
+        for place, its in groups.items():
+            conditions = list({id(query.condition): query.condition for query in its}.values())
+            with torch.set_grad_enabled(any(query.grad for query in its)):
+                got = self._ask(step, its[0], conditions)
+            answers.update({(*place, id(c)): answer for c, answer in zip(conditions, got, strict=True)})
+        return [answers[(*self._place_of(query), id(query.condition))] for query in queries]
+
+    def _place_of(self, query: Query) -> tuple[int, ...]:
+        """What queries must have in common, as objects, to be one forward."""
+        return tuple(map(id, (query.network or self.denoiser, query.view, query.sample, query.level)))
+
+    def _ask(self, step: Step, query: Query, conditions: list[Any]) -> list[Denoised]:
+        """One answer a condition, at the network, view, sample and level of a query."""
+        network = query.network or self.denoiser
+        sample = step.sample if query.sample is None else query.sample
+        level = step.level if query.level is None else query.level
+        with nullcontext() if query.view is None else query.view():
+            if not isinstance(network, BatchDenoiser):
+                return [_asked(network, sample, level, condition) for condition in conditions]
+            if not self.sequential:
+                return network.batch(sample, level, conditions)
+            return [network.batch(sample, level, [condition])[0] for condition in conditions]
 
 
-def _answer(denoiser: Denoiser, step: Step, queries: Sequence[Query]) -> list[Denoised]:
-    """Answer all queries with one forward a network; equal queries are asked once."""
-    answers: dict[tuple[int, int], Denoised] = {}
-    networks = {id(network): network for network in ((query.network or denoiser) for query in queries)}
-    for key, network in networks.items():
-        its = [query for query in queries if (query.network or denoiser) is network]
-        conditions = list({id(query.condition): query.condition for query in its}.values())
-        with torch.set_grad_enabled(any(query.grad for query in its)):
-            if isinstance(network, BatchDenoiser):
-                got = network.batch(step.sample, step.level, conditions)
-            else:
-                got = [_asked(network, step, condition) for condition in conditions]
-        answers.update({(key, id(c)): answer for c, answer in zip(conditions, got, strict=True)})
-    return [answers[id(query.network or denoiser), id(query.condition)] for query in queries]
+def _within(term: Guidance, inside: Tensor, outside: Tensor | float, level: NoiseLevel) -> Tensor:
+    """`inside` where a sample's own level is in the term's interval, elsewhere `outside`."""
+    return inside if term.interval is None else term.interval.apply(inside, level, outside)
 
 
-def _asked(network: Denoiser, step: Step, condition: Any) -> Denoised:
+def _asked(network: Denoiser, sample: Tensor, level: NoiseLevel, condition: Any) -> Denoised:
     """The answer of a denoiser that is any callable, checked where the mistake is."""
-    answer = as_denoised(network(step.sample, step.level, condition))
-    if not isinstance(answer.x0, Tensor) or answer.x0.shape != step.sample.shape:
+    answer = as_denoised(network(sample, level, condition))
+    if not isinstance(answer.x0, Tensor) or answer.x0.shape != sample.shape:
         raise ValueError(
             f"the denoiser gives {shown(answer.x0)}; allowed: x_0 of the sample's shape, "
-            f"{tuple(step.sample.shape)}"
+            f"{tuple(sample.shape)}"
         )
     return answer
 

@@ -45,7 +45,7 @@ from torch import Tensor
 from guided_diffusers.core.checks import as_number, check_callable, check_choice, shown
 from guided_diffusers.core.denoiser import Denoised
 from guided_diffusers.core.noise import NoiseLevel, broadcast
-from guided_diffusers.guidance.base import Guidance, Query, Scale, Step, column, network_field
+from guided_diffusers.guidance.base import Guidance, Query, Scale, Shift, Step, column, network_field
 from guided_diffusers.guidance.gradient import gradient_of
 from guided_diffusers.guidance.interval import GuidanceInterval
 from guided_diffusers.guidance.posterior_mean import posterior_mean
@@ -115,24 +115,22 @@ class ClassifierGuidance(Guidance):
         """None for a noise-aware classifier; the prediction with its graph for one of clean images."""
         return (Query(condition=step.condition, grad=True),) if self.through == "denoised" else ()
 
-    def shift(self, step: Step, own: Denoised, answers: Sequence[Denoised]) -> Tensor:
-        """S sigma^2 / alpha g of this level or of the next; zeros where the scheduler shifts its own mean."""
+    def shift(self, step: Step, own: Denoised, answers: Sequence[Denoised]) -> Tensor | Shift:
+        """`s sigma^2 / alpha g` of this level or the next; `s g` where the scheduler shifts its own mean."""
         for name, value, other in (("form", "mean_shift", "score"), ("at", "mean", "sample")):
             if step.next_level is None and getattr(self, name) == value:
                 raise ValueError(
                     f"{name} {value!r} needs the next noise level: use it in a sampling run, or {other!r}"
                 )
         gradient = column(self.scale, own.x0) * self._gradient(step, own, answers)
-        if self.form == "mean_shift" and step.gradients is not None:
-            masked = gradient if self.interval is None else self.interval.apply(gradient, step.level)
-            step.gradients.append(masked)
-            return torch.zeros_like(own.x0)
+        if self.form == "mean_shift" and step.shifts_mean:
+            return Shift(mean=gradient)
         level = step.level if self.form == "score" else step.next_level
         factor = torch.where(level.alpha > 0, level.sigma**2 / level.alpha, 0.0)
         return broadcast(factor, gradient) * gradient
 
     def _gradient(self, step: Step, own: Denoised, answers: Sequence[Denoised]) -> Tensor:
-        """G, at x_t or at the step's mean, no longer than allowed."""
+        """`g`, at x_t or at the step's mean, no longer than allowed."""
         check_callable("log_prob", self.log_prob, _LOG_PROB)
         sample, level = step.sample, step.level
         if self.at == "mean" and step.next_level.timestep is not None and (step.next_level.sigma > 0).all():

@@ -85,7 +85,7 @@ class GuidanceInterval:
         """Whether all noise levels are inside."""
         return bool(self.mask(level).all())
 
-    def apply(self, shift: Tensor, level: NoiseLevel) -> Tensor:
-        """A term's shift, `(batch, ...)`, with zeros where a sample's own level is outside."""
+    def apply(self, inside: Tensor, level: NoiseLevel, outside: Tensor | float = 0) -> Tensor:
+        """`inside`, `(batch, ...)`, where a sample's own level is inside, elsewhere `outside`."""
         mask = self.mask(level)
-        return torch.where(broadcast(mask.double(), shift) > 0, shift, 0) if mask.ndim else shift
+        return torch.where(broadcast(mask.double(), inside) > 0, inside, outside) if mask.ndim else inside

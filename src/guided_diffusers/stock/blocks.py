@@ -63,7 +63,7 @@ class ClassifierGuidanceBlock(ModularPipelineBlocks):
         check_classifier_terms(guidance)
         if i == 0:
             check_process_of(guidance, components.scheduler)
-        block_state.noise_pred = guided_output(
+        block_state.noise_pred, _ = guided_output(
             guidance,
             components.scheduler,
             block_state.noise_pred,

@@ -64,8 +64,8 @@ def guided_output(
     timestep: Tensor | int,
     sample: Tensor,
     condition: Any = None,
-    gradients: list[Tensor] | None = None,
-) -> Tensor:
+    shifts_mean: bool = False,
+) -> tuple[Tensor, Tensor | None]:
     """What the network would have said under classifier guidance.
 
     Args:
@@ -76,10 +76,10 @@ def guided_output(
         timestep: The step's.
         sample: x_t, `(batch, channels, ...)`, unscaled.
         condition: What the terms' `log_prob` receives as its third argument, such as labels `(batch,)`.
-        gradients: As `Step.gradients`.
+        shifts_mean: As `Step.shifts_mean`.
 
     Returns:
-        The guided output, of model_output's shape and dtype.
+        The guided output, of model_output's shape and dtype, and what the scheduler is to shift its mean by.
     """
     level, x = noise_level(scheduler, timestep), at_least_float32(sample)
     step = Step(
@@ -88,7 +88,7 @@ def guided_output(
         next_level=next_noise_level(scheduler, place_of(scheduler, timestep)),
         condition=condition,
         prediction_type=prediction_type_of(scheduler),
-        gradients=gradients,
+        shifts_mean=shifts_mean,
     )
     output, extra = model_output[:, : sample.shape[1]], model_output[:, sample.shape[1] :]
     x0 = to_denoised(output, x, level, step.prediction_type)
@@ -96,5 +96,6 @@ def guided_output(
     def answered(sample: Tensor, level: NoiseLevel, condition: Any = None) -> Denoised:
         return Denoised(x0)
 
-    guided = from_denoised(guidance(answered).run(step).x0, x, level, step.prediction_type)
-    return torch.cat([guided.to(output.dtype), extra], dim=1)
+    prediction = guidance(answered).run(step)
+    guided = from_denoised(prediction.x0, x, level, step.prediction_type)
+    return torch.cat([guided.to(output.dtype), extra], dim=1), prediction.mean

@@ -12,8 +12,6 @@ from copy import deepcopy
 from functools import wraps
 from typing import Any
 
-from torch import Tensor
-
 from guided_diffusers.guidance import Guidance
 from guided_diffusers.schedulers.adapt import check_supported, step_names
 from guided_diffusers.schedulers.protocol import AnyScheduler
@@ -64,12 +62,11 @@ def classifier_guided_scheduler(
         def step(self, *args: Any, **kwargs: Any) -> Any:
             call = signature.bind(self, *args, **kwargs)
             output, timestep, sample = (call.arguments[name] for name in names)
-            gradients: list[Tensor] | None = [] if shifts_its_mean else None
             told = condition_of_batch(condition, sample)
-            output = guided_output(guidance, self, output, timestep, sample, told, gradients)
+            output, mean = guided_output(guidance, self, output, timestep, sample, told, shifts_its_mean)
             call.arguments[names[0]] = output
-            if gradients:
-                call.arguments["guidance_gradient"] = sum(gradients)
+            if mean is not None:
+                call.arguments["guidance_gradient"] = mean
             return base.step(*call.args, **call.kwargs)
 
     for name in ("__name__", "__qualname__", "__module__", "__doc__"):

@@ -43,12 +43,13 @@ class Arm:
 
     def __post_init__(self) -> None:
         """Check what a typing mistake would spoil."""
-        if self.guidance == [] and self.scales == [] and self.intervals == [None]:
+        lists = {name: getattr(self, name) for name in ("guidance", "scales", "intervals")}
+        unguided = {"guidance": [], "scales": [], "intervals": [None]}
+        if all(isinstance(given, list) for given in lists.values()) and lists == unguided:
             return
-        for name in ("guidance", "scales", "intervals"):
-            if not isinstance(getattr(self, name), list) or not getattr(self, name):
-                given = shown(getattr(self, name))
-                raise ValueError(f"{name} of an arm is {given}; allowed: a list of at least one")
+        for name, given in lists.items():
+            if not isinstance(given, list) or not given:
+                raise ValueError(f"{name} of an arm is {shown(given)}; allowed: a list of at least one")
         if not all(isinstance(term, Mapping) for term in self.guidance):
             raise ValueError(f"guidance of an arm is {shown(self.guidance)}; allowed: terms, each a mapping")
         for scale in self.scales:
