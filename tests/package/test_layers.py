@@ -14,7 +14,7 @@ HOUSE = (
     ("store",),
     ("hub", "guidance", "schedulers"),
     ("losses", "models", "sampling"),
-    ("convert", "evaluation", "likelihood", "stock"),
+    ("convert", "evaluation", "likelihood", "steering", "stock"),
     ("pipelines",),
     ("training.engine",),
     ("training.data",),

@@ -8,6 +8,7 @@ from guided_diffusers.guidance.classifier import ClassifierGuidance
 from guided_diffusers.guidance.classifier_free import ClassifierFreeGuidance
 from guided_diffusers.guidance.effective import effective_scale
 from guided_diffusers.guidance.interval import GuidanceInterval
+from guided_diffusers.guidance.loss import LossGuidance
 from guided_diffusers.guidance.projected import ProjectedGuidance
 from guided_diffusers.guidance.rescale import RescaledGuidance
 
@@ -21,6 +22,7 @@ __all__ = [
     "GuidanceInterval",
     "GuidanceSum",
     "Guided",
+    "LossGuidance",
     "Prediction",
     "ProjectedGuidance",
     "Query",

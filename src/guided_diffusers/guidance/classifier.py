@@ -35,6 +35,7 @@ References:
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -99,7 +100,9 @@ class ClassifierGuidance(Guidance):
         """Check the options."""
         super().__post_init__()
         if self.log_prob is not None:  # of a term that is only written down, it comes with `from_config`
-            check_callable("log_prob", self.log_prob, _LOG_PROB)
+            _check_arguments(self.log_prob)
+            if self.through == "classifier":
+                check_sees_noise(self._network)
         for name, allowed in (("form", FORMS), ("through", PATHS), ("at", PLACES)):
             check_choice(name, getattr(self, name), allowed)
         if self.at == "mean" and self.through == "denoised":
@@ -110,6 +113,16 @@ class ClassifierGuidance(Guidance):
                 given = shown(self.max_gradient_norm)
                 raise ValueError(f"max_gradient_norm is {given}; allowed: None, or a number above 0")
             object.__setattr__(self, "max_gradient_norm", limit)
+
+    @property
+    def _network(self) -> Any:
+        """The network whose method `log_prob` is; of a function, itself."""
+        return getattr(self.log_prob, "__self__", self.log_prob)
+
+    def check_scheduler(self, scheduler: Any) -> None:
+        """Raise ValueError where the classifier was trained for another noise process, or an unknown one."""
+        if self.through == "classifier" and not self.idle:
+            check_sees_noise(self._network, scheduler)
 
     def queries(self, step: Step) -> tuple[Query, ...]:
         """None for a noise-aware classifier; the prediction with its graph for one of clean images."""
@@ -146,3 +159,34 @@ class ClassifierGuidance(Guidance):
         norm = torch.linalg.vector_norm(gradient, dim=tuple(range(1, gradient.ndim)), keepdim=True)
         allowed = self.max_gradient_norm / (broadcast(level.sigma, gradient) * norm)  # infinite for 0
         return gradient * allowed.clamp(max=1)
+
+
+def check_sees_noise(network: Any, scheduler: Any = None) -> None:
+    """Raise ValueError where a network cannot judge x_t, as far as can be known.
+
+    Args:
+        network: What gives log p. Known to be of clean images only are models of transformers, and those of
+            which `sees_noise` is False.
+        scheduler: Where it is given, a network with `check_scheduler` compares its process with this one's.
+    """
+    clean = type(network).__module__.startswith("transformers.") or not getattr(network, "sees_noise", True)
+    if clean:
+        raise ValueError(
+            f"through is 'classifier', and log_prob is of a {type(network).__name__}, which knows clean "
+            "images only; allowed: through='denoised', LossGuidance, or a noise-aware classifier"
+        )
+    if scheduler is not None and hasattr(network, "check_scheduler"):
+        network.check_scheduler(scheduler)
+
+
+def _check_arguments(log_prob: Any) -> None:
+    check_callable("log_prob", log_prob, _LOG_PROB)
+    try:
+        inspect.signature(log_prob).bind(None, None, None)
+    except TypeError:
+        given = f"log_prob is {shown(log_prob)}, which does not take three arguments"
+        raise ValueError(
+            f"{given}; allowed: {_LOG_PROB}; a function of images alone is a loss of LossGuidance"
+        ) from None
+    except ValueError:  # a function whose signature Python does not know
+        pass

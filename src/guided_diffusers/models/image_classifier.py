@@ -18,7 +18,7 @@ References:
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from diffusers import AutoencoderKL
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -62,6 +62,7 @@ class ImageClassifier(NamedClassesMixin, SafeWeightsMixin, ModelMixin, ConfigMix
         ValueError: A `pool_size` below 1, or names that are not those of the classes.
     """
 
+    sees_noise: ClassVar[bool] = False
     _supports_gradient_checkpointing = True
     _skip_layerwise_casting_patterns = ["norm"]
 

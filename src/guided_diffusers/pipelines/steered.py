@@ -19,6 +19,7 @@ from guided_diffusers.guidance import (
     GuidanceSum,
 )
 from guided_diffusers.guidance.base import checked_scale
+from guided_diffusers.guidance.classifier import check_sees_noise
 from guided_diffusers.pipelines import inputs
 from guided_diffusers.pipelines.guided import GuidedPipeline
 from guided_diffusers.pipelines.unprompted import UnpromptedMixin
@@ -137,8 +138,8 @@ class SteeredPipeline(UnpromptedMixin, GuidedPipeline):
         sees_noise = any(
             term.through == "classifier" and term.scale != term.neutral for term in self._own_terms()
         )
-        if sees_noise and hasattr(self.steering, "check_scheduler"):
-            self.steering.check_scheduler(self.scheduler)
+        if sees_noise:
+            check_sees_noise(self.steering, self.scheduler)
 
     def _check_channels(self, name: str, seen: int | None) -> None:
         channels = self.unet.config.in_channels

@@ -36,9 +36,8 @@ def check_classifier_terms(guidance: Any) -> None:
 def check_process_of(guidance: Guidance, scheduler: AnyScheduler) -> None:
     """Raise ValueError where the network of a term was trained for another process, or an unknown one."""
     for term in guidance.terms:
-        network = getattr(term.log_prob, "__self__", None)
-        if hasattr(network, "check_scheduler") and term.scale != term.neutral:
-            network.check_scheduler(scheduler)
+        if isinstance(term, ClassifierGuidance):
+            term.check_scheduler(scheduler)
 
 
 def condition_of_batch(condition: Any, sample: Tensor) -> Any:

