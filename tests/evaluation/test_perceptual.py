@@ -148,7 +148,7 @@ def test_the_task_adds_it_and_trains_only_the_autoencoder(judge_file, tmp_path):
 
 
 def test_names_that_are_none_say_what_is_allowed(tmp_path):
-    with pytest.raises(ValueError, match="perceptual_weight must be 0 or more"):
+    with pytest.raises(ValueError, match="perceptual_weight is -"):
         LossConfig(perceptual_weight=-1.0)
     with pytest.raises(ValueError, match="'vgg'; allowed: efficientnet-lite0"):
         perceptual_distance("vgg")

@@ -100,9 +100,9 @@ def test_the_plan_is_every_arm_over_its_scales_and_intervals(tmp_path):
         ({"stepz": [2]}, "unknown key 'stepz'"),
         ({"arms": {"a": {"guidance": [{"term": "X"}]}}}, r"scales of an arm is \[\]; allowed"),
         ({"arms": {"a": {"guidance": [{"term": "X", "scale": 2}], "scales": [1]}}}, "names 'scale'"),
-        ({"arms": {}}, "baseline is 'plain'"),
+        ({"arms": {}}, "arms is {}; allowed: at least one arm"),
         ({"distance": "euclid"}, "distance is 'euclid'"),
-        ({"steps": []}, "steps is empty"),
+        ({"steps": []}, r"steps is \[\]"),
     ],
 )
 def test_mistakes_in_the_file_are_named(tmp_path, changes, message):

@@ -13,18 +13,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import MISSING, dataclass, field, fields, replace
-from typing import Any, ClassVar, NamedTuple
+from dataclasses import dataclass, field, fields, replace
+from typing import Annotated, Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
 from guided_diffusers.core.checks import check_callable, shown
+from guided_diffusers.core.declared import Declared, build
 from guided_diffusers.core.denoiser import BatchDenoiser, Denoised, Denoiser, as_denoised
 from guided_diffusers.core.noise import NoiseLevel, broadcast
 from guided_diffusers.guidance.interval import GuidanceInterval
 
-Scale = float | tuple[float, ...]
 MAX_SCALE = 1e6
 
 
@@ -101,7 +101,7 @@ class Prediction(NamedTuple):
     mean: Tensor | None = None
 
 
-class Guidance:
+class Guidance(Declared):
     """One guidance term, or a sum of them. Called on a denoiser it gives the guided denoiser; `+` adds terms.
 
     A subclass is a frozen dataclass with the fields `scale` and `interval`, says its `neutral` scale (at
@@ -120,10 +120,10 @@ class Guidance:
         Guidance._types[cls.__name__] = cls
 
     def __post_init__(self) -> None:
-        """Normalise `scale` to a float or a tuple of floats, and `interval` to a GuidanceInterval."""
+        """Normalise `scale` to a float or a tuple of floats, and the rest as the annotations say."""
         if any(f.name == "scale" for f in fields(self)):
             object.__setattr__(self, "scale", checked_scale(self.scale))
-        object.__setattr__(self, "interval", GuidanceInterval.of(self.interval))
+        super().__post_init__()
 
     @property
     def terms(self) -> tuple[Guidance, ...]:
@@ -375,6 +375,9 @@ def checked_scale(scale: float | Sequence[float] | Tensor, name: str = "scale") 
     return values if values is not None else single
 
 
+Scale = Annotated[float | tuple[float, ...], checked_scale]
+
+
 def network_field(**kwargs: Any) -> Any:
     """A dataclass field that holds a network or a function: configurations leave it out."""
     return field(metadata={"network": True}, **kwargs)
@@ -398,17 +401,10 @@ def _term_from(entry: Mapping[str, Any], networks: Mapping[str, Any]) -> Guidanc
     if cls is None or cls is GuidanceSum:
         known = ", ".join(sorted(set(Guidance._types) - {"GuidanceSum"}))
         raise ValueError(f"guidance term is {shown(name)}; known terms: {known}")
-    declared = {f.name: f for f in fields(cls)}
-    unknown = [key for key in arguments if key not in declared]
-    if unknown:
-        raise ValueError(f"{name} has no argument {shown(unknown[0])}; it has {', '.join(declared)}")
-    for key in (key for key, f in declared.items() if f.metadata.get("network")):
+    for key in (f.name for f in fields(cls) if f.metadata.get("network")):
         if key not in networks:
             raise ValueError(
                 f"{name} needs {key}=, which a configuration cannot hold: pass it beside the configuration"
             )
         arguments[key] = networks[key]
-    for key, f in declared.items():
-        if key not in arguments and f.default is f.default_factory is MISSING:
-            raise ValueError(f"{name} needs {key}, which the configuration does not give")
-    return cls(**arguments)
+    return build(cls, arguments, where=name)

@@ -38,12 +38,13 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from guided_diffusers.core.checks import as_number, check_callable, check_choice, shown
+from guided_diffusers.core.checks import check_callable, shown
+from guided_diffusers.core.declared import Above
 from guided_diffusers.core.denoiser import Denoised
 from guided_diffusers.core.noise import NoiseLevel, broadcast
 from guided_diffusers.guidance.base import Guidance, Query, Scale, Shift, Step, column, network_field
@@ -51,11 +52,9 @@ from guided_diffusers.guidance.gradient import gradient_of
 from guided_diffusers.guidance.interval import GuidanceInterval
 from guided_diffusers.guidance.posterior_mean import posterior_mean
 
-LogProb = Callable[[Tensor, NoiseLevel, Any], Tensor]
-FORMS = ("score", "mean_shift")
-PATHS = ("classifier", "denoised")
 _LOG_PROB = "a function (sample, level, condition) -> (batch,)"
-PLACES = ("sample", "mean")
+LogProb = Annotated[Callable[[Tensor, NoiseLevel, Any], Tensor], _LOG_PROB]
+FORMS = ("score", "mean_shift")
 
 
 @dataclass(frozen=True)
@@ -88,31 +87,23 @@ class ClassifierGuidance(Guidance):
     """
 
     neutral: ClassVar[float] = 0.0
-    log_prob: LogProb = network_field()
+    log_prob: LogProb | None = network_field()  # None where it is only written down
     scale: Scale
     interval: GuidanceInterval | None = None
-    form: str = "score"
-    through: str = "classifier"
-    at: str = "sample"
-    max_gradient_norm: float | None = None
+    form: Literal["score", "mean_shift"] = "score"
+    through: Literal["classifier", "denoised"] = "classifier"
+    at: Literal["sample", "mean"] = "sample"
+    max_gradient_norm: Annotated[float, Above(0, finite=False)] | None = None
 
     def __post_init__(self) -> None:
-        """Check the options."""
+        """Check that the options go together."""
         super().__post_init__()
         if self.log_prob is not None:  # of a term that is only written down, it comes with `from_config`
             _check_arguments(self.log_prob)
             if self.through == "classifier":
                 check_sees_noise(self._network)
-        for name, allowed in (("form", FORMS), ("through", PATHS), ("at", PLACES)):
-            check_choice(name, getattr(self, name), allowed)
         if self.at == "mean" and self.through == "denoised":
             raise ValueError("at is 'mean' and through is 'denoised'; allowed: at='sample', or 'classifier'")
-        if self.max_gradient_norm is not None:
-            limit = as_number(self.max_gradient_norm)
-            if limit is None or not limit > 0:
-                given = shown(self.max_gradient_norm)
-                raise ValueError(f"max_gradient_norm is {given}; allowed: None, or a number above 0")
-            object.__setattr__(self, "max_gradient_norm", limit)
 
     @property
     def _network(self) -> Any:

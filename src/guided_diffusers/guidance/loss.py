@@ -76,7 +76,7 @@ class LossGuidance(Guidance):
     """
 
     neutral: ClassVar[float] = 0.0
-    loss: Loss = network_field()
+    loss: Loss | None = network_field()  # None where it is only written down
     scale: Scale
     interval: GuidanceInterval | None = None
     decode: Callable[[Tensor], Tensor] | None = network_field(default=None)

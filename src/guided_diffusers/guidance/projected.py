@@ -15,11 +15,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
-from guided_diffusers.core.checks import check_number
+from guided_diffusers.core.declared import Between, Positive, Within
 from guided_diffusers.core.denoiser import Denoised
 from guided_diffusers.guidance.base import MAX_SCALE, Step, column
 from guided_diffusers.guidance.classifier_free import ClassifierFreeGuidance
@@ -40,18 +41,9 @@ class ProjectedGuidance(ClassifierFreeGuidance):
         ValueError: An argument out of its range.
     """
 
-    parallel: float = 0.0
-    momentum: float = -0.5
-    norm_threshold: float | None = None
-
-    def __post_init__(self) -> None:
-        """Check the ranges."""
-        super().__post_init__()
-        check_number("parallel", self.parallel, -MAX_SCALE, MAX_SCALE)
-        if not abs(check_number("momentum", self.momentum)) < 1:
-            raise ValueError(f"momentum is {self.momentum!r}; allowed: between -1 and 1")
-        if self.norm_threshold is not None:
-            check_number("norm_threshold", self.norm_threshold, 0, above=True)
+    parallel: Annotated[float, Within(-MAX_SCALE, MAX_SCALE)] = 0.0
+    momentum: Annotated[float, Between(-1, 1)] = -0.5
+    norm_threshold: Positive | None = None
 
     def shift(self, step: Step, own: Denoised, answers: Sequence[Denoised]) -> Tensor:
         """(gamma - 1) times the projected difference."""

@@ -245,7 +245,7 @@ def test_what_does_not_go_together_is_refused(data):
             task_of(model, data, **loss)
     assert task_of(small(likelihood="bernoulli"), data)  # has no variance
     for name in ("beta", "free_bits"):
-        with pytest.raises(ValueError, match=f"{name} must be 0 or more"):
+        with pytest.raises(ValueError, match=f"{name} is -"):
             LossConfig(**{name: -1.0})
 
 
@@ -320,9 +320,9 @@ def test_latent_statistics_are_those_of_draws_from_the_raw_posterior(data):
 
 
 def test_bad_configurations_name_the_field(train, capsys):
-    with pytest.raises(ValueError, match="squared must lie in"):
+    with pytest.raises(ValueError, match="squared is "):
         LossConfig(squared=2.0)
-    with pytest.raises(ValueError, match="kl_weight must be 0 or more"):
+    with pytest.raises(ValueError, match="kl_weight is -"):
         LossConfig(kl_weight=-1.0)
     for override, message in (
         ({"decoder_only": True}, "decoder_only needs a trained encoder"),

@@ -83,7 +83,7 @@ def test_frozen_embeddings_are_looked_up():
         ({"variance": "fixed_small", "out_channels": 1}, "'hybrid' with variance_type 'fixed_small'"),
         ({"loss": "simple"}, "'simple' with variance_type 'learned_range'"),
         ({"classes": 10}, "both label_column and unet.num_class_embeds"),
-        ({"class_dropout": 1.5}, "class_dropout must lie in"),
+        ({"class_dropout": 1.5}, "class_dropout is 1.5"),
         ({"class_dropout": 0.1}, "class_dropout needs classes"),
         (
             {"class_dropout": 0.1, "classes": 4, "labels": torch.arange(50) % 4},

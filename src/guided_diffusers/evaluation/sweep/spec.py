@@ -16,18 +16,26 @@ same seeds.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from guided_diffusers.core.checks import as_number, check_choice, check_int, check_number, shown
+from guided_diffusers.core.declared import AtLeast, Count, Declared, Share, Text, Whole, build
+from guided_diffusers.guidance import GuidanceInterval
+
+Steps = Annotated[list[Count], AtLeast(1), "a list of at least one integer of at least 1"]
+
+
+def _interval(value: Any) -> list[float | None] | None:
+    """A pair in sigma / alpha as JSON has it; None is everywhere."""
+    interval = GuidanceInterval.of(value)
+    return None if interval is None else interval.to_config()
 
 
 @dataclass(frozen=True, kw_only=True)
-class Arm:
+class Arm(Declared):
     """One way of guiding.
 
     Attributes:
@@ -39,23 +47,16 @@ class Arm:
 
     guidance: list[dict[str, Any]] = field(default_factory=list)
     scales: list[float] = field(default_factory=list)
-    intervals: list[list[float | None] | None] = field(default_factory=lambda: [None])
+    intervals: list[Annotated[list, _interval]] = field(default_factory=lambda: [None])
 
     def __post_init__(self) -> None:
         """Check what a typing mistake would spoil."""
-        lists = {name: getattr(self, name) for name in ("guidance", "scales", "intervals")}
-        unguided = {"guidance": [], "scales": [], "intervals": [None]}
-        if all(isinstance(given, list) for given in lists.values()) and lists == unguided:
+        super().__post_init__()
+        if self.guidance == [] and self.scales == [] and self.intervals == [None]:
             return
-        for name, given in lists.items():
-            if not isinstance(given, list) or not given:
-                raise ValueError(f"{name} of an arm is {shown(given)}; allowed: a list of at least one")
-        if not all(isinstance(term, Mapping) for term in self.guidance):
-            raise ValueError(f"guidance of an arm is {shown(self.guidance)}; allowed: terms, each a mapping")
-        for scale in self.scales:
-            check_number("scales of an arm", scale)
-        for interval in self.intervals:
-            _check_interval(interval)
+        for name in ("guidance", "scales", "intervals"):
+            if not getattr(self, name):
+                raise ValueError(f"{name} of an arm is []; allowed: a list of at least one")
         swept = sorted({"scale", "interval"} & set(self.guidance[0]))
         if swept:
             raise ValueError(
@@ -64,7 +65,7 @@ class Arm:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Finals:
+class Finals(Declared):
     """The second round: the best arms and the baseline, each at its best point, over steps.
 
     Attributes:
@@ -76,23 +77,15 @@ class Finals:
             an arm without such a point is left out.
     """
 
-    baseline: str
-    arms: int = 3
-    steps: list[int] = field(default_factory=lambda: [10, 20, 50])
-    images: int = 2500
-    min_agreement: float = 0.0
-
-    def __post_init__(self) -> None:
-        """Check the ranges."""
-        _check_text("baseline", self.baseline)
-        check_int("arms", self.arms, 0)
-        _check_counts("steps", self.steps)
-        check_int("images", self.images, 1, None)
-        check_number("min_agreement", self.min_agreement, 0, 1)
+    baseline: Text
+    arms: Whole = 3
+    steps: Steps = field(default_factory=lambda: [10, 20, 50])
+    images: Count = 2500
+    min_agreement: Share = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class SweepSpec:
+class SweepSpec(Declared):
     """A whole sweep.
 
     Attributes:
@@ -113,54 +106,31 @@ class SweepSpec:
         finals: The second round; None for none.
     """
 
-    checkpoint: str
-    data: str
-    arms: dict[str, Arm]
-    weak: str | None = None
-    schedulers: list[str] = field(default_factory=lambda: ["ddim"])
-    steps: list[int] = field(default_factory=lambda: [20])
-    images: int = 1000
-    seed: int = 0
-    seed_sets: int = 5
-    features: str = "efficientnet-lite0"
-    judge: str | None = None
-    distance: str = "kernel"
-    resamples: int = 200
-    batch_size: int = 100
+    checkpoint: Text
+    data: Text
+    arms: Annotated[dict[Text, Arm], AtLeast(1), "at least one arm, by name"]
+    weak: Text | None = None
+    schedulers: Annotated[list[str], AtLeast(1), "a list of at least one name"] = field(
+        default_factory=lambda: ["ddim"]
+    )
+    steps: Steps = field(default_factory=lambda: [20])
+    images: Count = 1000
+    seed: Whole = 0
+    seed_sets: Count = 5
+    features: Text = "efficientnet-lite0"
+    judge: Text | None = None
+    distance: Literal["kernel", "frechet"] = "kernel"
+    resamples: Count = 200
+    batch_size: Count = 100
     finals: Finals | None = None
 
     def __post_init__(self) -> None:
         """Check the values, and the names that point at one another."""
-        if self.finals is not None and not isinstance(self.finals, Finals):
-            raise ValueError(f"finals is {shown(self.finals)}; allowed: None, or the second round")
-        if not isinstance(self.arms, Mapping):
-            raise ValueError(f"arms is {shown(self.arms)}; allowed: arms by name")
+        super().__post_init__()
         if self.finals is not None and self.finals.baseline not in self.arms:
             raise ValueError(
                 f"finals.baseline is {self.finals.baseline!r}; the arms are {', '.join(self.arms)}"
             )
-        self._check_values()
-
-    def _check_values(self) -> None:
-        for name in ("checkpoint", "data", "features"):
-            _check_text(name, getattr(self, name))
-        for name in ("weak", "judge"):
-            if getattr(self, name) is not None:
-                _check_text(name, getattr(self, name))
-        check_choice("distance", self.distance, ("kernel", "frechet"))
-        for name in ("schedulers", "steps", "arms"):
-            if not getattr(self, name):
-                raise ValueError(f"{name} is empty; give at least one")
-        if not all(isinstance(arm, Arm) for arm in self.arms.values()):
-            raise ValueError(f"arms is {shown(self.arms)}; allowed: arms by name")
-        for name in self.arms:
-            _check_text("arms", name)
-        if not isinstance(self.schedulers, list) or not all(isinstance(s, str) for s in self.schedulers):
-            raise ValueError(f"schedulers is {shown(self.schedulers)}; allowed: a list of names")
-        _check_counts("steps", self.steps)
-        for name in ("images", "seed_sets", "resamples", "batch_size"):
-            check_int(name, getattr(self, name), 1, None)
-        check_int("seed", self.seed, 0, None)
 
     @classmethod
     def read(cls, path: Path | str) -> SweepSpec:
@@ -175,14 +145,7 @@ class SweepSpec:
             values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
         except (yaml.YAMLError, ValueError, RecursionError) as error:
             raise ValueError(f"{path} does not read as YAML: {' '.join(str(error).split())}") from error
-        if not isinstance(values, Mapping):
-            raise ValueError(f"{path} holds no mapping of settings")
-        values = dict(values)
-        if isinstance(values.get("arms"), Mapping):
-            values["arms"] = {name: _filled(Arm, arm, f"arms.{name}") for name, arm in values["arms"].items()}
-        if values.get("finals") is not None:
-            values["finals"] = _filled(Finals, values["finals"], "finals")
-        return _filled(cls, values, str(path))
+        return build(cls, values)
 
     def to_dict(self) -> dict[str, Any]:
         """The whole sweep as JSON values."""
@@ -254,42 +217,3 @@ def _swept(
     if interval is not None:
         first["interval"] = list(interval)
     return [first, *rest]
-
-
-def _check_text(name: str, value: Any) -> None:
-    if not isinstance(value, str) or not value:
-        raise ValueError(f"{name} is {shown(value)}; allowed: text that is not empty")
-
-
-def _check_counts(name: str, values: Any) -> None:
-    if not isinstance(values, list) or not values:
-        raise ValueError(f"{name} is {shown(values)}; allowed: a list of at least one number")
-    for value in values:
-        check_int(name, value, 1)
-
-
-def _check_interval(interval: Any) -> None:
-    if interval is None:
-        return
-    pair = interval if isinstance(interval, list | tuple) and len(interval) == 2 else (None, 0)
-    low, high = (0.0 if pair[0] is None else pair[0]), (math.inf if pair[1] is None else pair[1])
-    low, high = as_number(low), as_number(high)
-    if low is None or high is None or not 0 <= low < high:
-        raise ValueError(
-            f"intervals of an arm has {shown(interval)}; allowed: None, or a pair [low, high] in sigma / "
-            "alpha"
-        )
-
-
-def _filled(cls: type, values: Any, where: str) -> Any:
-    """A dataclass from a mapping, with errors that say where."""
-    if not isinstance(values, Mapping):
-        raise ValueError(f"{where} is {shown(values)}; wanted: a mapping")
-    known = {f.name: f for f in fields(cls)}
-    for key in values:
-        if key not in known:
-            raise ValueError(f"{where} has an unknown key {shown(key)}; allowed: {', '.join(known)}")
-    for name, f in known.items():
-        if name not in values and f.default is f.default_factory is MISSING:
-            raise ValueError(f"{where} lacks {name!r}")
-    return cls(**values)

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from guided_diffusers.core.declared import Count, Declared
 from guided_diffusers.core.randomness import seed_for
 from guided_diffusers.store.columns import captions_of
 from guided_diffusers.store.files import cache_folder, new_array, write_atomically
@@ -42,15 +43,15 @@ DECODING_VERSION = 2
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataConfig:
+class DataConfig(Declared):
     """Where the images and captions are and what they become."""
 
     path: str = field(metadata={"help": "Hub id, folder (of images, or parquet), file or pattern of files"})
     split: str = option("train", 'in the syntax of the library datasets: "train", "test", "train[:1000]"')
     image_column: str = option("image", "the column with the images")
     caption_column: str | None = option("text", "column of captions: strings or lists of them; null: none")
-    resolution: int = option(32, "height and width in pixels: the shorter side is resized, the middle kept")
-    crop: int | None = option(None, "cut out the middle square of so many pixels first; null: do not")
+    resolution: Count = option(32, "height and width in pixels: the shorter side is resized, the middle kept")
+    crop: Count | None = option(None, "cut out the middle square of so many pixels first; null: do not")
     channels: Literal[1, 3] = option(3, "1 (grey) or 3 (RGB)")
     mirror: bool = option(False, "add the mirror image of every image as a row of its own: twice the rows")
     on_corrupt: Literal["raise", "skip"] = option(
@@ -59,16 +60,6 @@ class DataConfig:
     cache_dir: str | None = option(
         None, "for decoded images and latents; null: $GUIDED_DIFFUSERS_CACHE, or the user's cache"
     )
-
-    def __post_init__(self) -> None:
-        """Checks the values; raises ValueError naming the one that is wrong."""
-        for name, allowed in (("channels", (1, 3)), ("on_corrupt", ("raise", "skip"))):
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} is {getattr(self, name)!r}; allowed: {allowed}")
-        if self.resolution < 1:
-            raise ValueError(f"resolution is {self.resolution}: use a number of pixels, at least 1")
-        if self.crop is not None and self.crop < 1:
-            raise ValueError(f"crop is {self.crop}: use a number of pixels, at least 1, or null for no crop")
 
 
 class ImageTextDataset:

@@ -70,7 +70,7 @@ def make_scheduler(name: str, arguments: Mapping[str, Any]) -> Any:
     cls = getattr(schedulers, name, None) or getattr(diffusers, name, None)
     if cls is None or not hasattr(cls, "set_timesteps"):
         raise ValueError(f"scheduler is {name!r}; allowed: a scheduler of ours or of diffusers")
-    check_arguments(arguments, "scheduler_arguments", cls)
+    check_arguments(arguments, "scheduler_arguments", [cls])
     return cls(**arguments)
 
 

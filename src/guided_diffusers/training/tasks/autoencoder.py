@@ -18,6 +18,7 @@ import torch
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor, nn
 
+from guided_diffusers.core.declared import Amount, Declared, Positive, Share
 from guided_diffusers.core.distributions import dequantise
 from guided_diffusers.core.randomness import Stream, rand_for, randn_for, seed_for
 from guided_diffusers.evaluation.perceptual import perceptual_distance
@@ -36,38 +37,28 @@ from guided_diffusers.training.tasks.denoised_latents import DenoisedLatents
 
 
 @dataclass(frozen=True, kw_only=True)
-class LossConfig:
+class LossConfig(Declared):
     """The terms of `autoencoder_losses` and their weights."""
 
     reconstruction: Literal["error", "likelihood"] = option(
         "error", "error: L1 and L2 as `squared` says; likelihood: the evidence bound, of a model with one"
     )
-    beta: float = option(1.0, "with a likelihood: weight of the divergence, 1 for the bound")
-    free_bits: float = option(0.0, "with a likelihood: bits a latent channel may use for nothing")
+    beta: Amount = option(1.0, "with a likelihood: weight of the divergence, 1 for the bound")
+    free_bits: Amount = option(0.0, "with a likelihood: bits a latent channel may use for nothing")
     dequantise: bool = option(False, "uniform noise in the bins of 8-bit pixels, which a density needs")
-    squared: float = option(0.0, "share of the squared in the reconstruction error: 0 is L1, 1 is L2")
-    kl_weight: float = option(1e-6, "weight of the divergence, a sum over the latent")
-    detail_weight: float = option(0.0, "weight of the strength of local detail")
-    detail_gain: float = option(1.0, "the strength of detail to aim at, over that of the originals")
-    perceptual_weight: float = option(0.0, "weight of the perceptual distance; 0: there is none")
+    squared: Share = option(0.0, "share of the squared in the reconstruction error: 0 is L1, 1 is L2")
+    kl_weight: Amount = option(1e-6, "weight of the divergence, a sum over the latent")
+    detail_weight: Amount = option(0.0, "weight of the strength of local detail")
+    detail_gain: Amount = option(1.0, "the strength of detail to aim at, over that of the originals")
+    perceptual_weight: Amount = option(0.0, "weight of the perceptual distance; 0: there is none")
     perceptual_network: str = option(
         "efficientnet-lite0", "what sees the distance: efficientnet-lite0, lpips, or a classifier's file"
     )
-    adversarial_weight: float = option(0.0, "weight of the discriminator; 0: there is none")
+    adversarial_weight: Amount = option(0.0, "weight of the discriminator; 0: there is none")
     adaptive: bool = option(True, "times the ratio of gradients at the decoder's last layer")
-    discriminator_start: float = option(0.2, "fraction of training after which the discriminator learns")
-    adversarial_start: float = option(0.25, "fraction of training after which the autoencoder learns from it")
-    discriminator_learning_rate: float = option(1e-3, "the discriminator's peak learning rate")
-
-    def __post_init__(self) -> None:
-        """Check ranges; ValueError names the field."""
-        for name in ("squared", "discriminator_start", "adversarial_start"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
-        weights = ("kl_weight", "detail_weight", "detail_gain", "perceptual_weight", "adversarial_weight")
-        for name in ("beta", "free_bits", *weights):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
+    discriminator_start: Share = option(0.2, "fraction of training after which the discriminator learns")
+    adversarial_start: Share = option(0.25, "fraction of training after which the autoencoder learns from it")
+    discriminator_learning_rate: Positive = option(1e-3, "the discriminator's peak learning rate")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,12 +22,13 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from guided_diffusers.core.declared import Declared, Whole, Within
 from guided_diffusers.core.noise import NoiseLevel, broadcast
 from guided_diffusers.core.randomness import Stream, seed_for
 from guided_diffusers.evaluation.classification import (
@@ -51,22 +52,21 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class ObjectiveConfig:
+class ObjectiveConfig(Declared):
     """What the classifier learns, and from how much."""
 
-    label_smoothing: float = option(0.0, "share of the target that is spread over all classes")
-    random_crop: int = option(0, "pad pixels by so many, edges repeated, and cut out a window; 0: do not")
+    label_smoothing: Annotated[float, Within(0, 1, "[)")] = option(
+        0.0, "share of the target that is spread over all classes"
+    )
+    random_crop: Whole = option(0, "pad pixels by so many, edges repeated, and cut out a window; 0: do not")
     num_labels: int | None = option(None, "learn from so many rows, every class in its share; null: all")
     linear_probe: bool = option(False, "train the head alone, on features that are computed once")
     levels: LevelDistribution = option("uniform", "noise-aware: of the noise level")
     levels_arguments: dict[str, Any] = field(default_factory=dict, metadata={"help": "log_normal: mean, std"})
 
     def __post_init__(self) -> None:
-        """Check ranges; ValueError names the field."""
-        if not 0 <= self.label_smoothing < 1:
-            raise ValueError(f"label_smoothing must lie in [0, 1), got {self.label_smoothing}")
-        if self.random_crop < 0:
-            raise ValueError(f"random_crop must be 0 or more, got {self.random_crop}")
+        """Check the ranges, and that features stay what they are; ValueError names the field."""
+        super().__post_init__()
         if self.linear_probe and self.random_crop:
             raise ValueError("linear_probe computes features once: random_crop must be 0")
 

@@ -19,6 +19,7 @@ import torch
 from diffusers import DDPMPipeline, DiffusionPipeline
 from torch import Tensor, nn
 
+from guided_diffusers.core.declared import Share
 from guided_diffusers.core.randomness import Stream, seed_for
 from guided_diffusers.likelihood.bound import estimated_bound
 from guided_diffusers.pipelines import TextToImagePipeline
@@ -36,24 +37,14 @@ class TextDenoisingConfig(DenoisingConfig):
     """What a denoiser with text learns: noise levels, weights, dropped captions."""
 
     weighting: Literal["uniform", "min_snr"] = option("min_snr", "weight of the squared error")
-    caption_dropout: float = option(0.1, "share of captions replaced by the empty prompt")
-
-    def __post_init__(self) -> None:
-        """Check ranges; ValueError names the field."""
-        super().__post_init__()
-        _check_share("caption_dropout", self.caption_dropout)
+    caption_dropout: Share = option(0.1, "share of captions replaced by the empty prompt")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClassObjectiveConfig(ObjectiveConfig):
     """What a denoiser without text learns, at which timesteps, and dropped classes."""
 
-    class_dropout: float = option(0.0, "share of labels replaced by the null class, the network's last")
-
-    def __post_init__(self) -> None:
-        """Check ranges; ValueError names the field."""
-        super().__post_init__()
-        _check_share("class_dropout", self.class_dropout)
+    class_dropout: Share = option(0.0, "share of labels replaced by the null class, the network's last")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -264,8 +255,3 @@ class Labels(Conditioning):
 
 def _dropped(seed: int, stream: Stream, positions: list[int], share: float) -> Tensor:
     return uniform_for(seed_for(seed, stream), positions) < share
-
-
-def _check_share(name: str, value: float) -> None:
-    if not 0 <= value <= 1:
-        raise ValueError(f"{name} must lie in [0, 1], got {value}")

@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from guided_diffusers.core.declared import Declared, Positive
 from guided_diffusers.core.noise import NoiseLevel
 from guided_diffusers.likelihood.variational import hybrid_terms
 from guided_diffusers.losses import (
@@ -36,34 +37,24 @@ from guided_diffusers.training.tasks.importance import ImportanceSampler
 
 
 @dataclass(frozen=True, kw_only=True)
-class ObjectiveConfig:
+class ObjectiveConfig(Declared):
     """What the network learns, and at which timesteps."""
 
     loss: Literal["simple", "hybrid", "bound"] = option(
         "simple", "squared error; with the bound's for the variance; or the bound alone"
     )
-    bound_weight: float = option(0.001, "lambda: weight of the sum over t of the bound's terms (hybrid)")
+    bound_weight: Positive = option(0.001, "lambda: weight of the sum over t of the bound's terms (hybrid)")
     timesteps: Literal["uniform", "importance"] = option("uniform", "importance: by the size of past losses")
-
-    def __post_init__(self) -> None:
-        """Check ranges; ValueError names the field."""
-        if not self.bound_weight > 0:
-            raise ValueError(f"bound_weight must be positive, got {self.bound_weight}")
 
 
 @dataclass(frozen=True, kw_only=True)
-class DenoisingConfig:
+class DenoisingConfig(Declared):
     """The noise levels of training, and the weight of each."""
 
     levels: LevelDistribution = option("uniform", "distribution of the noise level")
     levels_arguments: dict[str, Any] = field(default_factory=dict, metadata={"help": "log_normal: mean, std"})
     weighting: Literal["uniform", "min_snr"] = option("uniform", "weight of the squared error")
-    min_snr_gamma: float = option(5.0, "SNR above which an error of x_0 counts no more")
-
-    def __post_init__(self) -> None:
-        """Check ranges; ValueError names the field."""
-        if not self.min_snr_gamma > 0:
-            raise ValueError(f"min_snr_gamma must be positive, got {self.min_snr_gamma}")
+    min_snr_gamma: Positive = option(5.0, "SNR above which an error of x_0 counts no more")
 
 
 def learned_variance(scheduler: Any) -> bool:

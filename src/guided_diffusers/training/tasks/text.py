@@ -18,6 +18,7 @@ import transformers
 from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedModel, PreTrainedTokenizerBase
 
 from guided_diffusers.core.condition import MAX_CONTEXT, cut_texts, encode_text, tokenize
+from guided_diffusers.core.declared import Declared
 from guided_diffusers.models.transformers_models import load_fitting, load_tokenizer
 from guided_diffusers.store.caption_words import keep_words, known_words, new_words
 from guided_diffusers.store.checkpoints import pipeline_source
@@ -30,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextConfig:
+class TextConfig(Declared):
     """The text encoder: one of our own or pretrained, trained with the denoiser or frozen."""
 
     encoder: Literal["joint", "frozen"] = option("joint", "trained with the denoiser, or frozen")
@@ -45,6 +46,7 @@ class TextConfig:
 
     def __post_init__(self) -> None:
         """Check that there is something to freeze."""
+        super().__post_init__()
         if self.encoder == "frozen" and self.pretrained is None:
             raise ValueError(
                 "text.encoder is 'frozen': name a trained one in text.pretrained, or use 'joint'"

@@ -1,0 +1,305 @@
+"""Ranges said once, in the annotation of a field, and the one reader that checks and converts by them.
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(Declared):
+        momentum: Annotated[float, Between(-1, 1)] = -0.5
+        threshold: Annotated[float, Above(0)] | None = None
+        form: Literal["score", "mean_shift"] = "score"
+        widths: tuple[Annotated[int, AtLeast(1)], ...] = (64, 128)
+
+    Config(momentum=2)                      # momentum is 2; allowed: a finite number between -1 and 1
+    build(Config, {"threshold": "1e-3"}, text=True)                     # of YAML, or the command line
+    allowed(Literal["score", "mean_shift"])                             # 'score', 'mean_shift': for --help
+
+In `Annotated` a `Range` limits a number, or how many items anything else has; a text says in words what is
+allowed; a function is the reader of a kind that has its own, as a dataclass's classmethod `of` is. Values of
+other classes are taken as they are.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import os
+import types
+import typing
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
+from functools import cache
+from numbers import Integral
+from typing import Annotated, Any, Literal
+
+from guided_diffusers.core.checks import as_number, shown
+
+
+@dataclass(frozen=True)
+class Range:
+    """The numbers from `low` to `high`. Annotations say it by `Within`, `Between`, `Above` or `AtLeast`.
+
+    Args:
+        low: The least.
+        high: The greatest.
+        ends: Which of the two are in it, as in mathematics: "[]", "(]", "[)" or "()".
+        finite: Whether infinity is left out.
+    """
+
+    low: float = -math.inf
+    high: float = math.inf
+    ends: str = "[]"
+    finite: bool = True
+
+    def __contains__(self, number: float) -> bool:
+        """Whether a number is in it; NaN never is."""
+        above = number > self.low if self.ends[0] == "(" else number >= self.low
+        below = number < self.high if self.ends[1] == ")" else number <= self.high
+        return above and below and not (self.finite and abs(number) == math.inf)
+
+    def __str__(self) -> str:
+        """In words, to follow those of the type: " above 0"."""
+        low, high = f"{self.low:,}", f"{self.high:,}"
+        if math.isinf(self.high):
+            return "" if math.isinf(self.low) else f" {_BOTTOM[self.ends[0]]} {low}"
+        if self.ends in ("()", "[]"):
+            return f" between {low} and {high}" if self.ends == "()" else f" from {low} to {high}"
+        return f" {_BOTTOM[self.ends[0]]} {low} and {'below' if self.ends[1] == ')' else 'at most'} {high}"
+
+
+_BOTTOM = {"[": "of at least", "(": "above"}
+
+
+def Within(low: float, high: float, ends: str = "[]") -> Range:
+    """`low <= number <= high`; other ends as of `Range`."""
+    return Range(low, high, ends)
+
+
+def Between(low: float, high: float) -> Range:
+    """`low < number < high`."""
+    return Range(low, high, "()")
+
+
+def Above(low: float, finite: bool = True) -> Range:
+    """`number > low`."""
+    return Range(low, ends="(]", finite=finite)
+
+
+def AtLeast(low: float, finite: bool = True) -> Range:
+    """`number >= low`."""
+    return Range(low, finite=finite)
+
+
+Positive = Annotated[float, Above(0)]
+Amount = Annotated[float, AtLeast(0)]
+Share = Annotated[float, Within(0, 1)]
+Count = Annotated[int, AtLeast(1)]
+Whole = Annotated[int, AtLeast(0)]
+Text = Annotated[str, AtLeast(1), "text that is not empty"]
+Text = Annotated[str, AtLeast(1), "text that is not empty"]
+
+
+class Declared:
+    """Base of frozen dataclasses whose fields are checked, and converted, by their annotations when made.
+
+    Raises:
+        ValueError: A value that its annotation does not allow.
+        TypeError: What has to be called and cannot be.
+    """
+
+    def __post_init__(self) -> None:
+        """Read every field. What concerns several fields is checked by a subclass, after this."""
+        for name, kind in kinds_of(type(self)).items():
+            object.__setattr__(self, name, read(name, getattr(self, name), kind))
+
+
+@cache
+def kinds_of(cls: type) -> dict[str, Any]:
+    """The annotations of a dataclass's fields, by name.
+
+    Raises:
+        TypeError: One names what the module that wrote it does not hold when it runs.
+    """
+    try:
+        hints = typing.get_type_hints(cls, include_extras=True)
+    except NameError as error:
+        raise TypeError(f"the annotations of {cls.__name__} cannot be read: {error}; import it") from error
+    return {item.name: hints[item.name] for item in fields(cls)}
+
+
+class _UnfitError(Exception):
+    """A value does not fit its kind."""
+
+
+def read(name: str, value: Any, kind: Any, text: bool = False) -> Any:
+    """A value as its annotation has it: of the type itself, lists as tuples where those are meant.
+
+    Args:
+        name: What errors call it.
+        value: What was given.
+        kind: The annotation.
+        text: It was written in YAML or on a command line: a text may be a number, and a number a text.
+
+    Raises:
+        ValueError: Not allowed; it says what is.
+        TypeError: What has to be called and cannot be.
+    """
+    try:
+        return _as(kind, value, name, text)
+    except _UnfitError:
+        error = TypeError if _is_called(kind) else ValueError
+        raise error(f"{name} is {shown(value)}; allowed: {allowed(kind)}") from None
+
+
+def build(cls: type, values: Any, where: str = "", text: bool = False) -> Any:
+    """A dataclass, and those inside it, from a mapping.
+
+    Args:
+        cls: The dataclass.
+        values: By the names of its fields.
+        where: The path of the mapping in a greater one, for errors.
+        text: As of `read`.
+
+    Raises:
+        ValueError: An unknown key, named with the nearest known one, a missing one, or a value that is not
+            allowed; it names the path.
+    """
+    if not isinstance(values, Mapping):
+        raise ValueError(f"{where or cls.__name__} is {shown(values)}; allowed: a mapping of keys")
+    prefix, kinds = where and f"{where}.", kinds_of(cls)
+    known = {item.name: item for item in fields(cls) if item.init}
+    for key in values:
+        if key not in known:
+            raise ValueError(unknown(f"{prefix}{key}", [prefix + name for name in known]))
+    given = {}
+    for name, item in known.items():
+        path = prefix + name
+        if name in values:
+            given[name] = read(path, values[name], kinds[name], text)
+            item.metadata.get("check", lambda value, path: None)(given[name], path)
+        elif is_dataclass(kinds[name]) and item.default is MISSING:
+            given[name] = build(kinds[name], {}, path, text)
+        elif not has_default(item):
+            raise ValueError(f"{path} is required, and is not given")
+    return cls(**given)
+
+
+def has_default(item: Field) -> bool:
+    """Whether a field may be left out."""
+    return item.default is not MISSING or item.default_factory is not MISSING
+
+
+def unknown(key: str, known: Iterable[str]) -> str:
+    """What an error says of a key that is none of `known`."""
+    (nearest,) = difflib.get_close_matches(key, list(known), n=1, cutoff=0.0) or [None]
+    return f"unknown key {shown(key)}" + (f": did you mean {nearest!r}?" if nearest else "")
+
+
+def allowed(kind: Any) -> str:
+    """What an annotation allows, in words."""
+    origin, parts, rules = _origin(kind), typing.get_args(kind), getattr(kind, "__metadata__", ())
+    if rules:
+        said = [rule for rule in rules if isinstance(rule, str)]
+        ranges = [rule for rule in rules if isinstance(rule, Range)]
+        plain = "a number" if any(not each.finite for each in ranges) else allowed(parts[0])
+        return said[0] if said else plain + "".join(map(str, ranges))
+    if origin is Literal:
+        return ", ".join(map(repr, parts))
+    if origin is typing.Union:
+        return ", or ".join(allowed(part) for part in sorted(parts, key=lambda part: part is not type(None)))
+    if origin in (tuple, list) and parts:
+        count = "" if origin is list or parts[1:] == (...,) else f" of {len(parts)}"
+        return f"a list{count}, each item {allowed(parts[0])}"
+    if is_dataclass(kind):
+        return "a mapping of keys"
+    return _WORDS.get(origin or kind) or getattr(kind, "__name__", str(kind))
+
+
+_WORDS = {
+    type(None): "None",
+    bool: "True or False",
+    int: "an integer",
+    float: "a finite number",
+    str: "a text",
+    tuple: "a list",
+    list: "a list",
+    dict: "a mapping",
+    Callable: "a function",
+}
+
+
+def _origin(kind: Any) -> Any:
+    """The type that an annotation is made of; of both ways to write a union, one."""
+    origin = typing.get_origin(kind)
+    return typing.Union if origin is types.UnionType else origin
+
+
+def _is_called(kind: Any) -> bool:
+    """Whether an annotation is of something to call, or of that among other things."""
+    return Callable in (kind, _origin(kind)) or any(map(_is_called, typing.get_args(kind)))
+
+
+def _as(kind: Any, value: Any, name: str, text: bool) -> Any:
+    """The value, read by its annotation; `_UnfitError` where it is not allowed."""
+    if rules := getattr(kind, "__metadata__", ()):
+        for reader in filter(callable, rules):
+            return reader(value)
+        ranges = [rule for rule in rules if isinstance(rule, Range)]
+        if kind.__origin__ in (int, float):
+            return _number(kind.__origin__, value, text, ranges)
+        given = _as(kind.__origin__, value, name, text)
+        return _that(all(len(given) in limits for limits in ranges), given)
+    origin, parts = _origin(kind), typing.get_args(kind)
+    if origin is typing.Union:
+        return _first_that_fits(parts, value, name, text)
+    if kind in (int, float):
+        return _number(kind, value, text, [Range()])
+    if is_dataclass(kind):
+        if isinstance(value, kind) or hasattr(kind, "of"):
+            return value if isinstance(value, kind) else kind.of(value)
+        return build(kind, _that(isinstance(value, Mapping), value), name, text)
+    if kind is str:
+        number = text and isinstance(value, int | float) and not isinstance(value, bool)
+        return str(_that(number or isinstance(value, str | os.PathLike), value))
+    if origin in (tuple, list):
+        given = _that(isinstance(value, list | tuple), value)
+        several = parts[:1] * len(given) if origin is list or parts[1:] == (...,) else parts
+        _that(len(given) == len(several), value)
+        return origin(_as(part, item, name, text) for part, item in zip(several, given, strict=True))
+    if origin is dict:
+        given = _that(isinstance(value, Mapping), value).items()
+        return {read(name, key, parts[0]): read(f"{name}.{key}", item, parts[1], text) for key, item in given}
+    if origin is Literal:
+        if text and value is False and "no" in parts:  # YAML reads a bare `no` as False
+            return "no"
+        return _that(any(type(value) is type(choice) and value == choice for choice in parts), value)
+    if Callable in (origin, kind):
+        return _that(callable(value), value)
+    return _that(kind not in (bool, type(None), dict, tuple, list) or isinstance(value, kind), value)
+
+
+def _that(fits: bool, value: Any) -> Any:
+    if not fits:
+        raise _UnfitError
+    return value
+
+
+def _first_that_fits(parts: Iterable[Any], value: Any, name: str, text: bool) -> Any:
+    if value is None and type(None) in parts:
+        return None
+    for part in parts:
+        with suppress(_UnfitError):
+            return _as(part, value, name, text)
+    raise _UnfitError
+
+
+def _number(kind: type, value: Any, text: bool, ranges: Iterable[Range]) -> float | int:
+    number = as_number(value)
+    if kind is int and isinstance(value, Integral) and not isinstance(value, bool):
+        number = int(value)
+    elif text and isinstance(value, str):  # YAML reads 1e-3 as a text
+        with suppress(ValueError):
+            number = float(value)
+    elif kind is int and not text:
+        number = None
+    right = number is not None and all(number in each for each in ranges)
+    _that(right and (kind is float or number == int(number)), value)
+    return kind(number)
