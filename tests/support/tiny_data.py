@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +12,33 @@ import numpy as np
 from datasets import Dataset, Features, Value
 from datasets import Image as ImageFeature
 from PIL import Image
+
+from guided_diffusers.training.data.dataset import DataConfig, ImageTextDataset
+
+SLICE = Path(__file__).parents[1] / "data" / "fashion_slice.parquet"
+"""64 real images of Fashion-MNIST, padded to 32x32, with six captions each, `label` and `name`."""
+
+
+def fashion(cache: Path, **config: Any) -> ImageTextDataset:
+    """The slice, grey."""
+    return ImageTextDataset(
+        DataConfig(**{"path": str(SLICE), "channels": 1, "cache_dir": str(cache), **config})
+    )
+
+
+def png(pixels: np.ndarray | int = 0) -> bytes:
+    """A PNG file of an array, or of 8x8 pixels of a grey level."""
+    buffer = io.BytesIO()
+    pixels = np.full((8, 8), pixels, np.uint8) if isinstance(pixels, int) else pixels
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+class Terminal(io.StringIO):
+    """A stream as a terminal."""
+
+    def isatty(self) -> bool:
+        return True
 
 
 def captioned(folder: Path, captions: Sequence[str]) -> Path:

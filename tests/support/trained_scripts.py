@@ -15,7 +15,8 @@ from typing import Any
 
 import torch
 import yaml
-from safetensors.torch import load_file
+from training_scripts import ENCODER, TEXT_MODEL
+from training_scripts import weights as of_folder
 
 from guided_diffusers import pretrained
 from guided_diffusers.evaluation import Judge, JudgeConfig, save_judge
@@ -42,7 +43,6 @@ DATA = {
     "resolution": 16,
     "channels": 1,
 }
-UNET = {"block_out_channels": [8, 8], "layers_per_block": 1, "norm_num_groups": 4}
 CONDITIONAL = {
     "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"],
     "mid_block_type": "UNetMidBlock2DCrossAttn",
@@ -52,13 +52,12 @@ CONDITIONAL = {
 TEXT = {
     "vocabulary_size": 600,
     "context_length": 8,
-    "model": {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2},
+    "model": TEXT_MODEL,
 }
-ENCODER = {"block_out_channels": [8, 8], "layers_per_block": 1, "norm_num_groups": 4}
 TEXT_TO_IMAGE = {
     "data": {"resolution": 32},
     "autoencoder": "fashion-32/vae",
-    "unet": {**UNET, **CONDITIONAL},
+    "unet": {**ENCODER, **CONDITIONAL},
     "scheduler_arguments": {"prediction_type": "v_prediction", "clip_sample": False},
 }
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -84,7 +83,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         "train_unconditional.py",
         {
             "data": {"caption_column": None},
-            "unet": {**UNET, "down_block_types": ["DownBlock2D"] * 2, "up_block_types": ["UpBlock2D"] * 2},
+            "unet": {**ENCODER, "down_block_types": ["DownBlock2D"] * 2, "up_block_types": ["UpBlock2D"] * 2},
             "scheduler": {"num_train_timesteps": 40, "variance_type": "learned_range"},
             "objective": {"loss": "hybrid"},
             "validation": {"images": 0},
@@ -207,12 +206,7 @@ def records(folder: Path) -> list[dict[str, Any]]:
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
-    """Everything in the last checkpoint and in the export, by file and name."""
+    """Everything in the last checkpoint and in the exports, by file and name."""
     last = max((folder / "checkpoints").glob("[0-9]*"))
-    files = [*last.rglob("*.safetensors"), *(folder / "final").rglob("*.safetensors")]
-    files += (folder / "snapshots").rglob("*.safetensors")
-    return {
-        f"{file.relative_to(folder)}:{name}": tensor
-        for file in sorted(files)
-        for name, tensor in load_file(file).items()
-    }
+    parts = (last, folder / "final", folder / "snapshots")
+    return {f"{part.name}/{name}": value for part in parts for name, value in of_folder(part).items()}

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_data import Terminal, fashion
 from transformers import CLIPTextModel
 
 from guided_diffusers.core.condition import tokenize
@@ -18,9 +19,7 @@ from guided_diffusers.models import VariationalAutoencoder
 from guided_diffusers.training.data import cache
 from guided_diffusers.training.data.cache import cached_embeddings, cached_latents, fingerprint
 from guided_diffusers.training.data.captions import text_config_for, train_tokenizer
-from guided_diffusers.training.data.dataset import DataConfig, ImageTextDataset
-
-SLICE = Path(__file__).parents[2] / "data" / "fashion_slice.parquet"
+from guided_diffusers.training.data.dataset import ImageTextDataset
 
 
 def make_autoencoder(seed=0):
@@ -41,7 +40,7 @@ def make_autoencoder(seed=0):
 
 @pytest.fixture
 def data(tmp_path):
-    return ImageTextDataset(DataConfig(path=str(SLICE), channels=1, cache_dir=str(tmp_path / "cache")))
+    return fashion(tmp_path / "cache")
 
 
 def test_moments_are_those_of_encoding_directly(data):
@@ -55,10 +54,9 @@ def test_moments_are_those_of_encoding_directly(data):
     torch.testing.assert_close(std, posterior.std, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("terminal", [True, False])
-def test_encoding_shows_its_progress_on_a_terminal(data, monkeypatch, terminal):
-    stream = io.StringIO()
-    stream.isatty = lambda: terminal
+@pytest.mark.parametrize("kind", [Terminal, io.StringIO])
+def test_encoding_shows_its_progress_on_a_terminal(data, monkeypatch, kind):
+    stream, terminal = kind(), kind is Terminal
     monkeypatch.setattr(sys, "stderr", stream)
     cached_latents(make_autoencoder(), data, batch_size=10)
     assert ("encoding latents: 100%" in stream.getvalue()) == terminal == bool(stream.getvalue())

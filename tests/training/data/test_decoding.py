@@ -1,28 +1,15 @@
 """The crop before resizing: what was padded comes back to the bit; and other columns of the data."""
 
 import gzip
-import io
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from tiny_data import fashion, png
 
-from guided_diffusers.training.data.dataset import DataConfig, ImageTextDataset, decode_image
+from guided_diffusers.training.data.dataset import DataConfig, decode_image
 
-SLICE = Path(__file__).parents[2] / "data" / "fashion_slice.parquet"
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
-
-
-def png(pixels):
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, format="PNG")
-    return buffer.getvalue()
-
-
-def open_slice(tmp_path, **arguments):
-    defaults = {"path": str(SLICE), "channels": 1, "cache_dir": str(tmp_path / "cache")}
-    return ImageTextDataset(DataConfig(**{**defaults, **arguments}))
 
 
 @pytest.mark.parametrize("shape", [(28, 28), (28, 28, 3)])
@@ -41,16 +28,16 @@ def test_what_is_cropped_is_then_resized():
 
 def test_an_image_smaller_than_the_crop_is_named(tmp_path):
     with pytest.raises(ValueError, match="row 0 .* 32x32, which is less than crop = 40"):
-        open_slice(tmp_path, crop=40)
+        fashion(tmp_path, crop=40)
     with pytest.raises(ValueError, match="crop is 0"):
         DataConfig(path="anything", crop=0)
 
 
 def test_a_crop_is_decoded_apart_and_none_leaves_old_caches(tmp_path):
-    whole, cut = open_slice(tmp_path), open_slice(tmp_path, crop=28, resolution=28)
+    whole, cut = fashion(tmp_path), fashion(tmp_path, crop=28, resolution=28)
     assert cut.shape == (1, 28, 28)
     assert np.array_equal(cut.pixels(range(64)), whole.pixels(range(64))[..., 2:-2, 2:-2])
-    resized = open_slice(tmp_path, resolution=28)
+    resized = fashion(tmp_path, resolution=28)
     assert resized.fingerprint != cut.fingerprint
     assert not np.array_equal(resized.pixels([0]), cut.pixels([0]))
 
@@ -59,12 +46,12 @@ def test_a_crop_is_decoded_apart_and_none_leaves_old_caches(tmp_path):
 def test_the_cropped_images_are_the_published_ones(tmp_path):
     data = gzip.decompress((DEBIAN / "train-images-idx3-ubyte.gz").read_bytes())
     published = np.frombuffer(data, np.uint8, offset=16, count=64 * 784).reshape(64, 1, 28, 28)
-    pixels = open_slice(tmp_path, crop=28, resolution=28).pixels(range(64))
+    pixels = fashion(tmp_path, crop=28, resolution=28).pixels(range(64))
     assert np.array_equal(((pixels + 1) * 127.5).round().numpy().astype(np.uint8), published)
 
 
 def test_another_column_by_row(tmp_path):
-    data = open_slice(tmp_path, mirror=True)
+    data = fashion(tmp_path, mirror=True)
     labels = data.column("label")
     assert len(labels) == len(data) == 128 and labels[:64] == labels[64:] and set(labels) == set(range(10))
     with pytest.raises(ValueError, match="column 'class' is not in .*'label'"):

@@ -1,6 +1,5 @@
 """Folders of pictures: every picture is a row, splits are folders that hold everything, names are names."""
 
-import io
 import json
 import logging
 import os
@@ -9,22 +8,16 @@ import shutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image
+from tiny_data import png
 
 from guided_diffusers.training.data.dataset import DataConfig, ImageTextDataset, load_image_text
-
-
-def picture(value=0):
-    buffer = io.BytesIO()
-    Image.new("L", (8, 8), value).save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 def make(folder, files, **metadata):
     """A folder of pictures by name, each of its own grey level, and of metadata files by theirs."""
     for value, name in enumerate(files):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(picture(value))
+        (folder / name).write_bytes(png(value))
     for name, rows in metadata.items():
         text = rows if isinstance(rows, str) else "".join(json.dumps(row) + "\n" for row in rows)
         (folder / name.replace("_", ".")).write_text(text, encoding="utf-8")
@@ -156,7 +149,7 @@ def test_names_are_taken_literally(tmp_path, name):
     assert len(ImageTextDataset(config)) == 2
     if "::" in name or "$" in name:
         return  # datasets reads its own paths so: archives within archives, and the environment
-    table = pa.table({"image": [picture(), picture(9)], "text": ["a", "b"]})
+    table = pa.table({"image": [png(), png(9)], "text": ["a", "b"]})
     (tmp_path / "parquet" / name).mkdir(parents=True)
     for path in ("train.parquet", f"{name}.parquet"):
         pq.write_table(table, tmp_path / "parquet" / name / path)

@@ -12,20 +12,13 @@ import pytest
 import torch
 from datasets import Array2D, ClassLabel, Dataset, Features, LargeList, List, Value
 from datasets import Image as ImageFeature
-from PIL import Image
+from tiny_data import Terminal, png
 
 from guided_diffusers.evaluation import efficientnet, reference
 from guided_diffusers.store.files import cache_folder
 from guided_diffusers.training.data.dataset import DataConfig, ImageTextDataset, load_image_text
 
-
-def picture(value=0):
-    buffer = io.BytesIO()
-    Image.new("L", (8, 8), value).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-CELL = {"bytes": picture(), "path": None}
+CELL = {"bytes": png(), "path": None}
 
 
 @pytest.fixture
@@ -110,9 +103,9 @@ def test_other_columns_are_no_images(opened, kind, cells):
 
 
 def test_bytes_and_paths_are_images(opened, tmp_path):
-    (tmp_path / "a [1].png").write_bytes(picture(255))
+    (tmp_path / "a [1].png").write_bytes(png(255))
     paths = (Value("string"), [str(tmp_path / "a [1].png")] * 2)
-    for name, kind in (("bytes", (Value("binary"), [picture(255)] * 2)), ("path", paths)):
+    for name, kind in (("bytes", (Value("binary"), [png(255)] * 2)), ("path", paths)):
         data = opened({name: kind}, image_column=name, caption_column=None)
         assert data.pixels([0, 1]).min() == 1
 
@@ -133,9 +126,7 @@ ARRAYS = {
 def test_arrays_of_pixels_are_images(opened, name):
     kind, cell = ARRAYS[name]
     if isinstance(cell, dict):
-        buffer = io.BytesIO()
-        Image.fromarray(RAMP.astype(np.uint8)).save(buffer, "PNG")
-        cell["bytes"] = buffer.getvalue()
+        cell["bytes"] = png(RAMP.astype(np.uint8))
     data = opened({"array": (kind, [cell] * 2)}, image_column="array", caption_column=None)
     assert np.array_equal(((data.pixels([1])[0, 0] + 1) * 127.5).round(), RAMP)
 
@@ -166,7 +157,7 @@ def test_web_addresses_are_named_by_row(opened):
 
 def test_categories_of_pandas_are_texts_and_classes(tmp_path):
     frame = pd.DataFrame({"text": ["a", "b", "a"], "kind": ["x", "y", "x"]}).astype("category")
-    table = pa.Table.from_pandas(frame).append_column("image", pa.array([picture()] * 3))
+    table = pa.Table.from_pandas(frame).append_column("image", pa.array([png()] * 3))
     pq.write_table(table, tmp_path / "train.parquet")
     data = ImageTextDataset(DataConfig(path=str(tmp_path), resolution=8, cache_dir=str(tmp_path)))
     assert data.first_captions() == ["a", "b", "a"] and data.column("kind") == ["x", "y", "x"]
@@ -176,18 +167,14 @@ def test_a_pattern_of_tar_files(tmp_path):
     for number in range(2):
         with tarfile.open(tmp_path / f"{number}.tar", "w") as file:
             for name, content in (
-                (f"{number}.png", picture(255 * number)),
+                (f"{number}.png", png(255 * number)),
                 (f"{number}.txt", b"text %d" % number),
             ):
                 entry = tarfile.TarInfo(name)
                 entry.size = len(content)
                 file.addfile(entry, io.BytesIO(content))
-    columns = {
-        "image_column": "png",
-        "caption_column": "txt",
-        "resolution": 8,
-        "cache_dir": str(tmp_path / "c"),
-    }
+    columns = {"image_column": "png", "caption_column": "txt"}
+    columns |= {"resolution": 8, "cache_dir": str(tmp_path / "c")}
     data = ImageTextDataset(DataConfig(path=str(tmp_path / "*.tar"), **columns))
     assert data.first_captions() == ["text 0", "text 1"]
     assert torch.equal(data.pixels([0, 1])[:, 0, 0, 0], torch.tensor([-1.0, 1.0]))
@@ -195,7 +182,7 @@ def test_a_pattern_of_tar_files(tmp_path):
 
 def test_a_pattern_of_pictures(tmp_path):
     for number in (1, 2, 10):
-        (tmp_path / f"test {number}.png").write_bytes(picture(number))
+        (tmp_path / f"test {number}.png").write_bytes(png(number))
     dataset = load_image_text(DataConfig(path=str(tmp_path / "*.png"), caption_column=None))
     assert [cell["path"].rpartition(" ")[2] for cell in dataset["image"]] == ["1.png", "10.png", "2.png"]
 
@@ -231,14 +218,9 @@ def test_files_that_do_not_open_are_named(tmp_path, files, pattern, message):
 
 def test_data_files_that_are_left_out_are_told(tmp_path, caplog):
     for name in ("steam train", "cats"):
-        pq.write_table(pa.table({"image": [picture()], "text": [name]}), tmp_path / f"{name}.parquet")
+        pq.write_table(pa.table({"image": [png()], "text": [name]}), tmp_path / f"{name}.parquet")
     assert load_image_text(DataConfig(path=str(tmp_path)))["text"] == ["steam train"]
     assert "cats.parquet left out" in caplog.text
-
-
-class Terminal(io.StringIO):
-    def isatty(self):
-        return True
 
 
 @pytest.mark.parametrize("stream", [Terminal(), io.StringIO()])

@@ -11,6 +11,9 @@ from accelerate.state import AcceleratorState
 from accelerate.tracking import GeneralTracker
 from accelerate.utils import DistributedType
 from diffusers import UNet2DModel
+from training_scripts import of_task as weights
+from training_scripts import records as logged_in
+from training_scripts import same
 
 from guided_diffusers.training.engine.config import TrainingConfig
 from guided_diffusers.training.engine.order import data_order, uniform_for
@@ -19,18 +22,9 @@ from guided_diffusers.training.engine.setup import single_threaded_executor
 from guided_diffusers.training.engine.trainer import make_accelerator, train
 
 
-def weights(task):
-    return {f"{name}.{key}": v for name, m in task.modules.items() for key, v in m.state_dict().items()}
-
-
-def assert_same(one, other):
-    assert one.keys() == other.keys()
-    assert all(torch.equal(one[name], other[name]) for name in one)
-
-
 def records(folder):
-    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k not in ("seconds", "images_per_second")} for line in lines]
+    clock = ("seconds", "images_per_second")
+    return [{k: v for k, v in record.items() if k not in clock} for record in logged_in(folder)]
 
 
 def final(folder):
@@ -41,8 +35,8 @@ def test_stopping_and_resuming_is_bit_equal_to_never_having_stopped(run):
     whole, whole_folder = run("whole")
     run("parts", stop_at_images=104)
     parts, parts_folder = run("parts")
-    assert_same(weights(whole), weights(parts))
-    assert_same(final(whole_folder), final(parts_folder))  # the averaged weights
+    assert same(weights(whole), weights(parts))
+    assert same(final(whole_folder), final(parts_folder))  # the averaged weights
     assert parts.seen[0][1][0] == 104  # it did go on, and did not start anew
 
 
@@ -52,7 +46,7 @@ def test_a_crash_between_checkpoints_loses_no_bit(run):
         run("crashed", crash_at=150)
     resumed, resumed_folder = run("crashed")
     assert resumed.seen[0][1][0] == 128  # the newest multiple of 64 before the crash
-    assert_same(weights(whole), weights(resumed))
+    assert same(weights(whole), weights(resumed))
     validations = [r for r in records(resumed_folder) if "validation" in r]
     assert [r["images"] for r in validations] == [80, 160]  # neither lost nor written twice
     assert records(whole_folder)[-2:] == records(resumed_folder)[-2:]
@@ -106,7 +100,7 @@ def test_running_again_after_the_end_only_writes_the_model_again(run):
     before, folder = run(num_images=40)
     after, _ = run(num_images=40)
     assert after.seen == []
-    assert_same(weights(before), weights(after))
+    assert same(weights(before), weights(after))
 
 
 def test_channels_last_and_checkpointed_activations_change_nothing_but_rounding(run):
@@ -118,7 +112,7 @@ def test_channels_last_and_checkpointed_activations_change_nothing_but_rounding(
     assert difference.mean() < 1e-6
     resumed, _ = run("other", channels_last=True, **{**settings, "num_images": 16})
     unbroken, _ = run("unbroken", channels_last=True, **{**settings, "num_images": 16})
-    assert_same(weights(resumed), weights(unbroken))
+    assert same(weights(resumed), weights(unbroken))
 
 
 class TwoPlayers:

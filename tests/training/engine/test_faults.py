@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
+from training_scripts import same, weights
 
 from guided_diffusers.store.files import REPLACED, TEMPORARY, atomic_folder, recover, write_atomically
 from guided_diffusers.training.engine import checkpoint
@@ -175,16 +176,6 @@ def test_a_run_goes_on_bit_equal_from_every_step_of_its_saves(run, tmp_path, mom
         name = f"{number}"
         struck(lambda name=name: run(name, prefetch_batches=0, **settings), moment, number)
         folder = run(name, **settings)[1]
-        assert weights(folder).keys() == whole.keys(), calls[number]
-        assert all(torch.equal(value, whole[key]) for key, value in weights(folder).items()), calls[number]
+        assert same(weights(folder), whole), calls[number]
         assert not [path for path in folder.rglob("*") if path.name.startswith((TEMPORARY, REPLACED))]
         shutil.rmtree(folder)
-
-
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    files = sorted(folder.rglob("*.safetensors"))
-    return {
-        f"{file.relative_to(folder)}:{name}": tensor
-        for file in files
-        for name, tensor in safetensors.torch.load_file(file).items()
-    }

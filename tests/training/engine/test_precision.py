@@ -7,6 +7,7 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from torch import nn
+from training_scripts import of_task, same
 
 from guided_diffusers.training.engine.config import TrainingConfig
 from guided_diffusers.training.engine.trainer import train
@@ -56,14 +57,6 @@ def trained(task_class, folder, *arguments, **settings):
     return task, json.loads((folder / "config.json").read_text())
 
 
-def weights(task):
-    return {f"{name}.{key}": v for name, m in task.modules.items() for key, v in m.state_dict().items()}
-
-
-def assert_same(one, other):
-    assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
-
-
 @pytest.mark.parametrize("way", [("no", True), ("bf16", False)], ids=WAYS.get)
 def test_the_fastest_way_is_taken_said_kept_and_computes_as_if_named(timed, tmp_path, caplog, way):
     caplog.set_level("INFO")
@@ -78,7 +71,7 @@ def test_the_fastest_way_is_taken_said_kept_and_computes_as_if_named(timed, tmp_
 
     AcceleratorState._reset_state(reset_partial_state=True)
     named = dict(zip(("mixed_precision", "channels_last"), way, strict=True))
-    assert_same(weights(task), weights(trained(timed, tmp_path / "named", **named)[0]))
+    assert same(of_task(task), of_task(trained(timed, tmp_path / "named", **named)[0]))
 
     AcceleratorState._reset_state(reset_partial_state=True)
     slow = next(other for other in WAYS if other != way)

@@ -1,10 +1,11 @@
 """What a terminal shows of a run: an early line, a bar, and lines that the bar does not tear."""
 
 import io
-import json
 import logging
 
 import pytest
+from tiny_data import Terminal
+from training_scripts import records
 
 from guided_diffusers.training.engine import progress
 
@@ -22,8 +23,7 @@ def test_the_first_line_does_not_wait_for_the_first_record(run, caplog, monkeypa
     first, last = lines(caplog)
     assert first.startswith("8 of 160 images, ") and " left: images_per_second " in first
     assert last.startswith("160 of 160 images, ")
-    records = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    assert [record["images"] for record in records if SPEED in record] == [160]
+    assert [record["images"] for record in records(folder) if SPEED in record] == [160]
 
 
 def test_a_record_that_comes_first_is_the_first_line(run, caplog, monkeypatch):
@@ -37,13 +37,6 @@ def test_a_quick_run_has_its_records_alone(run, caplog):
     caplog.set_level("INFO")
     run(log_every_images=80)
     assert [text.split(" of ")[0] for text in lines(caplog)] == ["80", "160"]
-
-
-class Terminal(io.StringIO):
-    """Standard error as a terminal."""
-
-    def isatty(self):
-        return True
 
 
 @pytest.mark.parametrize("stream", [Terminal, io.StringIO], ids=["terminal", "file"])

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from training_scripts import records
 
 from guided_diffusers.training.engine.config import TrainingConfig
 from guided_diffusers.training.engine.trainer import make_optimizer, train
@@ -201,5 +202,5 @@ def test_a_damaged_log_and_configuration_do_not_stop_a_run(run, stopped):
     task, folder = run()
     assert task.seen[0][1][0] == 32
     assert json.loads((folder / "config.json").read_text())["num_images"] == 160
-    records = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    assert [record["images"] for record in records if "unet" in record] == [32, 40, 80, 120, 160]
+    logged = [record["images"] for record in records(folder) if "unet" in record]
+    assert logged == [32, 40, 80, 120, 160]

@@ -1,19 +1,18 @@
 """Training an autoencoder through its script and the shipped configuration, on real images, made tiny."""
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
 import training_scripts
 from diffusers import AutoencoderKL
-from safetensors.torch import load_file
+from tiny_data import SLICE, fashion
+from training_scripts import TRAINING, assert_goes_on_to_the_same_bits, records, weights
 
 from guided_diffusers.core.randomness import randn_for
 from guided_diffusers.models import VariationalAutoencoder
 from guided_diffusers.models.decoder_likelihoods import INITIAL_LOG_VARIANCE
 from guided_diffusers.models.evidence import bound_of
-from guided_diffusers.training.data.dataset import DataConfig, ImageTextDataset
 from guided_diffusers.training.engine.config import TrainingConfig
 from guided_diffusers.training.tasks import autoencoder_losses as losses
 from guided_diffusers.training.tasks.autoencoder import AutoencoderTask, ExportConfig, LossConfig
@@ -23,10 +22,8 @@ from guided_diffusers.training.tasks.autoencoder_measures import (
     measure_reconstructions,
 )
 
-ROOT = Path(__file__).parents[3]
-CONFIGS = ROOT / "training" / "configs"
 TINY = {
-    "data.path": ROOT / "tests" / "data" / "fashion_slice.parquet",
+    "data.path": SLICE,
     "export.validation_split": "train",  # the slice has one split
     "export.validation_rows": 16,
     "export.statistics_rows": 64,
@@ -49,11 +46,10 @@ def train(tmp_path_factory):
     base = tmp_path_factory.mktemp("runs")
     script = training_scripts.load("train_autoencoder")
 
-    def run(name, config="fashion_autoencoder.yaml", **overrides):
+    def run(name, *more, config="fashion_autoencoder"):
         options = {**TINY, "data.cache_dir": base / "cache", "training.output_dir": base / name}
-        options |= {key.replace("__", "."): value for key, value in overrides.items()}
         words = [word for key, value in options.items() for word in (f"--{key}", value)]
-        training_scripts.train(script, "--config", CONFIGS / config, *words)
+        training_scripts.train(script, "--config", TRAINING / "configs" / f"{config}.yaml", *words, *more)
         return base / name
 
     return run
@@ -67,8 +63,7 @@ def whole(train):
 
 @pytest.fixture
 def data(tmp_path):
-    path = str(TINY["data.path"])
-    return ImageTextDataset(DataConfig(path=path, channels=1, cache_dir=str(tmp_path / "cache")))
+    return fashion(tmp_path / "cache")
 
 
 def test_the_command_leaves_a_model_with_standardised_latents(whole, data):
@@ -86,31 +81,22 @@ def test_the_command_leaves_a_model_with_standardised_latents(whole, data):
     assert figures["images"] == 64
     expected = measure_reconstructions(model, data, range(64))
     assert figures["psnr"] == pytest.approx(expected["psnr"], rel=1e-4)
-    records = [json.loads(line) for line in (whole / "log.jsonl").read_text().splitlines()]
-    assert any("adversarial" in record for record in records) and "adversarial" not in records[0]
-    assert "discriminator" not in records[0] and any("discriminator" in record for record in records)
-    assert any("sharpness" in record.get("validation", {}) for record in records)
+    first, *others = records(whole)
+    assert not {"adversarial", "discriminator"} & set(first)
+    assert all(any(name in record for record in others) for name in ("adversarial", "discriminator"))
+    assert any("sharpness" in record.get("validation", {}) for record in others)
     assert len(list((whole / "validation").glob("*.png"))) == 2
 
 
-def test_resuming_with_a_discriminator_is_bit_equal(train, whole):
-    train("parts", training__stop_at_images=48)
-    assert not (whole.parent / "parts" / "final").exists()
-    parts = train("parts")
-    for name in (
-        "modules/autoencoder",
-        "modules/discriminator",
-        "averaged/autoencoder",
-        "optimizers/discriminator",
-    ):
-        one, two = (load_file(run / f"checkpoints/000000000096/{name}.safetensors") for run in (whole, parts))
-        assert one.keys() == two.keys() and all(torch.equal(one[key], two[key]) for key in one)
+def test_resuming_with_a_discriminator_is_bit_equal(train):
+    _, parts = assert_goes_on_to_the_same_bits(train, 48)
+    files = {name.partition(".")[0] for name in weights(parts / "checkpoints" / "000000000096")}
+    assert {"modules/discriminator", "averaged/autoencoder", "optimizers/discriminator"} < files
 
 
 def test_training_improves_reconstructions(train, whole, data):
-    longer = train(
-        "longer", training__num_images=640, loss__adversarial_weight=0, training__ema_half_life_images=30
-    )
+    options = ("--num_images", 640, "--adversarial_weight", 0, "--ema_half_life_images", 30)
+    longer = train("longer", *options)
     before, after = (
         measure_reconstructions(VariationalAutoencoder.from_pretrained(run / "final"), data, range(64))
         for run in (whole, longer)
@@ -119,12 +105,11 @@ def test_training_improves_reconstructions(train, whole, data):
 
 
 def test_the_second_stage_changes_the_decoder_and_no_latent(train, whole, data):
-    second = train("second", "fashion_autoencoder_decoder.yaml", pretrained=whole / "final", denoiser="null")
+    options = ("--pretrained", whole / "final", "--denoiser", "null")
+    second = train("second", *options, config="fashion_autoencoder_decoder")
     one, two = (VariationalAutoencoder.from_pretrained(run / "final") for run in (whole, second))
-    assert (
-        one.config.latents_mean == two.config.latents_mean
-        and one.config.latents_std == two.config.latents_std
-    )
+    assert one.config.latents_mean == two.config.latents_mean
+    assert one.config.latents_std == two.config.latents_std
     images = data.pixels(range(8))
     with torch.no_grad():
         latents = one.encode(images).latent_dist.mean
@@ -135,9 +120,7 @@ def test_the_second_stage_changes_the_decoder_and_no_latent(train, whole, data):
 @pytest.mark.parametrize("scaling", [0.18215, 1.0])
 def test_a_decoder_of_others_keeps_the_scale_of_their_latents(data, tmp_path, scaling):
     kl = AutoencoderKL(1, 1, block_out_channels=(4,), norm_num_groups=4, scaling_factor=scaling)
-    model = VariationalAutoencoder.from_autoencoder_kl(kl)
-    training = TrainingConfig(output_dir="unused", batch_size=8)
-    task = AutoencoderTask(model, None, data, data, LossConfig(), ExportConfig(), training, decoder_only=True)
+    task = task_of(VariationalAutoencoder.from_autoencoder_kl(kl), data, decoder_only=True)
     task.save(tmp_path, task.modules)
     images, saved = data.pixels(range(4)), VariationalAutoencoder.from_pretrained(tmp_path)
     with torch.no_grad():
@@ -147,10 +130,7 @@ def test_a_decoder_of_others_keeps_the_scale_of_their_latents(data, tmp_path, sc
 
 def test_losses_do_not_depend_on_how_a_batch_is_split(data):
     """Every random number belongs to a position: the mean over halves is the whole."""
-    torch.manual_seed(0)
-    model = VariationalAutoencoder(1, 1, block_out_channels=(4,), norm_num_groups=4, latent_channels=2)
-    training = TrainingConfig(output_dir="unused", batch_size=8)
-    task = AutoencoderTask(model, None, data, data, LossConfig(), ExportConfig(), training)
+    task = task_of(spatial(), data)
 
     def loss(numbers):
         batch = task.batch(numbers, [100 + number for number in numbers])
@@ -160,24 +140,26 @@ def test_losses_do_not_depend_on_how_a_batch_is_split(data):
     torch.testing.assert_close(whole, halves, atol=1e-6, rtol=1e-5)
 
 
+def spatial():
+    torch.manual_seed(0)
+    return VariationalAutoencoder(1, 1, block_out_channels=(4,), norm_num_groups=4, latent_channels=2)
+
+
 def small(**overrides):
     """A tiny model of whole images as the shipped slice has them, 32x32 grey."""
     torch.manual_seed(0)
-    config = {
-        "block_out_channels": (4, 4),
-        "down_block_types": ("DownEncoderBlock2D",) * 2,
-        "up_block_types": ("UpDecoderBlock2D",) * 2,
-        "norm_num_groups": 4,
-        "latent_channels": 3,
-    }
-    return VariationalAutoencoder(
-        1, 1, **{**config, "latent": "vector", "likelihood": "gaussian", **overrides}
-    )
+    config = {"block_out_channels": (4, 4), "norm_num_groups": 4, "latent_channels": 3}
+    config |= {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
+    config |= {"latent": "vector", "likelihood": "gaussian"}
+    return VariationalAutoencoder(1, 1, **{**config, **overrides})
 
 
-def task_of(model, data, training=None, **loss):
+def task_of(model, data, training=None, decoder_only=False, **loss):
     training = training or TrainingConfig(output_dir="unused", batch_size=8)
-    return AutoencoderTask(model, None, data, data, LossConfig(**loss), ExportConfig(), training)
+    export = ExportConfig()
+    return AutoencoderTask(
+        model, None, data, data, LossConfig(**loss), export, training, decoder_only=decoder_only
+    )
 
 
 BOUND = {"reconstruction": "likelihood"}
@@ -258,36 +240,28 @@ def test_a_plain_autoencoder_has_no_divergence_and_no_noise(data):
     torch.testing.assert_close(loss, (model(batch["images"]).sample - batch["images"]).square().mean())
 
 
-SHIPPED = ["fashion_vae_vector.yaml", "fashion_vae_spatial.yaml", "fashion_autoencoder_plain.yaml"]
+SHIPPED = ["fashion_vae_vector", "fashion_vae_spatial", "fashion_autoencoder_plain"]
 
 
 @pytest.mark.parametrize("config", SHIPPED)
 def test_the_shipped_configurations_train_save_and_resume_to_the_bit(train, data, config):
-    name = config.removesuffix(".yaml")
-    whole = train(name, config)
-    train(name + "-parts", config, training__stop_at_images=48)
-    parts = train(name + "-parts", config)
+    def run(name, *words):
+        return train(f"{config}/{name}", *words, config=config)
+
+    whole, _ = assert_goes_on_to_the_same_bits(run, 48)
     model = VariationalAutoencoder.from_pretrained(whole / "final")
-    for file in ("modules/autoencoder", "averaged/autoencoder", "optimizers/autoencoder"):
-        one, two = (load_file(run / f"checkpoints/000000000096/{file}.safetensors") for run in (whole, parts))
-        assert one.keys() == two.keys() and all(torch.equal(one[key], two[key]) for key in one)
     shape = {"spatial": (4, 7, 7), "vector": (16, 1, 1)}[model.config.latent]
     assert model.latent_shape() == shape and None not in (model.config.latents_mean, model.config.latents_std)
     figures = json.loads((whole / "final" / "metrics.json").read_text())
-    records = [json.loads(line) for line in (whole / "log.jsonl").read_text().splitlines()]
     if model.config.likelihood is None:
         assert "elbo" not in figures and model.config.posterior == "deterministic"
         return
-    images = ImageTextDataset(
-        DataConfig(
-            path=str(TINY["data.path"]), channels=1, crop=28, resolution=28, cache_dir=data.config.cache_dir
-        )
-    )
+    images = fashion(data.config.cache_dir, crop=28, resolution=28)
     expected = measure_bound(model, images, range(64), noisy=True)
     assert {name: figures[name] for name in expected} == pytest.approx(expected, rel=1e-4)
     assert figures["elbo"] < -500 and 7 < figures["bits_per_dim"] < 20
     assert model.decoder_likelihood.log_variance.item() != INITIAL_LOG_VARIANCE
-    assert all("bits_per_dim" in record for record in records if "autoencoder" in record)
+    assert all("bits_per_dim" in record for record in records(whole) if "autoencoder" in record)
 
 
 def test_the_bound_that_is_measured_depends_on_no_batch(data):
@@ -301,15 +275,12 @@ def test_the_bound_that_is_measured_depends_on_no_batch(data):
 
 
 def test_an_adversarial_weight_needs_a_discriminator(data):
-    model = VariationalAutoencoder(1, 1, block_out_channels=(4,), norm_num_groups=4)
     with pytest.raises(ValueError, match="adversarial_weight is 0.5: it needs a discriminator"):
-        loss, training = LossConfig(adversarial_weight=0.5), TrainingConfig(output_dir="unused")
-        AutoencoderTask(model, None, data, data, loss, ExportConfig(), training)
+        task_of(spatial(), data, adversarial_weight=0.5)
 
 
 def test_latent_statistics_are_those_of_draws_from_the_raw_posterior(data):
-    torch.manual_seed(0)
-    model = VariationalAutoencoder(1, 1, block_out_channels=(4,), norm_num_groups=4, latent_channels=2)
+    model = spatial()
     with torch.no_grad():
         model.quant_conv.bias.copy_(torch.tensor([3.0, -2.0, 0.0, 2.0]))
         mean, std = latent_statistics(model, data, range(64), seed=5, batch_size=10)
@@ -325,9 +296,9 @@ def test_bad_configurations_name_the_field(train, capsys):
     with pytest.raises(ValueError, match="kl_weight is -"):
         LossConfig(kl_weight=-1.0)
     for override, message in (
-        ({"decoder_only": True}, "decoder_only needs a trained encoder"),
-        ({"loss__adversarial_wait": 1}, "unknown key 'loss.adversarial_wait'"),
+        (("--decoder_only", True), "decoder_only needs a trained encoder"),
+        (("--loss.adversarial_wait", 1), "unknown key 'loss.adversarial_wait'"),
     ):
         with pytest.raises(SystemExit):
-            train("bad", **override)
+            train("bad", *override)
         assert message in capsys.readouterr().err

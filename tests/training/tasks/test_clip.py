@@ -1,13 +1,25 @@
 """Training of CLIP through the script, on tiny real components: clean and noise-aware."""
 
 import json
-from pathlib import Path
+from functools import partial
 
 import pytest
 import torch
 import yaml
 from PIL import Image
-from training_scripts import load, read, train, weights
+from tiny_data import SLICE
+from training_scripts import (
+    BRIEF,
+    ENCODER,
+    TEXT_MODEL,
+    TRAINING,
+    assert_goes_on_to_the_same_bits,
+    load,
+    read,
+    records,
+    train,
+    weights,
+)
 from transformers import CLIPModel, CLIPTokenizer
 
 from guided_diffusers import GuidedDDPMScheduler, NoiseAwareCLIP, NoiseLevel
@@ -15,28 +27,11 @@ from guided_diffusers.core.condition import tokenize
 from guided_diffusers.evaluation.clip import ClipScorer
 from guided_diffusers.schedulers import describe_process
 
-ROOT = Path(__file__).parents[3]
-SCRIPT = ROOT / "training" / "train_clip.py"
-SLICE = ROOT / "tests" / "data" / "fashion_slice.parquet"
 TINY = {
-    "training": {
-        "num_images": 48,
-        "batch_size": 8,
-        "learning_rate": 1e-2,
-        "warmup_images": 0,
-        "ema_half_life_images": 8,
-        "snapshot_fractions": [],
-        "checkpoint_every_images": 16,
-        "validate_every_images": 48,
-        "log_every_images": 16,
-    },
+    "training": BRIEF,
     "data": {"path": str(SLICE), "crop": 28, "resolution": 14, "channels": 1},
     "projection_dim": 8,
-    "text": {
-        "vocabulary_size": 600,
-        "context_length": 12,
-        "model": {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2},
-    },
+    "text": {"vocabulary_size": 600, "context_length": 12, "model": TEXT_MODEL},
     "validation": {"split": "train[:20]", "images": 12, "noise_bins": 3},
 }
 CLEAN = {
@@ -52,13 +47,7 @@ CLEAN = {
 NOISE_AWARE = {
     **TINY,
     "noise_aware": True,
-    "image": {
-        "block_out_channels": [8, 8],
-        "layers_per_block": 1,
-        "norm_num_groups": 4,
-        "attention_head_dim": 4,
-        "pool": "adaptive",
-    },
+    "image": {**ENCODER, "attention_head_dim": 4, "pool": "adaptive"},
     "scheduler_arguments": {"num_train_timesteps": 20, "beta_schedule": "squaredcos_cap_v2"},
 }
 
@@ -81,10 +70,6 @@ def run(script, tmp_path, tmp_path_factory):
         return tmp_path / name
 
     return run_script
-
-
-def records(folder):
-    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
 LONG = ("--num_images", "2000", "--checkpoint_every_images", "0", "--validate_every_images", "0")
@@ -125,13 +110,7 @@ def test_noise_aware_it_tells_captions_apart_where_the_noise_lets_it(run):
 )
 def test_the_same_command_goes_on_to_the_same_bits(run, tree, more):
     more = (*more, "--validate_every_images", "0", "--final_images", "4")
-    whole = run("whole", *more, tree=tree)
-    run("parts", "--stop_at_images", "24", *more, tree=tree)
-    parts = run("parts", *more, tree=tree)
-    for part in ("final", "checkpoints/000000000048"):
-        expected, found = weights(whole / part), weights(parts / part)
-        assert expected.keys() == found.keys() and expected
-        assert all(torch.equal(expected[name], found[name]) for name in expected)
+    assert_goes_on_to_the_same_bits(partial(run, tree=tree), 24, *more)
 
 
 def test_in_latents_it_says_what_it_was_trained_on(run, tiny_folder):
@@ -193,7 +172,7 @@ def test_latents_are_a_noise_aware_models(run, capsys):
 
 
 def test_the_configuration_that_ships_is_read(script, capsys):
-    path = ROOT / "training" / "configs" / "fashion_noise_aware_clip.yaml"
+    path = TRAINING / "configs" / "fashion_noise_aware_clip.yaml"
     with pytest.raises(SystemExit) as ended:
         read(script, "--config", path, "--dry_run")
     config = json.loads(capsys.readouterr().out)

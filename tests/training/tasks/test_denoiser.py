@@ -3,7 +3,7 @@
 import json
 import subprocess
 import sys
-from pathlib import Path
+from functools import partial
 
 import datasets
 import pytest
@@ -12,8 +12,8 @@ import training_scripts
 import yaml
 from diffusers import DDPMPipeline, DiffusionPipeline
 from PIL import Image
-from safetensors.torch import load_file
-from training_scripts import load, weights
+from tiny_data import SLICE
+from training_scripts import BRIEF, assert_goes_on_to_the_same_bits, load, records, same, weights
 
 from guided_diffusers import (
     Condition,
@@ -24,19 +24,8 @@ from guided_diffusers import (
 )
 from guided_diffusers.guidance import ClassifierFreeGuidance
 
-SLICE = Path(__file__).parents[2] / "data" / "fashion_slice.parquet"
 IMAGES = {
-    "training": {
-        "num_images": 48,
-        "batch_size": 8,
-        "learning_rate": 1e-2,
-        "warmup_images": 0,
-        "ema_half_life_images": 8,
-        "snapshot_fractions": [],
-        "checkpoint_every_images": 16,
-        "validate_every_images": 48,
-        "log_every_images": 16,
-    },
+    "training": BRIEF,
     "data": {"path": str(SLICE), "caption_column": None, "crop": 28, "resolution": 14, "channels": 1},
     "unet": {"block_out_channels": [8], "layers_per_block": 1, "norm_num_groups": 4}
     | {"add_attention": False, "down_block_types": ["DownBlock2D"], "up_block_types": ["UpBlock2D"]},
@@ -51,7 +40,7 @@ BOUND = (
     "--scheduler.num_train_timesteps 3"
 )
 TEXT_HYBRID = f"--scheduler GuidedDDPMScheduler {HYBRID}"
-BRIEF = "--num_images 32 --validate_every_images 0 --snapshot_fractions []"
+SHORT = "--num_images 32 --validate_every_images 0 --snapshot_fractions []"
 
 
 @pytest.fixture
@@ -77,10 +66,6 @@ def loaded(folder):
     pipeline = DiffusionPipeline.from_pretrained(folder / "final")
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
-
-
-def records(folder):
-    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
 def test_a_run_with_text_ends_in_a_pipeline_that_generates(run):
@@ -141,14 +126,9 @@ def test_a_run_of_pixels_ends_in_a_pipeline_of_diffusers_that_draws_in_a_fresh_p
     ],
 )
 def test_the_same_command_goes_on_to_the_same_bits(run, kind, line):
-    whole = run(kind, line, "whole", *BRIEF.split())
-    run(kind, line, "parts", *BRIEF.split(), "--stop_at_images", "16")
-    parts = run(kind, line, "parts", *BRIEF.split())
-    for part in ("final", "checkpoints/000000000032"):
-        expected, found = weights(whole / part), weights(parts / part)
-        assert expected.keys() == found.keys()
-        assert all(torch.equal(expected[name], found[name]) for name in expected)
-    counts = [expected[name] for name in expected if name.endswith("timesteps.safetensors/counts")]
+    whole, _ = assert_goes_on_to_the_same_bits(partial(run, kind, line), 16, *SHORT.split())
+    tensors = weights(whole / "checkpoints" / "000000000032")
+    counts = [value for name, value in tensors.items() if name.endswith("timesteps.safetensors/counts")]
     assert [int(count.sum()) for count in counts] == ([32] if "importance" in line else [])
 
 
@@ -157,8 +137,8 @@ def test_the_same_command_goes_on_to_the_same_bits(run, kind, line):
     [("text", "TextToImageTask", "objective"), ("images", "UnconditionalTask", "denoising")],
 )
 def test_a_run_of_an_older_version_goes_on_without_a_word(run, caplog, kind, task, newer):
-    whole = run(kind, "", "whole", *BRIEF.split())
-    parts = run(kind, "", "parts", *BRIEF.split(), "--stop_at_images", "16")
+    whole = run(kind, "", "whole", *SHORT.split())
+    parts = run(kind, "", "parts", *SHORT.split(), "--stop_at_images", "16")
     state = parts / "checkpoints" / "000000000016" / "state.json"
     tree = state.read_text()
     assert '"DenoisingTask"' in tree
@@ -166,12 +146,12 @@ def test_a_run_of_an_older_version_goes_on_without_a_word(run, caplog, kind, tas
     config = json.loads((parts / "config.json").read_text())
     del config[newer]
     (parts / "config.json").write_text(json.dumps(config))
-    expected, found = weights(whole / "final"), weights(run(kind, "", "parts", *BRIEF.split()) / "final")
+    parts = run(kind, "", "parts", *SHORT.split())
     changes = [text for text in caplog.messages if "another configuration" in text]
     assert [text.partition("configuration: ")[2] for text in changes] == [
         "training/stop_at_images: 16 -> None"
     ]
-    assert all(torch.equal(expected[name], found[name]) for name in expected)
+    assert same(weights(whole / "final"), weights(parts / "final"))
 
 
 @pytest.mark.parametrize(
@@ -188,7 +168,7 @@ def test_a_run_of_an_older_version_goes_on_without_a_word(run, caplog, kind, tas
     ],
 )
 def test_every_objective_trains_and_draws(run, kind, line):
-    folder = run(kind, line, "run", "--num_images", "16", *BRIEF.split()[2:])
+    folder = run(kind, line, "run", "--num_images", "16", *SHORT.split()[2:])
     pipeline = loaded(folder)
     learned = "learned_range" in line
     assert pipeline.unet.config.out_channels == pipeline.unet.config.in_channels * (1 + learned)
@@ -205,8 +185,7 @@ def test_every_objective_trains_and_draws(run, kind, line):
 def test_a_frozen_text_encoder_stays_as_it_is_and_is_asked_once(run, tiny_folder, tmp_path_factory):
     frozen = f"--text.encoder frozen --text.pretrained {tiny_folder} --num_images 16"
     folder = run("text", frozen)
-    before, after = (weights(path / "text_encoder") for path in (tiny_folder, folder / "final"))
-    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert same(*(weights(path / "text_encoder") for path in (tiny_folder, folder / "final")))
     assert not (folder / "snapshots" / "16" / "text_encoder").exists()
     cache = (tmp_path_factory.getbasetemp() / "cache").glob("*.npy")
     caches = {path: path.stat().st_mtime_ns for path in cache}
@@ -250,10 +229,8 @@ def test_names_may_be_the_classes(run):
     numbered.to_parquet(named / "numbered.parquet")
     line = f"--label_column label {brief} --data.path {named / 'numbered.parquet'}"
     folders = (named, run("images", line, "numbered"))
-    file = Path("final") / "unet" / "diffusion_pytorch_model.safetensors"
-    one, two = (load_file(folder / file) for folder in folders)
-    assert len(one["class_embedding.weight"]) == 10
-    assert all(torch.equal(value, two[name]) for name, value in one.items())
+    one, two = (weights(folder / "final" / "unet") for folder in folders)
+    assert len(one["diffusion_pytorch_model.safetensors/class_embedding.weight"]) == 10 and same(one, two)
 
 
 def test_latents_of_an_autoencoder(run, tiny_folder):

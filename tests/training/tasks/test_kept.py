@@ -9,13 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import yaml
 from datasets import ClassLabel, Value
-from safetensors.torch import load_file
 from tiny_data import captioned, classed
 from tiny_text_encoders import saved
-from training_scripts import TRAINING, load, train
+from training_scripts import ENCODER, TEXT_MODEL, TRAINING, load, same, train, weights
 from transformers import AutoTokenizer
 
 from guided_diffusers.store.caption_words import known_words
@@ -23,9 +21,7 @@ from guided_diffusers.training.data.dataset import DataConfig, ImageTextDataset
 from guided_diffusers.training.engine.checkpoint import latest_checkpoint
 from guided_diffusers.training.tasks.kept import run_labels
 
-ENCODER = {"block_out_channels": [8, 8], "layers_per_block": 1, "norm_num_groups": 4}
 UNET = {**ENCODER, "down_block_types": ["DownBlock2D"] * 2, "up_block_types": ["UpBlock2D"] * 2}
-TEXT = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
 SHORT = {"num_images": 32, "batch_size": 8, "validate_every_images": 0, "snapshot_fractions": []}
 TREES: dict[str, dict[str, Any]] = {
     "train_text_to_image": {
@@ -35,7 +31,7 @@ TREES: dict[str, dict[str, Any]] = {
     "train_clip": {
         "noise_aware": True,
         "projection_dim": 8,
-        "text": {"vocabulary_size": 600, "context_length": 8, "model": TEXT},
+        "text": {"vocabulary_size": 600, "context_length": 8, "model": TEXT_MODEL},
         "image": {**ENCODER, "attention_head_dim": 4},
         "validation": {"split": "train", "final_images": 8, "noise_bins": 2},
     },
@@ -75,11 +71,6 @@ def run(tmp_path: Path, tiny_folder: Path) -> Any:
         return tmp_path / name
 
     return run_script
-
-
-def last_weights(folder: Path) -> dict[str, torch.Tensor]:
-    files = sorted(latest_checkpoint(folder / "checkpoints").rglob("*.safetensors"))
-    return {f"{file.stem}/{name}": value for file in files for name, value in load_file(file).items()}
 
 
 def exported_tokenizer(folder: Path) -> Any:
@@ -136,8 +127,7 @@ def test_a_run_of_an_older_version_goes_on(
     with caplog.at_level(logging.WARNING):
         run("train_text_to_image", data)
     assert ("begun by a version that kept no tokenizer" in caplog.text) == (not exported)
-    ours, theirs = last_weights(folder), last_weights(whole)
-    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert same(*(weights(latest_checkpoint(path / "checkpoints")) for path in (folder, whole)))
 
 
 def test_another_pretrained_tokenizer_is_refused(run: Any, tmp_path: Path):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pytest
 from diffusers import (
@@ -19,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from tiny import tiny_autoencoder, tiny_components, tiny_tokenizer, tiny_unet
 from tiny_classifier import tiny_classifier, tiny_image_unet
 from tiny_clip import tiny_clip
+from tiny_data import SLICE
 from training_scripts import load, train
 
 from guided_diffusers import (
@@ -32,8 +32,6 @@ from guided_diffusers.hub.component import load_network
 from guided_diffusers.store.checkpoints import component_source
 from guided_diffusers.training.data.images import load_autoencoder
 
-ROOT = Path(__file__).parents[3]
-SLICE = ROOT / "tests" / "data" / "fashion_slice.parquet"
 NETWORK = {"block_out_channels": "[8,8]", "layers_per_block": "1", "norm_num_groups": "4"}
 
 

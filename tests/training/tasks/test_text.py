@@ -10,10 +10,9 @@ from typing import Any
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
-from safetensors.torch import load_file
 from tiny_pipelines import text_to_image
 from tiny_text_encoders import CONTEXT, WIDTH, saved, text_encoder
-from training_scripts import read, train
+from training_scripts import assert_goes_on_to_the_same_bits, read, train
 from transformers import CLIPModel, PreTrainedModel
 
 from guided_diffusers import TextToImagePipeline
@@ -101,12 +100,7 @@ def test_training_is_told_the_same(script: Any, arguments: Any, tmp_path: Path, 
 def test_tied_weights_resume_to_the_same_bits(run: Any, tmp_path: Path):
     folder = saved("T5EncoderModel", tmp_path / "pretrained")
     given = ("--text.pretrained", str(folder), "--text.subfolders", "false")
-    whole = run("whole", *given)
-    run("parts", *given, "--stop_at_images", "8")
-    parts = run("parts", *given)
-    for part in ("text_encoder/model", "unet/diffusion_pytorch_model"):
-        one, two = (load_file(path / "final" / f"{part}.safetensors") for path in (whole, parts))
-        assert all(torch.equal(one[name], two[name]) for name in one)
+    assert_goes_on_to_the_same_bits(run, 8, *given)
 
 
 def test_one_of_several_text_encoders_is_named(tmp_path: Path):
