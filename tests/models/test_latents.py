@@ -12,6 +12,7 @@ from diffusers import (
     AutoencoderKL,
     AutoencoderKLWan,
     AutoencoderTiny,
+    ConsistencyDecoderVAE,
     StableDiffusionPipeline,
     VQModel,
 )
@@ -156,6 +157,19 @@ OTHERS = {
 }
 
 
+DRAWING = {
+    "encoder_block_out_channels": (4, 8),
+    "encoder_down_block_types": ("DownEncoderBlock2D",) * 2,
+    "encoder_norm_num_groups": 4,
+    "encoder_layers_per_block": 1,
+    "decoder_block_out_channels": (32, 32),
+    "decoder_down_block_types": ("ResnetDownsampleBlock2D",) * 2,
+    "decoder_up_block_types": ("ResnetUpsampleBlock2D",) * 2,
+    "decoder_layers_per_block": 1,
+    "decoder_num_train_timesteps": 1024,
+}
+
+
 @pytest.mark.parametrize("cls", OTHERS)
 @torch.no_grad()
 def test_other_autoencoders_of_images(cls, tmp_path):
@@ -213,6 +227,46 @@ class TestRefused:
     def test_vae_pipeline_of_another_class(self):
         with pytest.raises(ValueError, match="vae is a AutoencoderKL; .*from_autoencoder_kl"):
             VAEPipeline(seeded(AutoencoderKL, **KL))
+
+
+class TestInParts:
+    """A decoder sees a few images at a time, and draws what it draws of all."""
+
+    @pytest.mark.parametrize("sliced", [False, True])
+    @pytest.mark.parametrize("cls", [AutoencoderKL, VariationalAutoencoder])
+    @torch.no_grad()
+    def test_the_same_images(self, cls, sliced, monkeypatch):
+        vae, z = seeded(cls, **KL).double(), randn(5, 4, 8, 8)
+        if sliced:
+            vae.enable_slicing()
+        whole, sizes = latents.decode(vae, z), []
+        vae.decoder.register_forward_pre_hook(lambda module, args: sizes.append(len(args[0])))
+        monkeypatch.setattr(latents, "PIXELS_AT_ONCE", 2 * 16 * 16 + 1)
+        torch.testing.assert_close(latents.decode(vae, z), whole, rtol=0, atol=1e-12)
+        assert sizes == ([1] * 5 if sliced else [2, 2, 1])
+        with torch.enable_grad():
+            assert latents.decode(vae, z.requires_grad_()).requires_grad and sum(sizes) == 10
+
+    def test_a_vector_is_of_a_whole_image(self, monkeypatch):
+        vae = seeded(VariationalAutoencoder, **KL, latent="vector")
+        z, sizes = randn(3, 4, 1, 1), []
+        vae.decoder.register_forward_pre_hook(lambda module, args: sizes.append(len(args[0])))
+        monkeypatch.setattr(latents, "PIXELS_AT_ONCE", 16 * 16)
+        with torch.no_grad():
+            latents.decode(vae, z)
+        assert sizes == [1, 1, 1]
+
+    @torch.no_grad()
+    def test_a_decoder_that_draws_keeps_its_generators(self, monkeypatch):
+        vae, z = seeded(ConsistencyDecoderVAE, **DRAWING), randn(3, 4, 8, 8)
+
+        def generators():
+            return [torch.Generator().manual_seed(seed) for seed in range(3)]
+
+        whole = latents.decode(vae, z, generators()), latents.decode(vae, z, generators()[0])
+        monkeypatch.setattr(latents, "PIXELS_AT_ONCE", 1)
+        torch.testing.assert_close(latents.decode(vae, z, generators()), whole[0], rtol=0, atol=1e-5)
+        assert torch.equal(latents.decode(vae, z, generators()[0]), whole[1])  # one for all: all at once
 
 
 @pytest.mark.parametrize("upcast", [True, False])

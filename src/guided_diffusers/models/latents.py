@@ -14,6 +14,7 @@ VariationalAutoencoder, whose configuration then holds the two.
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -35,6 +36,11 @@ IMAGE_AUTOENCODERS = (
     "VQModel",
 )
 """The classes whose latents are maps (batch, channels, h, w) with a scale for all, or one a channel."""
+
+_WITHOUT_NOISE = tuple(name for name in IMAGE_AUTOENCODERS if name != "ConsistencyDecoderVAE")
+
+PIXELS_AT_ONCE = 2**16
+"""How many pixels are decoded at a time, if more than one image: those of one of 256 x 256."""
 
 Statistics = tuple[Sequence[float] | None, Sequence[float] | None]
 
@@ -137,10 +143,13 @@ def encode(vae: Any, images: Tensor) -> tuple[Tensor, Tensor]:
 def decode(vae: Any, latents: Tensor, generator: Any = None) -> Tensor:
     """Images (batch, channels, height, width) in [-1, 1] of standardised latents.
 
+    Where nobody asks for gradients, at most `PIXELS_AT_ONCE` are decoded at a time: a decoder holds several
+    times more for each image than a denoiser does, and knows nothing of the other images of a batch.
+
     Args:
         vae: Any of `IMAGE_AUTOENCODERS`, or another network with such a `decode` and configuration.
         latents: (batch, latent_channels, h, w), on its device.
-        generator: Of an autoencoder that draws when it decodes (ConsistencyDecoderVAE).
+        generator: Of an autoencoder that draws when it decodes (ConsistencyDecoderVAE): one, or one an image.
 
     Raises:
         NonFiniteError: A picture that is not finite.
@@ -148,11 +157,27 @@ def decode(vae: Any, latents: Tensor, generator: Any = None) -> Tensor:
     if not isinstance(vae, StandardisedLatentsMixin):
         m, s = per_channel(*raw_statistics(vae.config), latents)
         latents = latents * s + m
-    draws = "generator" in inspect.signature(vae.decode).parameters
-    arguments = {"generator": generator} if draws else {}
+    takes = "generator" in inspect.signature(vae.decode).parameters
+    several, may_draw = isinstance(generator, Sequence), takes and type(vae).__name__ not in _WITHOUT_NOISE
+    whole = torch.is_grad_enabled() or (may_draw and not several)
+    count = len(latents) if whole else _images_at_once(vae, latents)
+    parts = []
     with full_precision(vae):
-        images = vae.decode(latents.to(vae.dtype), **arguments).sample
-    return check_output(images, "decoded picture", vae)
+        for part in (slice(start, start + count) for start in range(0, len(latents), count)):
+            own = {"generator": generator[part] if several else generator} if takes else {}
+            parts.append(vae.decode(latents[part].to(vae.dtype), **own).sample)
+    return check_output(parts[0] if len(parts) == 1 else torch.cat(parts), "decoded picture", vae)
+
+
+def _images_at_once(vae: Any, latents: Tensor) -> int:
+    """How many images are decoded at a time."""
+    config, (height, width) = vae.config, latents.shape[2:]
+    if config.get("latent") == "vector":
+        side = config["sample_size"]
+        pixels = side * side if isinstance(side, int) else math.prod(side)
+    else:
+        pixels = height * width * spatial_factor(vae) ** 2
+    return max(PIXELS_AT_ONCE // pixels, 1)
 
 
 @contextmanager
