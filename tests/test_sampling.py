@@ -1,4 +1,5 @@
 import math
+from dataclasses import dataclass
 
 import diffusers
 import numpy as np
@@ -14,8 +15,9 @@ from guided_diffusers import (
     noise_level,
     sampling_loop,
 )
-from guided_diffusers.guidance import GuidanceInterval
-from guided_diffusers.sampling import StopSampling
+from guided_diffusers.guidance import ClassifierFreeGuidance, GuidanceInterval
+from guided_diffusers.guidance.recurrence import renoised
+from guided_diffusers.sampling import Run, StopSampling
 
 UNCLIPPED = {"clip_sample": False}
 
@@ -189,6 +191,76 @@ class TestCallback:
 
         with pytest.raises(ValueError, match=r"what callback gave is .*shape of the sample, \(4, 2\)"):
             sampled(diffusers.DDIMScheduler(**UNCLIPPED), callback=callback)
+
+
+class TestRun:
+    """What may be set between two steps, and what a run keeps to itself."""
+
+    LABELS = torch.tensor([0, 1, 2, 0])
+
+    def run(self, denoiser, scheduler=None, **kwargs):
+        return Run(
+            denoiser,
+            scheduler or GuidedDDIMScheduler(**UNCLIPPED),
+            draw(4, 2),
+            self.LABELS,
+            num_inference_steps=8,
+            **kwargs,
+        )
+
+    def test_guidance_and_condition_count_as_they_stand(self):
+        """Changed in the middle, they are another guidance and condition from there on."""
+        run, others = self.run(ClassifierFreeGuidance(3.0)(exact_denoiser())), self.LABELS.roll(1)
+        assert len(run) == 8 and run.guidance.terms == (ClassifierFreeGuidance(3.0),)
+        for index, step in enumerate(run):
+            prediction = run.advance(step)
+            gamma, labels = (3.0, self.LABELS) if index < 4 else (1.5, others)
+            expected = ClassifierFreeGuidance(gamma)(exact_denoiser())(step.sample, step.level, labels)
+            assert torch.equal(prediction.x0, expected)
+            if index == 3:
+                run.guidance, run.condition = ClassifierFreeGuidance(1.5), others
+
+    def test_a_condition_set_between_a_step_and_its_advance_counts_too(self):
+        run = self.run(exact_denoiser())
+        step = next(iter(run))
+        run.condition = None
+        assert torch.equal(run.advance(step).x0, exact_denoiser()(step.sample, step.level))
+
+    def test_guidance_of_the_run_is_added_to_that_of_the_denoiser(self):
+        a, b = ClassifierFreeGuidance(3.0), ClassifierFreeGuidance(2.0, (0, 1))
+        assert self.run(a(exact_denoiser()), guidance=b).guidance == a + b
+
+    @pytest.mark.parametrize("make", [diffusers.DPMSolverMultistepScheduler, diffusers.PNDMScheduler])
+    def test_two_runs_of_one_scheduler_do_not_meet(self, make):
+        scheduler, alone = make(), self.run(exact_denoiser(), make())
+        for step in alone:
+            alone.advance(step)
+        runs = [self.run(exact_denoiser(), scheduler) for _ in range(2)]
+        for steps in zip(*runs, strict=True):
+            for run, step in zip(runs, steps, strict=True):
+                run.advance(step)
+        assert all(torch.equal(run.sample, alone.sample) for run in runs)
+        assert scheduler.timesteps.tolist() == alone.timesteps.tolist()
+
+    def test_a_recurring_term_predicts_again_at_a_renoised_sample_where_it_is_active(self):
+        @dataclass(frozen=True)
+        class Twice(ClassifierFreeGuidance):
+            recurrence: int = 2
+
+        guided = Twice(3.0, (1.0, 3.0))(exact_denoiser())
+        seen, generator = [], torch.Generator().manual_seed(5)
+        run = self.run(guided, generator=torch.Generator().manual_seed(5))
+        for step in run:
+            x0, sample = guided(step.sample, step.level, self.LABELS), step.sample
+            if step.level in GuidanceInterval(1.0, 3.0):
+                noise = torch.randn(4, 2, dtype=torch.float64, generator=generator)
+                sample = renoised(sample, x0, step.level, step.next_level, noise)
+                x0 = guided(sample, step.level, self.LABELS)
+            noise = (sample - step.level.alpha * x0) / step.level.sigma
+            arrived = step.next_level.alpha * x0 + step.next_level.sigma * noise
+            seen.append(torch.equal(run.advance(step).x0, x0))
+            torch.testing.assert_close(run.sample, arrived, rtol=0, atol=1e-12)
+        assert all(seen)
 
 
 class TestTimesteps:

@@ -1,4 +1,4 @@
-"""The sampling loop: one for every scheduler, prediction type and guidance.
+"""Sampling: one `Run` for every scheduler, prediction type and guidance, and the loop over it.
 
     noise level -> guided x_0 -> what the network would have said -> scheduler.step
 
@@ -9,10 +9,13 @@ a table.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import copy
+from dataclasses import replace
 from typing import Any
 
 import torch
+from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from guided_diffusers.core.checks import (
@@ -25,18 +28,18 @@ from guided_diffusers.core.checks import (
 )
 from guided_diffusers.core.denoiser import Denoiser
 from guided_diffusers.core.finite import Watch
-from guided_diffusers.core.noise import broadcast
+from guided_diffusers.core.noise import NoiseLevel, broadcast
 from guided_diffusers.core.prediction import at_least_float32, from_denoised
 from guided_diffusers.core.randomness import as_generators
-from guided_diffusers.guidance.base import Guided, Step
+from guided_diffusers.guidance.base import Guidance, GuidanceSum, Guided, Prediction, Step
+from guided_diffusers.guidance.recurrence import renoised
 from guided_diffusers.schedulers.adapt import (
     check_supported,
     config_of,
     initial_scale,
-    next_noise_level,
-    noise_level,
     prediction_type_of,
     reads_variance,
+    run_levels,
     run_timesteps,
     seed_noise,
     sigmas_for,
@@ -54,6 +57,171 @@ class StopSampling(Exception):  # noqa: N818  (a signal, as StopIteration is)
         self.sample = sample
 
 
+class Run:
+    """One run of a scheduler from noise to x_0: iterating yields its steps, `advance` takes them.
+
+        run = Run(guidance(denoiser), scheduler, noise, condition)
+        for step in run:
+            run.advance(step)
+        x0 = run.sample
+
+    Between two steps `run.sample`, `run.condition` and `run.guidance` may be set: each step is made of what
+    they are then. A loop may be left at any step; at its end, and by `check` before it, it is checked that
+    every sample was finite. All state of the run is its own; of the scheduler it takes a shallow copy, and
+    leaves the given one as `set_timesteps` does.
+
+    Args:
+        denoiser: A denoiser, guided (`guidance(denoiser)`) or plain.
+        scheduler: A scheduler of this package or of diffusers, or any that says its noise levels
+            (`schedulers.Scheduler`); its timesteps are set here.
+        noise: Standard normal, `(batch, ...)`; it is scaled by the scheduler's `init_noise_sigma` here.
+        condition: What the denoiser is told, such as a `Condition`.
+        guidance: Terms beside those that the denoiser has.
+        num_inference_steps: Steps of the scheduler; ignored where `timesteps` or `sigmas` are given.
+        timesteps: Custom timesteps, descending, for schedulers that take them.
+        sigmas: Custom sigmas, descending, for schedulers that take them.
+        generator: Of the noise that stochastic schedulers and recurrence add: one, or one a sample.
+        step_kwargs: Further arguments of `scheduler.step`, such as `{"eta": 0.5}`.
+        mu: The shift of the noise levels, for schedulers with `use_dynamic_shifting`, which need one.
+
+    Attributes:
+        sample: x_t as it stands, in float32 (float64 where the noise is).
+        condition: As given; the next step is told it as it stands.
+        timesteps: Those at which the network is called, one a step.
+        memory: What guidance keeps from step to step.
+
+    Raises:
+        ValueError: An unsupported scheduler, steps that are not positive, both timesteps and sigmas, a
+            Condition without the null that guidance asks for, or epsilon prediction from zero terminal SNR.
+        NonFiniteError: In the loop: the sample stopped being finite; it says at which step.
+    """
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        scheduler: AnyScheduler,
+        noise: Tensor,
+        condition: Any = None,
+        *,
+        guidance: Guidance | None = None,
+        num_inference_steps: int = 50,
+        timesteps: Sequence[int] | None = None,
+        sigmas: Sequence[float] | None = None,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        step_kwargs: Mapping[str, Any] | None = None,
+        mu: float | None = None,
+    ) -> None:
+        self._guided = denoiser if hasattr(denoiser, "run") else Guided(denoiser)
+        self._guided = self._guided if guidance is None else guidance(self._guided)
+        if not isinstance(noise, Tensor) or not noise.is_floating_point() or noise.ndim < 2:
+            raise ValueError(f"noise is {shown(noise)}; allowed: a floating-point tensor (batch, ...)")
+        _check_generator(generator, len(noise))
+        if step_kwargs is not None and not isinstance(step_kwargs, Mapping):
+            raise TypeError(f"step_kwargs is {shown(step_kwargs)}; allowed: a mapping of arguments of step")
+        if any(term.needs_null for term in getattr(self._guided, "guidance", ())):
+            getattr(condition, "null", None)  # a Condition that has none says so before anything is computed
+        self.condition, self.generator = condition, as_generators(generator)
+        self.scheduler = _prepared(scheduler, num_inference_steps, timesteps, sigmas, mu)
+        self.timesteps = run_timesteps(self.scheduler)
+        self.memory: dict[Any, Any] = {}
+        self._prediction_type = prediction_type_of(self.scheduler)
+        self._with_variance = reads_variance(self.scheduler)
+        taken = inspect.signature(self.scheduler.step).parameters
+        self._shifts_mean = "guidance_gradient" in taken
+        fixed = {"generator": self.generator} if "generator" in taken else {}
+        self._take_step = stepper(self.scheduler, **{**(step_kwargs or {}), **fixed})
+        sample = at_least_float32(noise)
+        scale = torch.as_tensor(initial_scale(self.scheduler), dtype=torch.float64)
+        self.sample = sample * broadcast(scale, sample, "the first noise level")
+        seed_noise(self.scheduler, self.sample, self.generator)
+        self._watch = Watch(type(self.scheduler).__name__, self.timesteps)
+        self._taken: tuple[NoiseLevel, Tensor] | None = None
+        self._steps = self._walk()
+
+    @property
+    def guidance(self) -> Guidance:
+        """The terms under which the next step is taken."""
+        return GuidanceSum(self._guided.guidance)
+
+    @guidance.setter
+    def guidance(self, guidance: Guidance) -> None:
+        self._guided = replace(self._guided, guidance=guidance.terms)
+
+    def __len__(self) -> int:
+        """How many steps it has."""
+        return len(self.timesteps)
+
+    def __iter__(self) -> Iterator[Step]:
+        """The steps that are left."""
+        return self._steps
+
+    def _walk(self) -> Iterator[Step]:
+        levels = run_levels(self.scheduler)
+        following = next(levels)
+        for timestep in self.timesteps:
+            if hasattr(self.scheduler, "scale_model_input"):
+                self.scheduler.scale_model_input(
+                    self.sample[:1], timestep
+                )  # sets up a multi-stage one's state
+            level, following, self._timestep = following, next(levels), timestep
+            yield Step(
+                sample=self.sample,
+                level=level,
+                next_level=following,
+                condition=self.condition,
+                memory=self.memory,
+                prediction_type=self._prediction_type,
+                shifts_mean=self._shifts_mean,
+            )
+            self._note()
+        self._watch.check()
+
+    def check(self) -> None:
+        """Raise NonFiniteError where a sample was not finite: for a loop that is left before its end."""
+        self._note()
+        self._watch.check()
+
+    def _note(self) -> None:
+        """Tell the watch of the step that was taken last; what has been made of its sample since counts."""
+        if self._taken is not None:
+            self._watch.note(*self._taken, self.sample)
+            self._taken = None
+
+    @torch.no_grad()
+    def advance(self, step: Step) -> Prediction:
+        """Predict at a step, under the run's guidance and condition as they stand, and go to the next level.
+
+        Returns:
+            The guided prediction; where a term recurs, the last.
+        """
+        step = step if step.condition is self.condition else replace(step, condition=self.condition)
+        for _ in range(1, self._recurrence(step)):
+            x0 = self._guided.run(replace(step, shifts_mean=False)).x0
+            noise = randn_tensor(x0.shape, self.generator, x0.device, x0.dtype)
+            step = replace(step, sample=renoised(step.sample, x0, step.level, step.next_level, noise))
+        prediction = self._guided.run(step)
+        output = from_denoised(prediction.x0, step.sample, step.level, self._prediction_type)
+        if self._with_variance:
+            output = torch.cat([output, self._variance(prediction).to(output.dtype)], dim=1)
+        shifted = {} if prediction.mean is None else {"guidance_gradient": prediction.mean}
+        self.sample = self._take_step(output, self._timestep, step.sample, **shifted)
+        self._taken = (step.level, prediction.x0)
+        return prediction
+
+    def _recurrence(self, step: Step) -> int:
+        terms = getattr(self._guided, "guidance", ())
+        return max((term.recurrence for term in terms if term.active(step)), default=1)
+
+    def _variance(self, prediction: Prediction) -> Tensor:
+        if prediction.extra is None:
+            name, kind = type(self.scheduler).__name__, config_of(self.scheduler, "variance_type")
+            raise ValueError(
+                f"{name} has variance_type {kind!r}, and the denoiser gives no variance (Denoised.extra); "
+                "allowed: a network of twice the channels, or a fixed variance_type"
+            )
+        return prediction.extra
+
+
 @torch.no_grad()
 def sampling_loop(
     denoiser: Denoiser,
@@ -68,92 +236,70 @@ def sampling_loop(
     step_kwargs: Mapping[str, Any] | None = None,
     mu: float | None = None,
 ) -> Tensor:
-    """Sample from noise to x_0.
+    """Sample from noise to x_0: a `Run`, whose arguments these are, from its first step to its last.
 
     Args:
         denoiser: A denoiser, guided (`guidance(denoiser)`) or plain.
-        scheduler: A scheduler of this package or of diffusers, or any that says its noise levels
-            (`schedulers.Scheduler`); its timesteps are set here.
-        noise: Standard normal, `(batch, ...)`; it is scaled by the scheduler's `init_noise_sigma` here.
+        scheduler: As of `Run`.
+        noise: Standard normal, `(batch, ...)`.
         condition: What the denoiser is told, such as a `Condition`.
         num_inference_steps: Steps of the scheduler; ignored where `timesteps` or `sigmas` are given.
-        timesteps: Custom timesteps, descending, for schedulers that take them.
-        sigmas: Custom sigmas, descending, for schedulers that take them.
-        generator: Of the noise that stochastic schedulers add: one, or one a sample.
-        callback: `(index, timestep, sample) -> sample`, after each step; may raise `StopSampling`.
-        step_kwargs: Further arguments of `scheduler.step`, such as `{"eta": 0.5}`.
-        mu: The shift of the noise levels, for schedulers with `use_dynamic_shifting`, which need one.
+        timesteps: As of `Run`.
+        sigmas: As of `Run`.
+        generator: As of `Run`.
+        callback: `(index, timestep, sample) -> sample`, after each step.
+        step_kwargs: As of `Run`.
+        mu: As of `Run`.
 
     Returns:
         The sample, of noise's shape, in float32 (float64 where the noise is).
 
     Raises:
-        ValueError: An unsupported scheduler, steps that are not positive, both timesteps and sigmas, a
-            Condition without the null that guidance asks for, or epsilon prediction from zero terminal SNR.
+        ValueError: As of `Run`, or a callback that gives something else than a sample.
         NonFiniteError: The sample stopped being finite; it says at which step.
     """
-    if not hasattr(denoiser, "run"):
-        check_callable("denoiser", denoiser, "a denoiser, (sample, level, condition) -> x_0")
-    if not isinstance(noise, Tensor) or not noise.is_floating_point() or noise.ndim < 2 or not noise.numel():
-        raise ValueError(f"noise is {shown(noise)}; allowed: a floating-point tensor (batch, ...)")
-    _check_generator(generator, len(noise))
-    if any(term.needs_null for term in getattr(denoiser, "guidance", ())):
-        getattr(condition, "null", None)  # a Condition that has none says so before anything is computed
     if callback is not None:
         check_callable("callback", callback)
-    if step_kwargs is not None and not isinstance(step_kwargs, Mapping):
-        raise TypeError(f"step_kwargs is {shown(step_kwargs)}; allowed: a mapping of arguments of step")
-    set_timesteps(scheduler, num_inference_steps, timesteps, sigmas, mu)
-    sample = at_least_float32(noise)
-    scale = torch.as_tensor(initial_scale(scheduler), dtype=torch.float64)
-    sample = sample * broadcast(scale, sample, "the first noise level")
-    guided = denoiser if hasattr(denoiser, "run") else Guided(denoiser)
-    prediction_type, with_variance = prediction_type_of(scheduler), reads_variance(scheduler)
-    step_kwargs, taken = dict(step_kwargs or {}), inspect.signature(scheduler.step).parameters
-    if "generator" in taken:
-        step_kwargs["generator"] = as_generators(generator)
-    seed_noise(scheduler, sample, as_generators(generator))
-    memory: dict[Any, Any] = {}
-    listed = run_timesteps(scheduler)
-    watch = Watch(type(scheduler).__name__, listed)
-    take_step = stepper(scheduler, **step_kwargs)
-    following = noise_level(scheduler, scheduler.timesteps[0])
-    for index, timestep in enumerate(listed):
-        if hasattr(scheduler, "scale_model_input"):
-            scheduler.scale_model_input(sample[:1], timestep)  # sets up a multi-stage one's state
-        level, following = following, next_noise_level(scheduler, index)
-        step = Step(
-            sample=sample,
-            level=level,
-            next_level=following,
-            condition=condition,
-            memory=memory,
-            prediction_type=prediction_type,
-            shifts_mean="guidance_gradient" in taken,
-        )
-        denoised = guided.run(step)
-        output = from_denoised(denoised.x0, sample, level, prediction_type)
-        if with_variance and denoised.extra is None:
-            given = f"{watch.scheduler} has variance_type {config_of(scheduler, 'variance_type')!r}"
-            raise ValueError(
-                f"{given}, and the denoiser gives no variance (Denoised.extra); allowed: a network of "
-                "twice the channels, or a fixed variance_type"
-            )
-        if with_variance:
-            output = torch.cat([output, denoised.extra.to(output.dtype)], dim=1)
-        gradient = {} if denoised.mean is None else {"guidance_gradient": denoised.mean}
-        sample = take_step(output, timestep, sample, **gradient)
+    run = Run(
+        denoiser,
+        scheduler,
+        noise,
+        condition,
+        num_inference_steps=num_inference_steps,
+        timesteps=timesteps,
+        sigmas=sigmas,
+        generator=generator,
+        step_kwargs=step_kwargs,
+        mu=mu,
+    )
+    for index, step in enumerate(run):
+        run.advance(step)
+        if callback is None:
+            continue
         try:
-            given = sample if callback is None else callback(index, timestep, sample)
-            stopped = False
+            given, stopped = callback(index, run.timesteps[index], run.sample), False
         except StopSampling as stop:
             given, stopped = stop.sample, True
-        sample = at_least_float32(check_same_shape("what callback gave", given, "the sample", sample))
-        watch.note(level, denoised.x0, sample)
+        given = check_same_shape("what callback gave", given, "the sample", run.sample)
+        run.sample = at_least_float32(given)
         if stopped:
+            run.check()
             break
-    watch.check()
-    return sample
+    return run.sample
+
+
+def _prepared(scheduler: AnyScheduler, *arguments: Any) -> AnyScheduler:
+    """The scheduler of one run with its timesteps set: a copy of the given one, which lists them too.
+
+    One whose methods were replaced on the object is not copied: they may belong to the object as it is.
+    """
+    if not hasattr(scheduler, "__dict__") or {"step", "set_timesteps"} & vars(scheduler).keys():
+        set_timesteps(scheduler, *arguments)
+        return scheduler
+    own = copy(scheduler)
+    set_timesteps(own, *arguments)
+    vars(scheduler).update(vars(own))
+    return own
 
 
 def _check_generator(generator: Any, count: int) -> None:

@@ -24,36 +24,33 @@ def gradient_at(sample, level):
         return torch.autograd.grad(exact_log_prob(LABELS)(sample, level).sum(), sample)[0]
 
 
-class InDenoisedSpace:
-    """A guided denoiser that leaves the scheduler no shift of its mean: all it does is in x_0."""
+class InDenoisedSpace(GuidedDDPMScheduler):
+    """It takes no shift of its mean: all that guidance does is in x_0."""
 
-    def __init__(self, guided):
-        self.guided = guided
-
-    def run(self, step):
-        return self.guided.run(replace(step, shifts_mean=False))
+    def step(self, model_output, timestep, sample, generator=None, return_dict=True):
+        return super().step(model_output, timestep, sample, generator, return_dict)
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "sample", "v_prediction"])
 @pytest.mark.parametrize("spacing", ["leading", "linspace", "trailing"])
 def test_under_ddpm_it_is_the_schedulers_own_algorithm_1_at_every_step(prediction_type, spacing):
-    def make():
+    def make(cls):
         config = {"timestep_spacing": spacing, "clip_sample": False, "variance_type": "fixed_small"}
-        return GuidedDDPMScheduler(prediction_type=prediction_type, **config)
+        return cls(prediction_type=prediction_type, **config)
 
     noise, path = draw(6, 2), []
     guidance = ClassifierGuidance(exact_log_prob(LABELS), SCALE, form="mean_shift")
     generator = torch.Generator().manual_seed(1)
     sampling_loop(
-        InDenoisedSpace(guidance(exact_denoiser())),
-        make(),
+        guidance(exact_denoiser()),
+        make(InDenoisedSpace),
         noise,
         num_inference_steps=12,
         generator=generator,
         callback=lambda index, timestep, sample: path.append(sample) or sample,
     )
 
-    scheduler, sample, generator = make(), noise, torch.Generator().manual_seed(1)
+    scheduler, sample, generator = make(GuidedDDPMScheduler), noise, torch.Generator().manual_seed(1)
     scheduler.set_timesteps(12)
     for timestep, expected in zip(scheduler.timesteps, path, strict=True):
         level = noise_level(scheduler, timestep)

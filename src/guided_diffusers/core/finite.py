@@ -38,7 +38,7 @@ class Watch:
 
     def check(self) -> None:
         """Raise NonFiniteError where a sample was not finite after some step."""
-        finite = torch.stack(self.sums).isfinite().view(-1, 2).tolist()
+        finite = torch.stack(self.sums).isfinite().view(-1, 2).tolist() if self.sums else []
         for index, (_, stepped) in enumerate(finite):
             if not stepped:
                 self._refuse(index, all(predicted for predicted, _ in finite[: index + 1]))

@@ -11,7 +11,9 @@ what the network is told.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -76,6 +78,15 @@ class NoiseLevel:
         if not (self.timestep is None or isinstance(self.timestep, Tensor | int | float | np.number)):
             raise ValueError(f"timestep is {shown(self.timestep)}; allowed: None, a number, or one a sample")
 
+    def each(self, timesteps: Sequence[Any]) -> list[NoiseLevel]:
+        """The levels of a batch one by one, each with a timestep of its own."""
+        alphas, sigmas = self.alpha.unbind(), self.sigma.unbind()
+        scales = self.input_scale.expand(len(alphas)).unbind()
+        return [
+            _trusted(alpha=alpha, sigma=sigma, timestep=timestep, input_scale=scale)
+            for alpha, sigma, timestep, scale in zip(alphas, sigmas, timesteps, scales, strict=True)
+        ]
+
     @property
     def noise_to_signal(self) -> Tensor:
         """`sigma / alpha`, the coordinate of guidance intervals; infinite where nothing of x_0 is left."""
@@ -85,6 +96,13 @@ class NoiseLevel:
     def log_snr(self) -> Tensor:
         """`log(alpha^2 / sigma^2)`, in nats; minus infinity at pure noise, plus infinity at the clean end."""
         return 2 * (self.alpha.log() - self.sigma.log())
+
+
+def _trusted(**values: Any) -> NoiseLevel:
+    """A level of values that are float64 tensors in their range."""
+    level = object.__new__(NoiseLevel)
+    vars(level).update(values)
+    return level
 
 
 def broadcast(coefficient: Tensor | float, sample: Tensor, name: str = "a per-sample value") -> Tensor:

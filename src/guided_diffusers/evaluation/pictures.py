@@ -16,14 +16,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from guided_diffusers.core.denoiser import Denoised, Denoiser, as_denoised
+from guided_diffusers.core.denoiser import Denoiser, as_denoised
 from guided_diffusers.core.noise import NoiseLevel, broadcast
 from guided_diffusers.core.randomness import randn_for
 from guided_diffusers.evaluation.bootstrap import mean_estimate
 from guided_diffusers.evaluation.estimate import Estimate
 from guided_diffusers.evaluation.grid import labelled_grid, to_pictures
-from guided_diffusers.guidance import Guided, Step
-from guided_diffusers.sampling import sampling_loop
+from guided_diffusers.sampling import Run
 
 Decode = Callable[[Tensor], Tensor]
 _CORNER = "sigma / alpha"
@@ -94,7 +93,7 @@ def reverse_process(
         columns: Steps to show, evenly chosen, the first and the last among them; then the result.
         decode: `(count, ...) latents -> images` in [-1, 1]; for images None.
         min_pixels: Smaller images are enlarged to at least this side.
-        loop_arguments: More arguments of `sampling_loop`, such as `generator`.
+        loop_arguments: More arguments of `Run`, such as `generator`.
 
     Returns:
         An RGB image, labelled with sigma/alpha.
@@ -106,35 +105,17 @@ def reverse_process(
         raise ValueError(
             f"noise holds {len(noise)} samples and columns is {columns}; allowed: 1 sample, 2 columns or more"
         )
-    recorder = _Recorder(denoiser)
-    result = sampling_loop(
-        recorder, scheduler, noise, condition, num_inference_steps=num_inference_steps, **loop_arguments
+    run = Run(
+        denoiser, scheduler, noise, condition, num_inference_steps=num_inference_steps, **loop_arguments
     )
-    count = len(recorder.levels)
-    shown = sorted({round(place * (count - 1) / (columns - 1)) for place in range(columns)})
-    levels = [recorder.levels[index] for index in shown]
-    samples = [_at_unit_contrast(recorder.samples[i], recorder.levels[i]) for i in shown]
-    upper = _pictures(torch.cat([*samples, result]), decode)
-    lower = _pictures(torch.cat([recorder.estimates[index] for index in shown] + [result]), decode)
-    headers = [_ratio(level) for level in levels] + ["result"]
+    seen = [(step, run.advance(step).x0) for step in run]
+    places = sorted({round(place * (len(seen) - 1) / (columns - 1)) for place in range(columns)})
+    steps, estimates = zip(*(seen[place] for place in places), strict=True)
+    samples = [_at_unit_contrast(step.sample, step.level) for step in steps]
+    upper = _pictures(torch.cat([*samples, run.sample]), decode)
+    lower = _pictures(torch.cat([*estimates, run.sample]), decode)
+    headers = [_ratio(step.level) for step in steps] + ["result"]
     return labelled_grid([upper, lower], ["x_t", "estimate of x_0"], min_pixels, headers, _CORNER)
-
-
-class _Recorder:
-    """A denoiser of `sampling_loop` that keeps what it saw and said."""
-
-    def __init__(self, denoiser: Denoiser) -> None:
-        self.denoiser = denoiser if hasattr(denoiser, "run") else Guided(denoiser)
-        self.samples: list[Tensor] = []
-        self.levels: list[NoiseLevel] = []
-        self.estimates: list[Tensor] = []
-
-    def run(self, step: Step) -> Denoised:
-        denoised = self.denoiser.run(step)
-        self.samples.append(step.sample)
-        self.levels.append(step.level)
-        self.estimates.append(denoised.x0)
-        return denoised
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ which do not, are adapted by the table of `families`. Nothing else asks what cla
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -71,6 +71,38 @@ def next_noise_level(scheduler: AnyScheduler, index: int) -> NoiseLevel:
         return _checked(scheduler, scheduler.next_noise_level(index))
     listed = run_timesteps(scheduler)
     return _level(scheduler, index + 1, listed[index + 1] if index + 1 < len(listed) else None)
+
+
+def run_levels(scheduler: AnyScheduler) -> Iterator[NoiseLevel]:
+    """The levels of a run in their order: at each listed timestep, and where the last step arrives.
+
+    Args:
+        scheduler: A supported scheduler, after `set_timesteps`. The levels of diffusers' classes are made at
+            once; one that says its own is asked for them as they come.
+
+    Raises:
+        ValueError: A table of noise levels with NaN.
+    """
+    listed, family = run_timesteps(scheduler), family_of(scheduler)
+    if family is None or hasattr(scheduler, "noise_level"):
+        yield noise_level(scheduler, listed[0])
+        yield from (next_noise_level(scheduler, index) for index in range(len(listed)))
+        return
+    places = torch.arange(len(listed) + 1)
+    # Multi-stage schedulers keep the values of their second stages in a table of their own.
+    first, second = (
+        table[places.clamp(max=len(table) - 1)]
+        for table in (torch.as_tensor(family.table(scheduler, index)).cpu().double() for index in (0, 1))
+    )
+    values = torch.where(places % 2 == 1, second, first)
+    if values.isnan().any():
+        raise ValueError(
+            f"the table of noise levels that {type(scheduler).__name__} made has no number (NaN) at step "
+            f"{int(values.isnan().nonzero()[0]) + 1} of {len(listed)}; try more steps, or another scheduler "
+            "or timestep_spacing"
+        )
+    alpha, sigma, input_scale = family.coordinates(scheduler, values)
+    yield from NoiseLevel(alpha=alpha, sigma=sigma, input_scale=input_scale).each([*listed, None])
 
 
 def prediction_type_of(scheduler: AnyScheduler) -> str:
