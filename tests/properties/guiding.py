@@ -20,6 +20,7 @@ from guided_diffusers.guidance import (
     ClassifierGuidance,
     Guidance,
     GuidanceInterval,
+    LossGuidance,
     ProjectedGuidance,
     RescaledGuidance,
 )
@@ -48,10 +49,15 @@ def log_prob(sample: Any, level: NoiseLevel, condition: Any) -> Any:
     return -sample.square().flatten(1).sum(1) / 2
 
 
+def loss(images: Any) -> Any:
+    """Minus the same of clean images."""
+    return images.square().flatten(1).sum(1) / 2
+
+
 def guided(term: type[Guidance], sample: Any, level: Any, **options: Any) -> Any:
     """A guided prediction, and the term through its configuration and back."""
     guidance = term(**options)
-    networks = {"weak": options.get("weak"), "log_prob": options.get("log_prob")}
+    networks = {name: options.get(name) for name in ("weak", "log_prob", "loss", "decode")}
     assert Guidance.from_config(guidance.to_config(), **networks) == guidance
     return guidance(denoiser)(sample, level, {"a": 1})
 
@@ -152,6 +158,14 @@ TARGETS: dict[str, Target] = {
         through=st.sampled_from(["classifier", "denoised"]),
         at=st.just("sample"),
         max_gradient_norm=st.none() | numbers(0.1, 10),
+    ),
+    "LossGuidance": of(
+        LossGuidance,
+        loss=st.just(loss),
+        decode=st.none() | st.just(torch.tanh),
+        through=st.sampled_from(["x0", "denoised"]),
+        recurrence=st.integers(1, 3),
+        max_norm=st.none() | numbers(0.1, 10),
     ),
     "RescaledGuidance": of(
         RescaledGuidance, rescale=numbers(0, 1), prediction_type=st.sampled_from(["epsilon", "v_prediction"])

@@ -43,7 +43,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from guided_diffusers.core.checks import check_callable, shown
+from guided_diffusers.core.checks import a_kind_of, check_callable, shown
 from guided_diffusers.core.declared import Above
 from guided_diffusers.core.denoiser import Denoised
 from guided_diffusers.core.noise import NoiseLevel, broadcast
@@ -98,7 +98,7 @@ class ClassifierGuidance(Guidance):
     def __post_init__(self) -> None:
         """Check that the options go together."""
         super().__post_init__()
-        if self.log_prob is not None:  # of a term that is only written down, it comes with `from_config`
+        if self.log_prob is not None:
             _check_arguments(self.log_prob)
             if self.through == "classifier":
                 check_sees_noise(self._network)
@@ -163,7 +163,7 @@ def check_sees_noise(network: Any, scheduler: Any = None) -> None:
     clean = type(network).__module__.startswith("transformers.") or not getattr(network, "sees_noise", True)
     if clean:
         raise ValueError(
-            f"through is 'classifier', and log_prob is of a {type(network).__name__}, which knows clean "
+            f"through is 'classifier', and log_prob is of {a_kind_of(network)}, which knows clean "
             "images only; allowed: through='denoised', LossGuidance, or a noise-aware classifier"
         )
     if scheduler is not None and hasattr(network, "check_scheduler"):

@@ -37,20 +37,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from guided_diffusers.core.checks import check_callable, check_choice, check_int, check_number
+from guided_diffusers.core.checks import check_callable
+from guided_diffusers.core.declared import Count, Positive
 from guided_diffusers.core.denoiser import Denoised
 from guided_diffusers.core.noise import broadcast
 from guided_diffusers.guidance.base import Guidance, Query, Scale, Shift, Step, column, network_field
 from guided_diffusers.guidance.gradient import gradient_of
 from guided_diffusers.guidance.interval import GuidanceInterval
 
-Loss = Callable[[Tensor], Tensor]
-PATHS = ("x0", "denoised")
+_LOSS = "a function (images) -> (batch,)"
+Loss = Annotated[Callable[[Tensor], Tensor], _LOSS]
+Decode = Annotated[Callable[[Tensor], Tensor], "a function (x_0) -> images"]
 
 
 @dataclass(frozen=True)
@@ -79,21 +81,10 @@ class LossGuidance(Guidance):
     loss: Loss | None = network_field()  # None where it is only written down
     scale: Scale
     interval: GuidanceInterval | None = None
-    decode: Callable[[Tensor], Tensor] | None = network_field(default=None)
-    through: str = "x0"
-    recurrence: int = 1
-    max_norm: float | None = None
-
-    def __post_init__(self) -> None:
-        """Check the options."""
-        super().__post_init__()
-        for name in ("loss", "decode"):
-            if getattr(self, name) is not None:  # of a term that is only written down, they come later
-                check_callable(name, getattr(self, name))
-        check_choice("through", self.through, PATHS)
-        object.__setattr__(self, "recurrence", check_int("recurrence", self.recurrence, 1))
-        if self.max_norm is not None:
-            object.__setattr__(self, "max_norm", check_number("max_norm", self.max_norm, 0, above=True))
+    decode: Decode | None = network_field(default=None)
+    through: Literal["x0", "denoised"] = "x0"
+    recurrence: Count = 1
+    max_norm: Positive | None = None
 
     def queries(self, step: Step) -> tuple[Query, ...]:
         """The prediction with its graph, where the gradient goes through it."""
@@ -114,7 +105,7 @@ class LossGuidance(Guidance):
         return guided + self._moved(step, _unknown(step), self._gradient(step, guided))
 
     def _gradient(self, step: Step, at: Tensor, through: Tensor | None = None) -> Tensor:
-        check_callable("loss", self.loss, "a function (images) -> (batch,)")
+        check_callable("loss", self.loss, _LOSS)
         marginal = getattr(self.loss, "marginal", None)
 
         def measured(x0: Tensor) -> Tensor:

@@ -1,4 +1,6 @@
-"""What people steer with: losses of the predicted image, for `guidance.LossGuidance`, without an adapter.
+"""Losses of the predicted image to steer by: classifiers, CLIP, features, measurements.
+
+Each is the `loss` of a `guidance.LossGuidance`:
 
 | known | loss |
 |---|---|

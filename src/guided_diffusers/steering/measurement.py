@@ -18,20 +18,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from guided_diffusers.core.checks import check_callable, check_int, check_number, check_tensor, shown
+from guided_diffusers.core.checks import check_int, check_number, check_tensor, shown
+from guided_diffusers.core.declared import Amount, Declared
 from guided_diffusers.core.noise import broadcast
 
-Operator = Callable[[Tensor], Tensor]
+Operator = Annotated[Callable[[Tensor], Tensor], "a linear function of images"]
 ITERATIONS = 20
 
 
 @dataclass(frozen=True, eq=False)
-class Measurement:
+class Measurement(Declared):
     """The loss of images that ought to have a measurement: `LossGuidance(Measurement(...), scale=1.0)`.
 
     Args:
@@ -48,13 +50,12 @@ class Measurement:
 
     operator: Operator
     observed: Tensor
-    deviation: float = 0.0
+    deviation: Amount = 0.0
 
     def __post_init__(self) -> None:
         """Check the arguments."""
-        check_callable("operator", self.operator, "a linear function of images")
+        super().__post_init__()
         check_tensor("observed", self.observed)
-        object.__setattr__(self, "deviation", check_number("deviation", self.deviation, 0))
 
     def residual(self, images: Tensor) -> Tensor:
         """y - A x, `(batch, ...)`."""
