@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from guided_diffusers.sampling import sampling_loop
     from guided_diffusers.schedulers import GuidedDDIMScheduler, GuidedDDPMScheduler, noise_level
     from guided_diffusers.stock.guider import ClassifierFreeGuider
+    from guided_diffusers.stock.handle import guide
     from guided_diffusers.store.checkpoints import pretrained
 
 __version__ = "0.1.0"
@@ -53,6 +54,7 @@ __all__ = [
     "VAEPipeline",
     "VariationalAutoencoder",
     "from_denoised",
+    "guide",
     "noise_level",
     "pretrained",
     "sampling_loop",
@@ -78,6 +80,7 @@ _HOME = {
     "VAEPipeline": "guided_diffusers.pipelines.vae",
     "VariationalAutoencoder": "guided_diffusers.models.autoencoder",
     "from_denoised": "guided_diffusers.core.prediction",
+    "guide": "guided_diffusers.stock.handle",
     "noise_level": "guided_diffusers.schedulers",
     "pretrained": "guided_diffusers.store.checkpoints",
     "sampling_loop": "guided_diffusers.sampling",

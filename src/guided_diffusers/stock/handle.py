@@ -1,0 +1,309 @@
+"""Any guidance in any pipeline of diffusers: `guide`.
+
+    with guide(pipeline, ProjectedGuidance(9.0, (0.3, 5.0))) as run:
+        image = pipeline("a red bicycle").images[0]
+
+Two places of a pipeline see all that guidance needs. Its network is told the condition and the null; its
+scheduler's step gets x_t and knows the level. While a call of the pipeline runs, both are listened to;
+between calls nothing but the pipeline's own `__call__` is changed, and `remove` gives that back.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import wraps
+from types import MethodType, TracebackType
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+
+from guided_diffusers.core.checks import check_bool, shown
+from guided_diffusers.guidance.base import Guidance
+from guided_diffusers.schedulers.adapt import check_supported
+from guided_diffusers.stock.facts import argument_names, facts_of
+from guided_diffusers.stock.output import check_process_of
+from guided_diffusers.stock.recorder import Recorder
+from guided_diffusers.stock.stepping import Stepper
+
+NETWORKS = ("unet", "transformer", "transformer_2")
+"""What pipelines call the networks that predict."""
+
+_REPLACED = {
+    "skip_guidance_layers": (None, "AutoGuidance(views.skip_layers(pipeline.transformer, layers), scale)"),
+    "pag_scale": (0.0, "AutoGuidance(views.identity_attention(network, layers), 1 + pag_scale)"),
+    "cfg_trunc_ratio": (1.0, "an interval of the term"),
+    "cfg_truncation": (1.0, "an interval of the term"),
+}
+"""Arguments of pipelines that guide in a way of their own: the value that switches it off, and a term."""
+
+
+def guide(
+    pipeline: DiffusionPipeline,
+    guidance: Guidance | Mapping[str, Guidance],
+    condition: Mapping[str, Any] | None = None,
+    sequential: bool = False,
+) -> Handle:
+    """Guide all calls of a pipeline of diffusers, from now until the handle's `remove`.
+
+    The pipeline's own guidance has no effect: neither its scale, which only has to switch the null condition
+    on where a term asks for that, nor its rescaling or normalising. A guidance scale that a network was
+    distilled with is an input of the network, and stays.
+
+    Args:
+        pipeline: A pipeline whose network is called once a step with the condition and the null in one batch,
+            or once with each, and whose scheduler is one of
+            `guided_diffusers.schedulers.SUPPORTED_SCHEDULERS` or says its noise levels. Its parts may be
+            offloaded, compiled, adapted.
+        guidance: A term or a sum; or one for each network, by its name in the pipeline (`transformer` and
+            `transformer_2` of Wan 2.2). A term's functions get what the network was told as their condition:
+            its `.positive` are the network's arguments.
+        condition: The null's arguments of the network where the pipeline has no negative prompt, or others
+            than the pipeline's: those that differ from the condition's, by name, for one sample or for all.
+            The null is then a call that `guide` makes itself.
+        sequential: Ask the network under the condition and the null one after the other, never in one batch:
+            less memory.
+
+    Returns:
+        The handle, active already.
+
+    Raises:
+        TypeError: A guidance that is none.
+        ValueError: A pipeline that cannot be guided or is already, an unsupported scheduler, a network that
+            is not there, a classifier of another noise process; on use, arguments of the pipeline that switch
+            off what the terms ask for, or that guide in a way of their own.
+    """
+    return Handle(pipeline, guidance, condition, sequential)
+
+
+class Handle:
+    """The guidance of a pipeline: `guide` makes it. A context manager that removes it at the end.
+
+    Attributes:
+        pipeline: The pipeline.
+        guidance: The guidance of each network, by its name.
+    """
+
+    def __init__(
+        self,
+        pipeline: DiffusionPipeline,
+        guidance: Guidance | Mapping[str, Guidance],
+        condition: Mapping[str, Any] | None,
+        sequential: bool,
+    ) -> None:
+        _check_pipeline(pipeline)
+        self.pipeline = pipeline
+        self.guidance = _by_network(pipeline, guidance)
+        check_bool("sequential", sequential)
+        self._null = _checked_null(pipeline, condition, self.guidance)
+        self._sequential, self._running = sequential, False
+        self._recorder = self._make_recorder()
+        self._check_scheduler()
+        self._class = type(pipeline)
+        pipeline.__class__ = _guided_class(self._class, self)
+
+    @property
+    def calls(self) -> list[int]:
+        """The batch of each call of the network in the last run, further queries among them."""
+        return list(self._recorder.run.calls)
+
+    @property
+    def record(self) -> list[dict[str, Any]]:
+        """What each step of the last run did.
+
+        | entry | |
+        |---|---|
+        | `noise_to_signal` | sigma / alpha, in which intervals are |
+        | `effective_scale` | of each sample (see `effective_scale`); None where the null was not asked for |
+        | `terms` | the names of the terms that were active |
+        """
+        return [
+            {key: value.tolist() if isinstance(value, torch.Tensor) else value for key, value in each.items()}
+            for each in self._recorder.run.record
+        ]
+
+    def remove(self) -> None:
+        """Leave the pipeline as it was; once more does nothing."""
+        if getattr(type(self.pipeline), "_handle", None) is self:
+            self.pipeline.__class__ = self._class
+
+    def __enter__(self) -> Handle:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.remove()
+
+    def _make_recorder(self) -> Recorder:
+        by_id = {id(getattr(self.pipeline, name)): each for name, each in self.guidance.items()}
+        return Recorder(self.pipeline, by_id, self._null is not None, self._sequential)
+
+    def _check_scheduler(self) -> None:
+        check_supported(self.pipeline.scheduler)
+        for guidance in self.guidance.values():
+            check_process_of(guidance, self.pipeline.scheduler)
+
+    @contextmanager
+    def running(self, arguments: Mapping[str, Any]) -> Iterator[None]:
+        """Listen to the networks and the scheduler during one call of the pipeline."""
+        if self._running:
+            raise ValueError("the guided pipeline was called inside a call of itself; allowed: one at a time")
+        self._check_scheduler()
+        self._check_call(arguments)
+        networks = [getattr(self.pipeline, name) for name in self.guidance]
+        self._recorder = recorder = self._make_recorder()
+        recorder.begin(arguments.get("generator"))
+        stepper = Stepper(recorder, self._null)
+        scheduler = self.pipeline.scheduler
+        self._running, undo = True, []
+        try:
+            for network in networks:
+                undo.append(_listen(network, recorder))
+            undo.append(_replace_step(scheduler, stepper))
+            yield
+        finally:
+            for each in undo:
+                each()
+            self._running, recorder.pending = False, []
+            recorder.run.memory.clear()
+
+    def _check_call(self, arguments: Mapping[str, Any]) -> None:
+        """Tell what of a call's arguments would be silently without effect, or would switch the null off."""
+        for name, (off, instead) in _REPLACED.items():
+            if name in arguments and arguments[name] is not None and arguments[name] != off:
+                raise ValueError(
+                    f"{name} is {shown(arguments[name])}, a guidance of the pipeline's own, without effect "
+                    f"under guide; allowed: {off}, and instead {instead}"
+                )
+        if "image_guidance_scale" in arguments:
+            raise ValueError(
+                f"{self._class.__name__} asks its network under three conditions at once, for two guidance "
+                "scales; guide works with a condition and its null"
+            )
+        if self._null is not None or not any(each.needs_null for each in self.guidance.values()):
+            return
+        name = "true_cfg_scale" if "true_cfg_scale" in arguments else "guidance_scale"
+        above = 0 if facts_of(getattr(self.pipeline, next(iter(self.guidance)))).off_at_0 else 1
+        scale = arguments.get(name)
+        if isinstance(scale, int | float) and not scale > above:
+            raise ValueError(
+                f"{name} is {shown(scale)}, which switches off the null condition that guidance asks for; "
+                f"give any above {above} (it has no other effect under guide), or guide(condition=)"
+            )
+        lacks = all(arguments.get(each) is None for each in ("negative_prompt", "negative_prompt_embeds"))
+        if name == "true_cfg_scale" and lacks:
+            raise ValueError(
+                f"negative_prompt is None, and without one {self._class.__name__} has no null condition, "
+                'which guidance asks for; give one (such as ""), or guide(condition=)'
+            )
+
+
+def _check_pipeline(pipeline: Any) -> None:
+    if not isinstance(pipeline, DiffusionPipeline):
+        raise ValueError(f"pipeline is {shown(pipeline)}; allowed: a DiffusionPipeline of diffusers")
+    name = type(pipeline).__name__
+    if getattr(type(pipeline), "_handle", None) is not None:
+        raise ValueError(f"the {name} is guided already: remove that guidance first, or add the terms")
+    if "guidance" in inspect.signature(type(pipeline).__call__).parameters:
+        raise ValueError(f"a {name} takes terms in a call: give it guidance=")
+    if getattr(pipeline, "scheduler", None) is None or not _networks_of(pipeline):
+        raise ValueError(
+            f"a {name} has not both a scheduler and one of {', '.join(NETWORKS)}; guide works with these"
+        )
+
+
+def _networks_of(pipeline: Any) -> list[str]:
+    return [name for name in NETWORKS if isinstance(getattr(pipeline, name, None), torch.nn.Module)]
+
+
+def _by_network(pipeline: Any, guidance: Any) -> dict[str, Guidance]:
+    names = _networks_of(pipeline)
+    if isinstance(guidance, Mapping):
+        if set(guidance) != set(names) or not names:
+            raise ValueError(
+                f"guidance is for {', '.join(map(str, guidance)) or 'none'}; allowed: one for each of "
+                f"{', '.join(names)}, or one for all"
+            )
+        each = {name: guidance[name] for name in names}
+    else:
+        each = dict.fromkeys(names, guidance)
+    for value in each.values():
+        if not isinstance(value, Guidance):
+            raise TypeError(f"guidance is {shown(value)}; allowed: a term of guidance or a sum of them")
+    return each
+
+
+def _checked_null(pipeline: Any, condition: Any, names: Mapping[str, Guidance]) -> Mapping[str, Any] | None:
+    if condition is None:
+        return None
+    if not isinstance(condition, Mapping) or not condition:
+        raise ValueError(
+            f"condition is {shown(condition)}; allowed: the null's arguments of the network, by name"
+        )
+    for name in names:
+        taken = argument_names(getattr(pipeline, name))[1:]
+        unknown = [key for key in condition if key not in taken]
+        if unknown:
+            raise ValueError(f"condition has {shown(unknown[0])}; the {name} takes {', '.join(taken)}")
+    return dict(condition)
+
+
+def _guided_class(base: type, handle: Handle) -> type:
+    """The pipeline's class with a `__call__` that guides; a copy of the pipeline is not guided."""
+
+    @wraps(base.__call__)
+    def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N807
+        if self is not handle.pipeline:
+            return base.__call__(self, *args, **kwargs)
+        call = inspect.signature(base.__call__).bind_partial(self, *args, **kwargs)
+        call.apply_defaults()
+        with handle.running(call.arguments):
+            return base.__call__(self, *args, **kwargs)
+
+    named = {name: getattr(base, name) for name in ("__module__", "__qualname__", "__doc__")}
+    return type(base.__name__, (base,), {**named, "__call__": __call__, "_handle": handle})
+
+
+def _listen(network: torch.nn.Module, recorder: Recorder) -> Callable[[], None]:
+    """Put the recorder in the place of a network's call, above its hooks and its compiled form.
+
+    `torch.nn.Module.__call__` looks there first, and copies of the module leave it out.
+    """
+    name, held = "_compiled_call_impl", vars(network)
+    before = held.get(name)
+    plain = network._call_impl if before is None else before
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return recorder.called(plain, network, args, kwargs)
+
+    held[name] = call
+
+    def undo() -> None:
+        if before is None:
+            held.pop(name, None)
+        else:
+            held[name] = before
+
+    return undo
+
+
+def _replace_step(scheduler: Any, stepper: Stepper) -> Callable[[], None]:
+    """Put ours in the place of a scheduler's step, with its signature; a copy of the scheduler has it too."""
+
+    @wraps(type(scheduler).step)
+    def step(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return stepper.step(self, args, kwargs)
+
+    before = vars(scheduler).get("step")
+    scheduler.step = MethodType(step, scheduler)
+
+    def undo() -> None:
+        if before is None:
+            vars(scheduler).pop("step", None)
+        else:
+            scheduler.step = before
+
+    return undo

@@ -1,0 +1,181 @@
+"""What a network was told and answered, as a condition; and the network that answers it again elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from guided_diffusers.core.checks import shown
+from guided_diffusers.core.denoiser import Denoised
+from guided_diffusers.core.noise import NoiseLevel, broadcast
+from guided_diffusers.core.prediction import to_denoised
+from guided_diffusers.guidance.base import Guided, Query, Step
+from guided_diffusers.stock.answers import read
+from guided_diffusers.stock.facts import Facts, argument_names, copied, facts_of, rows_of, told_timesteps
+
+_CLOSE = {torch.float16: 2e-2, torch.bfloat16: 2e-2}
+
+
+@dataclass(eq=False)
+class Told:
+    """A condition under `guide`: what the pipeline gave its network, in one call or half a call.
+
+    Attributes:
+        network: The network that was called.
+        arguments: By name, the sample and the timestep among them.
+        answer: What it answered; None where it has not been asked.
+        null_told: The same of the null; None where the pipeline has none.
+    """
+
+    network: Any
+    arguments: Mapping[str, Any]
+    answer: Any = None
+    null_told: Told | None = None
+    facts: Facts = field(init=False)
+    input_name: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Read what is particular to the network."""
+        self.facts, self.input_name = facts_of(self.network), argument_names(self.network)[0]
+
+    @property
+    def null(self) -> Told:
+        """The null condition.
+
+        Raises:
+            ValueError: The pipeline told its network none.
+        """
+        if self.null_told is None:
+            raise ValueError(
+                "guidance asks for the null condition, and the pipeline told its network none: give it a "
+                "negative prompt and a guidance scale above 1 (it is not used), or guide(condition=)"
+            )
+        return self.null_told
+
+    @property
+    def positive(self) -> dict[str, Any]:
+        """What the network was told beside sample and timestep: so a denoiser of another network takes it."""
+        own = (self.input_name, self.facts.timestep, "return_dict")
+        return {name: value for name, value in self.arguments.items() if name not in own}
+
+    @property
+    def input(self) -> Tensor:
+        """What the network was given for a sample, `(batch, ...)`."""
+        given = self.arguments[self.input_name]
+        return torch.stack(given) if isinstance(given, list) else given
+
+    def of_rows(self, rows: slice, total: int) -> Told:
+        """The same for some samples of the batch, unanswered."""
+        return Told(self.network, rows_of(self.arguments, rows, total, self.facts))
+
+    def unanswered(self) -> Told:
+        """The same, to be asked anew."""
+        null = None if self.null_told is None else self.null_told.unanswered()
+        return Told(self.network, self.arguments, null_told=null)
+
+
+class Replay:
+    """The pipeline's network as a denoiser: asked again with what it was told, at any sample and level.
+
+    Args:
+        ask: `(told, arguments) -> answer`.
+        kind: The prediction type that the scheduler reads.
+        negated: The network's output is the negative of that.
+        level: Of the step, at which the network was called.
+        sample: x_t of the step.
+
+    `answers` has what the network said at the step itself, by the condition's id.
+    """
+
+    def __init__(
+        self,
+        ask: Callable[[Told, dict[str, Any]], Any],
+        kind: str,
+        negated: bool,
+        level: NoiseLevel,
+        sample: Tensor,
+    ) -> None:
+        self.ask, self.kind, self.negated, self.level, self.sample = ask, kind, negated, level, sample
+        self.answers: dict[int, Denoised] = {}
+
+    def __call__(self, sample: Tensor, level: NoiseLevel, condition: Told) -> Denoised:
+        """The answer under one condition."""
+        arguments = copied(condition.arguments)
+        if sample is not self.sample or torch.is_grad_enabled():
+            arguments[condition.input_name] = self._input(sample, level, condition)
+        if level is not self.level:
+            arguments[condition.facts.timestep] = _timestep(level, condition)
+        return self.read(self.ask(condition, arguments), sample, level)
+
+    def batch(self, sample: Tensor, level: NoiseLevel, conditions: Sequence[Told]) -> list[Denoised]:
+        """One answer a condition, in a call each: their texts may differ in length."""
+        return [self(sample, level, condition) for condition in conditions]
+
+    def read(self, answer: Any, sample: Tensor, level: NoiseLevel) -> Denoised:
+        """An answer as x_0."""
+        output, extra = read(answer, sample, self.negated)
+        return Denoised(to_denoised(output, sample, level, self.kind), extra)
+
+    def _input(self, sample: Tensor, level: NoiseLevel, told: Told) -> Any:
+        """The recorded input with another sample in the place of x_t; what stands behind that stays.
+
+        Raises:
+            ValueError: The recorded input does not begin with the scaled x_t.
+        """
+        given, recorded = told.arguments[told.input_name], told.input
+        old, new = (
+            (broadcast(level.input_scale, x) * x).to(recorded.dtype)
+            for x, level in ((self.sample, self.level), (sample, level))
+        )
+        if recorded.ndim == sample.ndim + 1 and recorded.shape[2] == 1:
+            old, new = old.unsqueeze(2), new.unsqueeze(2)
+        beside = [axis for axis in range(old.ndim) if recorded.shape[axis] != old.shape[axis]]
+        fits = recorded.ndim == old.ndim and len(beside) <= 1 and 0 not in beside
+        if fits and beside:
+            (axis,) = beside
+            count = old.shape[axis]
+            fits = recorded.shape[axis] > count
+            own, rest = recorded.tensor_split([count], dim=axis)
+            new = torch.cat([new, rest], axis)
+        else:
+            own = recorded
+        close = _CLOSE.get(recorded.dtype, 1e-4)
+        if not fits or not torch.allclose(own, old, close, close):
+            raise ValueError(
+                f"the network's {told.input_name} is {shown(recorded)}, and how the pipeline makes it of the "
+                f"sample {tuple(sample.shape)} is not known: no term here can ask at another sample, with a "
+                "gradient through the network or again at a level"
+            )
+        return list(new.unbind(0)) if isinstance(given, list) else new
+
+
+def _timestep(level: NoiseLevel, told: Told) -> Tensor:
+    """The timestep of another level, in the form in which the network was told its own."""
+    if level.timestep is None:
+        raise ValueError("a term asks the network at a level without a timestep, which it has to be told")
+    given = torch.as_tensor(told.arguments[told.facts.timestep])
+    timestep = torch.as_tensor(level.timestep).reshape(-1)
+    scaled = told_timesteps(told.facts, told.network, timestep, float(given.double().max())).to(given)
+    if given.ndim == 0:
+        return scaled[0]
+    return scaled.reshape(-1, *[1] * (given.ndim - 1)).expand_as(given)
+
+
+class Asked(Guided):
+    """A guided pipeline's network at one step: what it has answered is taken, anything else is asked."""
+
+    def _ask(self, step: Step, query: Query, conditions: list[Any]) -> list[Denoised]:
+        if any(each is not None for each in (query.network, query.view, query.sample, query.level)):
+            return super()._ask(step, query, conditions)
+        for told in conditions:
+            with_graph = torch.is_grad_enabled() and told is step.condition
+            if told.answer is None or with_graph:
+                answer = self.denoiser(step.sample, step.level, told)
+            else:
+                answer = self.denoiser.read(told.answer, step.sample, step.level)
+            self.denoiser.answers[id(told)] = answer
+        return [self.denoiser.answers[id(told)] for told in conditions]

@@ -1,0 +1,220 @@
+"""`guide` in pipelines of diffusers: what it draws, what it costs, what it leaves behind, what it refuses."""
+
+from __future__ import annotations
+
+import copy
+
+import diffusers
+import pytest
+import torch
+from stock_families import FAMILIES, GAMMA, STEPS, embeds, stable_diffusion
+
+from guided_diffusers import guide, noise_level
+from guided_diffusers.guidance import (
+    AutoGuidance,
+    ClassifierFreeGuidance,
+    ClassifierGuidance,
+    GuidanceInterval,
+    ProjectedGuidance,
+)
+
+COMMON = ("sd1", "sdxl", "sd3", "flux", "dit")
+"""Families of the fast suite."""
+
+
+@pytest.fixture(scope="module", params=COMMON)
+def family(request):
+    """A family and its pipeline."""
+    return FAMILIES[request.param], made(request.param)
+
+
+@pytest.fixture(scope="module")
+def sd():
+    return FAMILIES["sd1"], made("sd1")
+
+
+def made(name):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        pipeline = FAMILIES[name].build()
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def assert_same(ours, theirs):
+    """Equal to 1e-5 of the deviation of what was drawn."""
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5 * max(float(theirs.std()), 1))
+
+
+class TestPlain:
+    def test_it_is_the_untouched_pipeline(self, family):
+        case, pipeline = family
+        plain = case.call(pipeline)
+        with guide(pipeline, ClassifierFreeGuidance(case.ours)) as run:
+            assert_same(case.call(pipeline), plain)
+            assert_same(case.call(pipeline, **{case.scale: case.gamma + 3}), plain)  # its scale has no effect
+        assert sum(run.calls) == 2 * len(run.record)
+        for each in run.record:
+            assert each["terms"] == ["ClassifierFreeGuidance"]
+            torch.testing.assert_close(each["effective_scale"], [case.ours], rtol=1e-3, atol=1e-3)
+
+    def test_afterwards_nothing_is_left(self, family):
+        case, pipeline = family
+        before = case.call(pipeline)
+        network, kept = getattr(pipeline, case.network), type(pipeline)
+        held = set(vars(network)), set(vars(pipeline.scheduler))
+        with pytest.raises(ZeroDivisionError), guide(pipeline, ClassifierGuidance(lambda *_: 1 / 0, 1.0)):
+            case.call(pipeline)
+        assert type(pipeline) is kept and (set(vars(network)), set(vars(pipeline.scheduler))) == held
+        assert torch.equal(case.call(pipeline), before)
+
+    def test_outside_its_interval_the_network_runs_on_the_condition_alone(self, family):
+        case, pipeline = family
+        case.call(pipeline, steps=20)
+        levels = [noise_level(pipeline.scheduler, t).noise_to_signal for t in pipeline.scheduler.timesteps]
+        levels = sorted({float(level) for level in levels})
+        interval = GuidanceInterval(levels[5], levels[13])
+        with guide(pipeline, ClassifierFreeGuidance(GAMMA, interval)) as run:
+            case.call(pipeline, steps=20)
+        active = [bool(each["terms"]) for each in run.record]
+        assert sum(active) == 8 and sum(run.calls) == len(active) + 8
+        assert [each["effective_scale"] is None for each in run.record] == [not each for each in active]
+
+
+class TestHandles:
+    def test_a_scale_one_sample_each_and_a_batch(self, sd):
+        case, pipeline = sd
+        given = {name: value.repeat(2, 1, 1) for name, value in embeds().items()}
+        latents = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(1))
+        with guide(pipeline, ClassifierFreeGuidance((1.0, GAMMA))) as run:
+            both = case.call(pipeline, **given, latents=latents)
+        assert run.calls == [4] * len(run.record)
+        torch.testing.assert_close(run.record[0]["effective_scale"], [1.0, GAMMA], rtol=1e-4, atol=1e-4)
+        for row, scale in enumerate((0.0, GAMMA)):
+            alone = case.call(pipeline, latents=latents[row : row + 1], guidance_scale=scale)
+            assert_same(both[row : row + 1], alone)
+
+    def test_sequential_asks_one_condition_after_another(self, sd):
+        case, pipeline = sd
+        plain = case.call(pipeline)
+        with guide(pipeline, ClassifierFreeGuidance(GAMMA), sequential=True) as run:
+            assert_same(case.call(pipeline), plain)
+        assert run.calls == [1, 1] * len(run.record)
+
+    def test_a_null_of_ones_own(self):
+        """Networks with a distilled scale, and pipelines without a negative prompt: the null is our call."""
+        case, pipeline = FAMILIES["flux"], made("flux")
+        plain = case.call(pipeline)
+        given = embeds(pooled_prompt_embeds=8)
+        null = {"encoder_hidden_states": given["negative_prompt_embeds"]}
+        null["pooled_projections"] = given["negative_pooled_prompt_embeds"]
+        alone = {"negative_prompt_embeds": None, "negative_pooled_prompt_embeds": None, "true_cfg_scale": 1.0}
+        with guide(pipeline, ClassifierFreeGuidance(GAMMA), condition=null) as run:
+            assert_same(case.call(pipeline, **alone), plain)
+            assert_same(case.call(pipeline), plain)
+        assert run.calls == [1, 1] * STEPS
+
+    def test_every_call_begins_anew(self, sd):
+        case, pipeline = sd
+        with guide(pipeline, ProjectedGuidance(GAMMA, momentum=-0.7)) as run:
+            first = case.call(pipeline)
+            assert torch.equal(case.call(pipeline), first)
+            assert len(run.record) == len(run.calls)
+
+    def test_copies_are_not_guided(self, sd):
+        case, pipeline = sd
+        plain = case.call(pipeline)
+        with guide(pipeline, ClassifierFreeGuidance(9.0)):
+            assert torch.equal(case.call(copy.deepcopy(pipeline)), plain)
+
+    def test_a_scheduler_that_is_exchanged_later(self, sd):
+        case, pipeline = sd
+        own = pipeline.scheduler
+        with guide(pipeline, ClassifierFreeGuidance(GAMMA)) as run:
+            pipeline.scheduler = stable_diffusion(diffusers.HeunDiscreteScheduler)
+            ours = case.call(pipeline)
+        assert_same(ours, case.call(pipeline))
+        assert len(run.record) == 2 * STEPS - 1
+        pipeline.scheduler = own
+
+    def test_a_callback_and_the_null_dropped_midway(self, sd):
+        case, pipeline = sd
+
+        def drop(pipe, index, timestep, given):
+            if index == 2:
+                pipe._guidance_scale = 0.0
+                given["prompt_embeds"] = given["prompt_embeds"].chunk(2)[-1]
+            return given
+
+        callback = {
+            "callback_on_step_end": drop,
+            "callback_on_step_end_tensor_inputs": ["latents", "prompt_embeds"],
+        }
+        with guide(pipeline, ClassifierFreeGuidance(1.0)):
+            dropped = case.call(pipeline, **callback)
+            assert_same(dropped, case.call(pipeline))
+        with (
+            guide(pipeline, ClassifierFreeGuidance(2.0)),
+            pytest.raises(ValueError, match="told its network none"),
+        ):
+            case.call(pipeline, **callback)
+
+    def test_a_weak_network_is_told_the_same(self, sd):
+        """A weak denoiser gets what the network was told."""
+        from guided_diffusers import ModelDenoiser
+
+        case, pipeline = sd
+        weak = ModelDenoiser(made("sd1").unet, "epsilon")  # equal weights: no shift
+        with guide(pipeline, AutoGuidance(weak, 3.0)) as run:
+            ours = case.call(pipeline)
+        with guide(pipeline, ClassifierFreeGuidance(1.0)):
+            assert_same(ours, case.call(pipeline))
+        assert run.calls == [1] * len(run.record)
+
+
+class TestRefused:
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            ({"guidance_scale": 1.0}, "guidance_scale is 1.0, which switches off the null"),
+            ({"guidance_scale": 0}, "give any above 1"),
+        ],
+    )
+    def test_a_scale_that_switches_the_null_off(self, sd, arguments, message):
+        case, pipeline = sd
+        with guide(pipeline, ClassifierFreeGuidance(2.0)) as run, pytest.raises(ValueError, match=message):
+            case.call(pipeline, **arguments)
+        assert run.calls == []
+
+    def test_guidance_of_the_pipeline_itself(self):
+        case, pipeline = FAMILIES["sd3"], made("sd3")
+        with (
+            guide(pipeline, ClassifierFreeGuidance(2.0)) as run,
+            pytest.raises(ValueError, match="skip_layers"),
+        ):
+            case.call(pipeline, skip_guidance_layers=[1])
+        assert run.calls == []
+
+    def test_no_negative_prompt(self):
+        case, pipeline = FAMILIES["flux"], made("flux")
+        alone = {"negative_prompt_embeds": None, "negative_pooled_prompt_embeds": None}
+        with (
+            guide(pipeline, ClassifierFreeGuidance(2.0)),
+            pytest.raises(ValueError, match="negative_prompt is None"),
+        ):
+            case.call(pipeline, **alone)
+
+    def test_what_is_no_pipeline_or_no_guidance(self, sd):
+        _, pipeline = sd
+        term = ClassifierFreeGuidance(2.0)
+        with pytest.raises(ValueError, match="pipeline is"):
+            guide(pipeline.unet, term)
+        with pytest.raises(TypeError, match="guidance is"):
+            guide(pipeline, 7.5)
+        with pytest.raises(ValueError, match="guidance is for transformer"):
+            guide(pipeline, {"transformer": term})
+        with pytest.raises(ValueError, match="condition has 'states'; the unet takes timestep"):
+            guide(pipeline, term, condition={"states": torch.zeros(1)})
+        with guide(pipeline, term), pytest.raises(ValueError, match="is guided already"):
+            guide(pipeline, term)
+        assert type(pipeline) is diffusers.StableDiffusionPipeline
