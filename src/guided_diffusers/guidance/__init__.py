@@ -1,5 +1,6 @@
 """Guidance terms: called on a denoiser they give the guided denoiser; `+` adds them."""
 
+from guided_diffusers.guidance import views
 from guided_diffusers.guidance.auto import AutoGuidance
 from guided_diffusers.guidance.base import Guidance, GuidanceSum, Guided, Prediction, Query, Shift, Step
 from guided_diffusers.guidance.cfg_plus_plus import CFGPlusPlus
@@ -30,4 +31,5 @@ __all__ = [
     "Shift",
     "Step",
     "effective_scale",
+    "views",
 ]

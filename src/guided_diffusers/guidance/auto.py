@@ -4,8 +4,8 @@
 
 The weak model is a separate network under the same condition, such as an early snapshot of the same training.
 Under the null condition instead, D_weak(null) + w (D - D_weak(null)), it guides towards the condition too:
-classifier-free guidance whose unconditional model is the weak one, at the price of either alone. diffusers'
-guider of a similar name skips layers of one network instead.
+classifier-free guidance whose unconditional model is the weak one, at the price of either alone. The weak
+model may be the network itself with some layers perturbed, a view of it (`guidance.views`).
 
 References:
     | Karras et al., "Guiding a Diffusion Model with a Bad Version of Itself" (arXiv:2406.02507), equation 3
@@ -25,16 +25,18 @@ from guided_diffusers.core.checks import check_bool, check_callable
 from guided_diffusers.core.denoiser import Denoised, Denoiser
 from guided_diffusers.guidance.base import Guidance, Query, Scale, Step, column, network_field
 from guided_diffusers.guidance.interval import GuidanceInterval
+from guided_diffusers.guidance.views import View
 
 _WEAK = "a denoiser, such as ModelDenoiser(weak_unet, prediction_type)"
 
 
 @dataclass(frozen=True)
 class AutoGuidance(Guidance):
-    """Autoguidance with a separate weak network.
+    """Autoguidance with a separate weak network, or a view of the guided one.
 
     Args:
-        weak: The weak denoiser, such as `ModelDenoiser(weak_unet, prediction_type)`.
+        weak: The weak denoiser, such as `ModelDenoiser(weak_unet, prediction_type)`; or a view of the guided
+            network, such as `views.skip_layers(unet)`, of which the guided denoiser itself is asked.
         scale: w: 1 is unguided and costs nothing. A number, or one a sample.
         interval: Where the term is active, in sigma / alpha; None is everywhere.
         null: Ask the weak network under the null condition.
@@ -66,6 +68,8 @@ class AutoGuidance(Guidance):
         """The weak network's prediction under the same condition, or under its null."""
         check_callable("weak", self.weak, _WEAK)
         condition = getattr(step.condition, "null", None) if self.null else step.condition
+        if isinstance(self.weak, View):
+            return (Query(condition=condition, view=self.weak.perturbed),)
         return (Query(condition=condition, network=self.weak),)
 
     def shift(self, step: Step, own: Denoised, answers: Sequence[Denoised]) -> Tensor:
