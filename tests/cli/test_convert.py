@@ -80,8 +80,8 @@ def test_an_autoencoder_of_a_training_checkpoint(run, tmp_path):
         (("--kind", "unet", "--preset", "64", "--flags", "FLAGS"), 2, "give one of --preset and --flags"),
         (("--kind", "classifier", "--preset", "64-to-256"), 2, "is none of 64, 128, 256, 512"),
         (("--kind", "unet", "--preset", "128"), 1, "does not fit the configuration"),
-        (("--kind", "unet", "--flags", "WORD"), 1, "must hold a mapping"),
-        (("--kind", "unet", "--flags", "BROKEN"), 1, "cannot be parsed"),
+        (("--kind", "unet", "--flags", "WORD"), 1, "a mapping of names"),
+        (("--kind", "unet", "--flags", "BROKEN"), 1, "does not read as"),
         (
             ("--kind", "unet", "--flags", "TYPO"),
             1,

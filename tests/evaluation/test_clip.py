@@ -117,13 +117,13 @@ def test_retrieval_of_figures_is_the_fraction_of_hits(scorer):
 
 
 def test_errors(scorer):
-    with pytest.raises(ValueError, match="candidates is 100 with 5 different texts"):
+    with pytest.raises(ValueError, match="candidates is 100; allowed: from 2 to 5"):
         clip_figures(scorer, pictures(6), TEXTS)
-    with pytest.raises(ValueError, match="6 texts for 2 images"):
+    with pytest.raises(ValueError, match="texts is .*; allowed: 2, one an image"):
         clip_figures(scorer, pictures(2), TEXTS)
     with pytest.raises(ValueError, match="uint8"):
         scorer.image_features(pictures(2).float())
-    with pytest.raises(ValueError, match="one text an image"):
+    with pytest.raises(ValueError, match="text_features is .* shape of image_features"):
         clip_scores(directions(2), directions(3))
-    with pytest.raises(ValueError, match="2 texts"):
+    with pytest.raises(ValueError, match="texts is .*; allowed: 3, one an image"):
         retrieved(directions(3), directions(3), ["a", "b"], candidates=2)

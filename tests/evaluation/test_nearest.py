@@ -57,11 +57,11 @@ def test_the_picture_shows_the_closest_pairs_first():
 
 
 def test_errors():
-    with pytest.raises(ValueError, match=r"queries has shape \(2, 3\)"):
+    with pytest.raises(ValueError, match=r"queries is .*\(2, 3\)"):
         nearest_images(normal(2, 3), normal(2, 4))
-    with pytest.raises(ValueError, match="k is 3 for 2 references"):
+    with pytest.raises(ValueError, match="k is 3; allowed"):
         nearest_images(normal(2, 3), normal(2, 3), k=3)
-    with pytest.raises(ValueError, match="held_out lies wholly in training"):
+    with pytest.raises(ValueError, match="held_out is .*some are not in training"):
         memorisation(normal(2, 3), normal(2, 3), normal(2, 3))
-    with pytest.raises(ValueError, match="found 2 rows"):
+    with pytest.raises(ValueError, match="generated is .*allowed: 2 images"):
         closest_pairs(normal(3, 1, 4, 4), normal(2, 1, 4, 4), nearest_images(normal(2, 3), normal(2, 3)))

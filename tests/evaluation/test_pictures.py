@@ -138,15 +138,15 @@ def test_colour_floats_and_bytes_become_pictures():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: forward_process(draw(1, 1, 4, 4), []), "levels is empty"),
+        (lambda: forward_process(draw(1, 1, 4, 4), []), r"levels is \[\]"),
         (
             lambda: losses_by_level(exact_denoiser(), draw(2, 2), [NoiseLevel(alpha=0, sigma=1)]),
             r"levels\[0\]",
         ),
-        (lambda: loss_figure([]), "losses is empty"),
+        (lambda: loss_figure([]), r"losses is \[\]"),
         (
             lambda: reverse_process(exact_denoiser(), GuidedDDIMScheduler(), draw(2, 1, 4, 4)),
-            "noise holds 2 samples",
+            "noise is .*; allowed: one sample",
         ),
     ],
 )

@@ -99,7 +99,10 @@ def test_the_plan_is_every_arm_over_its_scales_and_intervals(tmp_path):
     [
         ({"stepz": [2]}, "unknown key 'stepz'"),
         ({"arms": {"a": {"guidance": [{"term": "X"}]}}}, r"scales of an arm is \[\]; allowed"),
-        ({"arms": {"a": {"guidance": [{"term": "X", "scale": 2}], "scales": [1]}}}, "names 'scale'"),
+        (
+            {"arms": {"a": {"guidance": [{"term": "X", "scale": 2}], "scales": [1]}}},
+            "first term of an arm is .*without scale",
+        ),
         ({"arms": {}}, "arms is {}; allowed: at least one arm"),
         ({"distance": "euclid"}, "distance is 'euclid'"),
         ({"steps": []}, r"steps is \[\]"),

@@ -6,7 +6,6 @@ The published files are pickles, and loading a pickle can run code. So one is re
 
 from __future__ import annotations
 
-import json
 import pickle
 from collections.abc import Mapping
 from enum import StrEnum
@@ -70,6 +69,7 @@ def convert_adm(
     say how its attention is laid out.
     """
     from guided_diffusers import convert
+    from guided_diffusers.store.reading import read_mapping
 
     presets = convert.UNET_PRESETS if kind is Kind.UNET else convert.CLASSIFIER_PRESETS
     if (preset is None) == (flags is None):
@@ -93,6 +93,7 @@ def convert_ldm(
     A KL autoencoder; its latents stay the raw ones.
     """
     from guided_diffusers.convert import ldm_autoencoder
+    from guided_diffusers.store.reading import read_mapping
 
     model = ldm_autoencoder(read_checkpoint(checkpoint, allow_pickle), read_mapping(config))
     return _write(model, output, json_output)
@@ -109,10 +110,10 @@ def read_checkpoint(path: Path, allow_pickle: bool = False) -> dict[str, Tensor]
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
-        try:
+        from guided_diffusers.store.reading import reading_as
+
+        with reading_as("safetensors", path, SafetensorError):
             return load_file(path)
-        except SafetensorError as error:
-            raise ValueError(f"{path} cannot be read as safetensors: {error}") from error
     if not allow_pickle:
         raise ValueError(
             f"{path} is not safetensors, and loading a pickle can run code; if you trust it, --allow-pickle "
@@ -129,29 +130,6 @@ def read_checkpoint(path: Path, allow_pickle: bool = False) -> dict[str, Tensor]
     if not isinstance(read, Mapping) or not all(isinstance(value, torch.Tensor) for value in read.values()):
         raise ValueError(f"{path} holds no tensors by name, but a {type(read).__name__}")
     return dict(read)
-
-
-def read_mapping(path: Path) -> dict[str, Any]:
-    """The mapping in a JSON file, or in a YAML file where PyYAML is installed.
-
-    Raises:
-        ValueError: The file cannot be parsed, or holds something else.
-    """
-    text = path.read_text(encoding="utf-8")
-    try:
-        if path.suffix == ".json":
-            values = json.loads(text)
-        else:
-            import yaml  # in the extras `train` and `eval`
-
-            values = yaml.safe_load(text)
-    except ModuleNotFoundError as error:
-        raise ValueError(f"{path}: YAML needs PyYAML (pip install pyyaml); JSON needs nothing") from error
-    except Exception as error:
-        raise ValueError(f"{path} cannot be parsed: {error}") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} must hold a mapping of names to values; it holds a {type(values).__name__}")
-    return values
 
 
 def _write(model: nn.Module, output: Path, json_output: bool) -> dict[str, Any]:

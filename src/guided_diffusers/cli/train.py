@@ -24,8 +24,6 @@ from typing import Annotated, Any
 
 import typer
 
-from guided_diffusers.cli.convert import read_mapping
-
 CONTEXT_SETTINGS = {"allow_extra_args": True, "ignore_unknown_options": True}
 _PACKAGE = Path(__file__).parents[1]
 _NEEDED = {"datasets": "datasets", "yaml": "pyyaml"}
@@ -249,4 +247,6 @@ def output_folder(words: Sequence[str]) -> Path:
     given, _ = parser.parse_known_args(list(words))
     if given.folder is not None:
         return Path(given.folder)
-    return Path(str(read_mapping(Path(given.config))["training"]["output_dir"]))
+    from guided_diffusers.store.reading import read_mapping
+
+    return Path(str(read_mapping(given.config)["training"]["output_dir"]))

@@ -44,6 +44,34 @@ def a_kind_of(value: Any) -> str:
     return f"{'an' if name[:1].lower() in 'aeiou' else 'a'} {name}"
 
 
+def one_line(error: object) -> str:
+    """What an error says, or another text, in one line; of one that says nothing the name of its type."""
+    named = type(error).__name__ if isinstance(error, BaseException) else ""
+    return " ".join(str(error).split()) or named
+
+
+def check_that(fits: Any, name: str, value: Any, allowed: str) -> None:
+    """Raise ValueError where a value does not fit, for a rule that no other check here knows.
+
+    Args:
+        fits: Whether it does.
+        name: The argument's name.
+        value: What was given.
+        allowed: What is allowed, in words.
+    """
+    if not fits:
+        raise ValueError(f"{name} is {shown(value)}; allowed: {allowed}")
+
+
+def check_integers(name: str, value: Any, count: int, below: int) -> Tensor:
+    """A tensor `(count,)` of integers from 0 to less than `below`, such as labels."""
+    whole = isinstance(value, Tensor) and not (value.is_floating_point() or value.is_complex())
+    allowed = f"({count},) integers from 0 to {below - 1}"
+    check_that(whole and value.dtype != torch.bool and value.shape == (count,), name, value, allowed)
+    check_that(all(0 <= number < below for number in value.tolist()), name, value.tolist(), allowed)
+    return value
+
+
 def check_choice(name: str, value: Any, allowed: Sequence[str]) -> str:
     """A string that is one of `allowed`."""
     if not isinstance(value, str) or value not in allowed:

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
-from guided_diffusers.core.checks import check_finite, check_tensor, shown
+from guided_diffusers.core.checks import check_finite, check_integers, check_tensor, check_that
 from guided_diffusers.evaluation.estimate import Estimate, wilson_estimate
 
 
@@ -34,20 +33,9 @@ def agreement(logits: Tensor, labels: Tensor, *, confidence: float = 0.95) -> Ag
     Raises:
         ValueError: If the shapes do not fit, there are no images, or a label is out of range.
     """
-    check_finite("logits", check_tensor("logits", logits))
-    check_tensor("labels", labels, floating=False)
-    if logits.ndim != 2 or labels.shape != logits.shape[:1] or labels.numel() == 0:
-        raise ValueError(
-            f"`logits` and `labels` must have shapes (batch, num_classes) and (batch,) with batch >= 1, got "
-            f"{tuple(logits.shape)} and {tuple(labels.shape)}."
-        )
-    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
-        raise ValueError(f"`labels` must be integers, got {shown(labels)}")
-    if labels.min() < 0 or labels.max() >= logits.shape[1]:
-        raise ValueError(
-            f"`labels` must be integers from 0 to {logits.shape[1] - 1}, the judge's classes; got "
-            f"{labels.dtype} from {labels.min().item()} to {labels.max().item()}."
-        )
+    check_finite("logits", check_tensor("logits", logits, ("batch", "num_classes")))
+    check_that(len(logits), "logits", logits, "at least one image")
+    check_integers("labels", labels, *logits.shape)
     agrees = logits.argmax(dim=1) == labels
 
     def estimate(hits: Tensor) -> Estimate:

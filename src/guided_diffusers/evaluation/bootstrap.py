@@ -15,8 +15,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from guided_diffusers.core.checks import check_finite, check_int, check_number, check_tensor, shown
-from guided_diffusers.evaluation.estimate import Estimate
+from guided_diffusers.core.checks import check_finite, check_int, check_tensor, check_that
+from guided_diffusers.evaluation.estimate import Estimate, generator_of, percentiles
 from guided_diffusers.evaluation.reference import Reference
 
 
@@ -98,8 +98,7 @@ def mean_estimate(
 ) -> Estimate:
     """The mean of one value an image, with its percentile interval."""
     values = check_finite("values", check_tensor("values", values, ("count",))).double()
-    if not len(values):
-        raise ValueError(f"values is {shown(values)}; allowed: at least one")
+    check_that(len(values), "values", values, "at least one")
     counts = _counts(len(values), resamples, seed)
     return _around(values.mean().item(), counts @ values / len(values), len(values), confidence)
 
@@ -107,8 +106,7 @@ def mean_estimate(
 def _counts(count: int, resamples: int, seed: int) -> Tensor:
     """How often each image is in each resample, `(resamples, count)` float64."""
     resamples = check_int("resamples", resamples, 1)
-    generator = torch.Generator().manual_seed(check_int("seed", seed, 0, 2**63 - 1))
-    drawn = torch.randint(count, (resamples, count), generator=generator)
+    drawn = torch.randint(count, (resamples, count), generator=generator_of(seed))
     return torch.zeros(resamples, count, dtype=torch.float64).scatter_add_(
         1, drawn, torch.ones(1, 1, dtype=torch.float64).expand(resamples, count)
     )
@@ -117,8 +115,5 @@ def _counts(count: int, resamples: int, seed: int) -> Tensor:
 def _around(
     value: float, values: Tensor, count: int, confidence: float, floor: float = -float("inf")
 ) -> Estimate:
-    if not 0 < check_number("confidence", confidence) < 1:
-        raise ValueError(f"confidence is {confidence}; allowed: between 0 and 1")
-    tail = (1 - confidence) / 2
-    low, high = torch.quantile(values, torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()
+    low, high = percentiles(values, confidence)
     return Estimate(value=value, low=max(floor, min(low, value)), high=max(high, value), count=count)

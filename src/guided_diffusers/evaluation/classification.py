@@ -11,7 +11,6 @@ References:
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -21,11 +20,13 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
+from guided_diffusers.core.checks import check_int, check_integers, check_tensor, check_that
 from guided_diffusers.core.noise import NoiseLevel
 from guided_diffusers.core.prediction import at_least_float32
 from guided_diffusers.core.randomness import randn_for, seed_for
 from guided_diffusers.evaluation.bootstrap import mean_estimate
 from guided_diffusers.evaluation.estimate import Estimate, wilson_estimate
+from guided_diffusers.evaluation.plotting import as_image, new_figure
 from guided_diffusers.losses import Levels, add_noise
 
 Logits = Callable[[Tensor, NoiseLevel], Tensor]
@@ -51,11 +52,10 @@ def expected_calibration_error(probabilities: Tensor, labels: Tensor, bins: int 
     Raises:
         ValueError: No images, shapes that do not fit, or `bins` below 1.
     """
-    if probabilities.ndim != 2 or labels.shape != probabilities.shape[:1] or len(labels) == 0 or bins < 1:
-        raise ValueError(
-            f"probabilities and labels have shapes {tuple(probabilities.shape)} and {tuple(labels.shape)}, "
-            f"bins is {bins}; allowed: (images, classes) and (images,) with at least one image, 1 bin or more"
-        )
+    check_tensor("probabilities", probabilities, ("images", "classes"))
+    check_that(len(probabilities), "probabilities", probabilities, "at least one image")
+    check_integers("labels", labels, *probabilities.shape)
+    check_int("bins", bins, 1)
     confidence, predicted = probabilities.double().max(dim=1)
     gap = (predicted == labels).double() - confidence
     interval = (confidence * bins).ceil().long().clamp(1, bins) - 1
@@ -179,13 +179,9 @@ def classifier_figure(reports: Sequence[ClassifierReport], title: str = "") -> I
     Raises:
         ValueError: No reports, or one without noise level.
     """
-    if not reports or any(report.noise_to_signal is None for report in reports):
-        raise ValueError("reports must be one or more of reports_by_noise, each with its noise level")
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9.6, 3.2), layout="constrained")
-    FigureCanvasAgg(figure)
+    levelled = bool(reports) and all(report.noise_to_signal is not None for report in reports)
+    check_that(levelled, "reports", reports, "one or more of reports_by_noise, each with its noise level")
+    figure = new_figure(9.6, 3.2)
     ratios = [report.noise_to_signal for report in reports]
     panels = {
         "accuracy": [report.accuracy for report in reports],
@@ -202,6 +198,4 @@ def classifier_figure(reports: Sequence[ClassifierReport], title: str = "") -> I
         axes.set(xscale="log", xlabel="noise level σ/α", title=name, ylim=(0, None))
         axes.grid(alpha=0.3)
     figure.suptitle(title)
-    file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=110)
-    return Image.open(file).convert("RGB")
+    return as_image(figure)

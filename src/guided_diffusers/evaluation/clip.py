@@ -22,10 +22,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from guided_diffusers.core.checks import check_same_shape, check_that
 from guided_diffusers.core.condition import cut_texts
 from guided_diffusers.core.randomness import generator_for
 from guided_diffusers.evaluation.bootstrap import mean_estimate
 from guided_diffusers.evaluation.estimate import Estimate, wilson_estimate
+from guided_diffusers.evaluation.images import check_pixels
 from guided_diffusers.models.transformers_models import check_vocabulary, load_fitting
 
 logger = logging.getLogger(__name__)
@@ -81,11 +83,7 @@ class ClipScorer:
         Raises:
             ValueError: Images that are not 8-bit, or of another shape.
         """
-        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
-            raise ValueError(
-                f"images are {images.dtype} of shape {tuple(images.shape)}; allowed: uint8 "
-                "(count, 1 or 3, height, width)"
-            )
+        check_pixels("images", images, (1, 3))
         parts = []
         for part in images.split(batch_size):
             coloured = list(part.cpu().expand(-1, 3, -1, -1).numpy())
@@ -137,11 +135,7 @@ def clip_scores(image_features: Tensor, text_features: Tensor) -> Tensor:
     Raises:
         ValueError: Shapes that differ.
     """
-    if image_features.shape != text_features.shape:
-        raise ValueError(
-            f"text_features has shape {tuple(text_features.shape)} and image_features "
-            f"{tuple(image_features.shape)}; allowed: one text an image"
-        )
+    check_same_shape("text_features", text_features, "image_features", image_features)
     return 100 * (image_features * text_features).sum(1).clamp(min=0)
 
 
@@ -171,19 +165,13 @@ def retrieved(
     Raises:
         ValueError: Fewer different texts than candidates, or lengths that differ.
     """
-    if not len(image_features) == len(text_features) == len(texts):
-        raise ValueError(
-            f"{len(texts)} texts with {len(text_features)} text features for {len(image_features)} images; "
-            "allowed: one of each an image"
-        )
+    check_same_shape("text_features", text_features, "image_features", image_features)
+    check_that(len(texts) == len(image_features), "texts", texts, f"{len(image_features)}, one an image")
     places: dict[str, int] = {}
     for index, text in enumerate(texts):
         places.setdefault(text, index)
-    if not 2 <= candidates <= len(places):
-        raise ValueError(
-            f"candidates is {candidates} with {len(places)} different texts; allowed: from 2 to as many as "
-            "those: lower it, or use more captions"
-        )
+    most = f"from 2 to {len(places)}, the different texts: lower it, or use more captions"
+    check_that(2 <= candidates <= len(places), "candidates", candidates, most)
     numbers = {text: number for number, text in enumerate(places)}
     own = torch.tensor([numbers[text] for text in texts])
     different = text_features[torch.tensor(list(places.values()))]
@@ -219,8 +207,7 @@ def clip_figures(
     Raises:
         ValueError: As `clip_scores` and `retrieved`.
     """
-    if len(texts) != len(images):
-        raise ValueError(f"{len(texts)} texts for {len(images)} images; allowed: one an image")
+    check_that(len(texts) == len(images), "texts", texts, f"{len(images)}, one an image")
     of_images = scorer.image_features(images, batch_size)
     different = list(dict.fromkeys(texts))
     once = dict(zip(different, scorer.text_features(different, batch_size), strict=True))

@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from guided_diffusers.core.checks import check_int
+
 
 @dataclass(frozen=True, kw_only=True)
 class Compute:
@@ -47,8 +49,7 @@ def count_compute(networks: Mapping[str, nn.Module], run: Callable[[], Any], ima
             does not know the fused ones of every device.
         images: How many images the cost is divided by, at least 1.
     """
-    if images < 1:
-        raise ValueError(f"images is {images}; allowed: at least 1")
+    check_int("images", images, 1, None)
     forwards: Counter[str] = Counter()
     backwards: Counter[str] = Counter()
     counter = FlopCounterMode(display=False)

@@ -13,12 +13,11 @@ References:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from numbers import Integral
 
 import torch
 from torch import Tensor
 
-from guided_diffusers.core.checks import check_int, check_number, shown
+from guided_diffusers.core.checks import check_finite, check_int, check_number, check_that, shown
 
 _BLOCK_ROWS = 2048
 _MOST = 1e30  # its cubes and squares are finite in float64
@@ -157,10 +156,7 @@ def density_coverage(real_features: Tensor, generated_features: Tensor, k: int =
 
 def neighbour_distances(features: Tensor, k: int) -> Tensor:
     """The distance of each row to its k-th nearest other row, `(count,)`."""
-    if isinstance(k, bool) or not isinstance(k, Integral) or not 1 <= k < len(features):
-        raise ValueError(
-            f"k is {shown(k)} for {len(features)} images; allowed: from 1 to one less than there are images"
-        )
+    check_int("k", k, 1, len(features) - 1)
     parts = []
     for first in range(0, len(features), _BLOCK_ROWS):
         squared = _squared_distances(features[first : first + _BLOCK_ROWS], features)
@@ -192,11 +188,8 @@ def _squared_distances(a: Tensor, b: Tensor) -> Tensor:
 
 def _both(real: Tensor, generated: Tensor) -> tuple[Tensor, Tensor]:
     real, generated = _checked("real_features", real), _checked("generated_features", generated)
-    if real.shape[1] != generated.shape[1]:
-        raise ValueError(
-            f"real_features have {real.shape[1]} dimensions and generated_features {generated.shape[1]}; "
-            "allowed: features of one network"
-        )
+    allowed = f"as many dimensions as real_features has, {real.shape[1]}: features of one network"
+    check_that(real.shape[1] == generated.shape[1], "generated_features", generated, allowed)
     return real, generated
 
 
@@ -205,12 +198,8 @@ def _checked(name: str, features: Tensor) -> Tensor:
         features = torch.as_tensor(features).cpu()
     except (TypeError, ValueError, RuntimeError, OverflowError):
         raise ValueError(f"{name} is {shown(features)}; allowed: a tensor (count, dimensions)") from None
-    if features.is_complex() or features.dtype == torch.bool:
-        raise ValueError(f"{name} is {shown(features)}; allowed: real numbers")
-    if features.ndim != 2 or len(features) < 2 or features.shape[1] < 1:
-        raise ValueError(
-            f"{name} has shape {tuple(features.shape)}; allowed: (count, dimensions), count >= 2"
-        )
-    if not features.isfinite().all() or features.abs().max() > _MOST:
-        raise ValueError(f"{name} holds values that are not finite, or beyond {_MOST:g}")
+    real = not features.is_complex() and features.dtype != torch.bool
+    fits = real and features.ndim == 2 and len(features) > 1 and features.shape[1] > 0
+    check_that(fits, name, features, "real numbers (count, dimensions), count >= 2")
+    check_finite(name, features, _MOST)
     return features if features.is_floating_point() else features.double()

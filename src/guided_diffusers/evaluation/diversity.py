@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from guided_diffusers.core.checks import check_finite, check_tensor, shown
+from guided_diffusers.core.checks import check_finite, check_tensor, check_that
 from guided_diffusers.evaluation.bootstrap import mean_estimate
 from guided_diffusers.evaluation.estimate import Estimate
 
@@ -56,25 +56,17 @@ def prompt_diversity(
         ValueError: Shapes that do not fit, or no prompt with two images.
     """
     check_finite("features", check_tensor("features", features, ("count", "d")))
-    several = isinstance(prompts, Sequence | Tensor) and not isinstance(prompts, str | bytes)
-    if not several or (isinstance(prompts, Tensor) and prompts.ndim != 1):
-        raise ValueError(f"prompts is {shown(prompts)}; allowed: one prompt or class an image")
-    names = prompts.tolist() if isinstance(prompts, Tensor) else list(prompts)
-    if not all(isinstance(name, Hashable) for name in names):
-        raise ValueError(f"prompts is {shown(prompts)}; allowed: one prompt or class an image")
-    if len(names) != len(features):
-        raise ValueError(
-            f"features has shape {tuple(features.shape)} for {len(names)} prompts; allowed: (count, d) with "
-            "one prompt an image"
-        )
+    listed = prompts.tolist() if isinstance(prompts, Tensor) else prompts
+    names = list(listed) if isinstance(listed, Sequence) and not isinstance(listed, str | bytes) else []
+    fits = len(names) == len(features) and all(isinstance(name, Hashable) for name in names)
+    check_that(fits, "prompts", prompts, f"{len(features)} prompts or classes, one an image")
     members: dict[Hashable, list[int]] = {}
     for index, name in enumerate(names):
         members.setdefault(name, []).append(index)
     per_prompt = {
         name: mean_pairwise_distance(features[rows]) for name, rows in members.items() if len(rows) > 1
     }
-    if not per_prompt:
-        raise ValueError(f"prompts has {len(names)} entries, none twice; give each at least two images")
+    check_that(per_prompt, "prompts", prompts, "some that are there twice, for at least two images")
     values = torch.tensor(list(per_prompt.values()), dtype=torch.float64)
     overall = mean_estimate(values, resamples=resamples, seed=seed, confidence=confidence)
     return Diversity(overall=overall, per_prompt=per_prompt)
@@ -83,6 +75,5 @@ def prompt_diversity(
 def mean_pairwise_distance(features: Tensor) -> float:
     """The mean Euclidean distance of two different rows of `(count, d)`, count at least 2."""
     check_finite("features", check_tensor("features", features, ("count", "d")))
-    if len(features) < 2 or features.shape[1] < 1:
-        raise ValueError(f"features has shape {tuple(features.shape)}; allowed: (count, d), count >= 2")
+    check_that(len(features) > 1 and features.shape[1], "features", features, "(count, d), count >= 2")
     return torch.nn.functional.pdist(features.double()).mean().item()

@@ -13,11 +13,15 @@ from __future__ import annotations
 import math
 from dataclasses import asdict, dataclass
 from statistics import NormalDist
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
-from guided_diffusers.core.checks import check_finite, check_int, check_number, check_tensor, shown
+from guided_diffusers.core.checks import check_finite, check_int, check_tensor, check_that
+from guided_diffusers.core.declared import Between, read
+
+_Confidence = Annotated[float, Between(0, 1)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,10 +49,10 @@ def wilson_estimate(successes: int, trials: int, confidence: float = 0.95) -> Es
     Raises:
         ValueError: If a number is outside its range.
     """
-    if check_int("trials", trials, 0, 2**53) < 1:
-        raise ValueError(f"trials is 0, and successes {shown(successes)}; allowed: at least one trial")
+    check_int("trials", trials, 0, 2**53)
+    check_that(trials, "trials", trials, f"at least one trial of which {successes} are successes")
     check_int("successes", successes, 0, trials)
-    z = NormalDist().inv_cdf(0.5 + _checked(confidence) / 2)
+    z = NormalDist().inv_cdf(0.5 + read("confidence", confidence, _Confidence) / 2)
     fraction = successes / trials
     shrink = 1 + z * z / trials
     centre = (fraction + z * z / (2 * trials)) / shrink
@@ -73,16 +77,13 @@ def ratio_of_means(
     Raises:
         ValueError: If a sample is empty or not one-dimensional, or the denominator's mean is 0.
     """
-    confidence = _checked(confidence)
     for name, values in (("numerator", numerator), ("denominator", denominator)):
         check_finite(name, check_tensor(name, values, ("n",)), 1e150)
-        if values.numel() == 0:
-            raise ValueError(f"`{name}` must be a non-empty vector, got shape {tuple(values.shape)}.")
+        check_that(len(values), name, values, "at least one number")
     top, bottom = numerator.double().cpu(), denominator.double().cpu()
-    if bottom.mean() == 0:
-        raise ValueError("`denominator` has mean 0, pass observations with another mean.")
+    check_that(bottom.mean() != 0, "denominator", denominator, "observations whose mean is not 0")
     check_int("resamples", resamples, 1)
-    generator = torch.Generator().manual_seed(check_int("seed", seed, 0, 2**63 - 1))
+    generator = generator_of(seed)
 
     def resampled_means(values: Tensor) -> Tensor:
         count = values.numel()
@@ -92,12 +93,17 @@ def ratio_of_means(
         return torch.cat([values[index].mean(dim=1) for index in draws])
 
     ratios = resampled_means(top) / resampled_means(bottom)
-    tail = (1 - confidence) / 2
-    low, high = torch.quantile(ratios, torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()
+    low, high = percentiles(ratios, confidence)
     return Estimate(value=(top.mean() / bottom.mean()).item(), low=low, high=high, count=top.numel())
 
 
-def _checked(confidence: float) -> float:
-    if not 0 < check_number("confidence", confidence) < 1:
-        raise ValueError(f"`confidence` must lie strictly between 0 and 1, got {confidence}; 0.95 is usual.")
-    return confidence
+def percentiles(values: Tensor, confidence: float) -> tuple[float, float]:
+    """The ends of the interval that holds the middle share `confidence` of some resamples' values."""
+    tail = (1 - read("confidence", confidence, _Confidence)) / 2
+    low, high = torch.quantile(values, torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()
+    return low, high
+
+
+def generator_of(seed: int) -> torch.Generator:
+    """The generator of a resampling, its seed from 0 to 2^63 - 1."""
+    return torch.Generator().manual_seed(check_int("seed", seed, 0, 2**63 - 1))

@@ -17,7 +17,8 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from guided_diffusers.evaluation.judge import Judge, load_judge
+from guided_diffusers.evaluation.images import check_pixels
+from guided_diffusers.evaluation.judge import Judge, load_judge, to_unit_range
 
 NETWORKS = ("efficientnet-lite0", "efficientnet-lite1", "inception")
 
@@ -113,11 +114,8 @@ def extract_features(network: FeatureNetwork, images: Tensor, batch_size: int = 
     Raises:
         ValueError: The images are not 8-bit, or have no 4 dimensions.
     """
-    if images.dtype != torch.uint8 or images.ndim != 4:
-        raise ValueError(
-            f"images are {images.dtype} of shape {tuple(images.shape)}; allowed: uint8 (count, c, h, w)"
-        )
-    return torch.cat([network(part.float() / 127.5 - 1).float() for part in images.split(batch_size)])
+    check_pixels("images", images)
+    return torch.cat([network(to_unit_range(part)).float() for part in images.split(batch_size)])
 
 
 def fingerprint_of(network: torch.nn.Module) -> str:

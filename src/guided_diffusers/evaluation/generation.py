@@ -17,6 +17,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from guided_diffusers.core.checks import check_choice, check_int
+from guided_diffusers.evaluation.images import check_pixels
 from guided_diffusers.store.files import write_atomically
 from guided_diffusers.store.provenance import OneProcess, Processes, write_or_check
 
@@ -51,17 +53,22 @@ def generate_images(
     Raises:
         ValueError: The folder holds images of other settings, or an argument is out of range.
     """
-    if count < 1 or batch_size < 1:
-        raise ValueError(f"count is {count} and batch_size {batch_size}; allowed: at least 1")
-    if image_format not in FORMATS:
-        raise ValueError(f"image_format is {image_format!r}; allowed: {', '.join(FORMATS)}")
+    for name, value in (("count", count), ("batch_size", batch_size)):
+        check_int(name, value, 1, None)
+    check_choice("image_format", image_format, FORMATS)
     folder = Path(folder)
     made_of = {**settings, "batch_size": batch_size, "image_format": image_format}
     write_or_check(folder / _SETTINGS, made_of, "images", processes)
     for number, indices in enumerate(chunks(count, batch_size)):
         if number % processes.num_processes == processes.process_index:
             if not _is_there(folder, number, indices, image_format):
-                _write(folder, number, indices, _checked(draw(indices), len(indices)), image_format)
+                _write(
+                    folder,
+                    number,
+                    indices,
+                    check_pixels("what draw gave", draw(indices), count=len(indices)).cpu(),
+                    image_format,
+                )
             if on_images is not None:
                 on_images(len(indices))
     processes.wait_for_everyone()
@@ -127,12 +134,3 @@ def _read(path: Path) -> Tensor:
             return torch.from_numpy(file["images"])
     array = np.asarray(Image.open(path))
     return torch.from_numpy((array[None] if array.ndim == 2 else array.transpose(2, 0, 1)).copy())[None]
-
-
-def _checked(images: Tensor, count: int) -> Tensor:
-    if images.dtype != torch.uint8 or images.ndim != 4 or len(images) != count:
-        raise ValueError(
-            f"draw gave {images.dtype} of shape {tuple(images.shape)} for {count} indices; wanted: uint8 "
-            f"({count}, channels, height, width)"
-        )
-    return images.cpu()

@@ -9,6 +9,8 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from guided_diffusers.core.checks import check_that
+
 _GAP_PIXELS = 4
 _FONT_PIXELS = 15
 _LABEL_PIXELS = 190
@@ -30,11 +32,8 @@ def to_pictures(images: Tensor) -> list[Image.Image]:
     Raises:
         ValueError: Another shape.
     """
-    if images.ndim != 4 or images.shape[1] not in (1, 3):
-        raise ValueError(
-            f"images have shape {tuple(images.shape)}; allowed: (count, 1 or 3, height, width); "
-            "latents go through a decoder first"
-        )
+    allowed = "(count, 1 or 3, height, width); latents go through a decoder first"
+    check_that(images.ndim == 4 and images.shape[1] in (1, 3), "images", images, allowed)
     if images.dtype != torch.uint8:
         images = ((images.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
     arrays = images.detach().cpu().permute(0, 2, 3, 1).numpy()

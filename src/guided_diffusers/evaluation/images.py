@@ -11,9 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from guided_diffusers.core.checks import check_that, one_line
 from guided_diffusers.store.columns import captions_of, class_numbers
-from guided_diffusers.store.files import read_json_lines, visible_files
+from guided_diffusers.store.files import visible_files
 from guided_diffusers.store.image_reader import is_picture, read_image
+from guided_diffusers.store.reading import read_json_lines, read_parquet
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -44,6 +46,17 @@ class ImageSet:
             unread = self.unread.get(attribute)
             raise ValueError(f"{reason}; {unread}" if unread else reason)
         return getattr(self, attribute)
+
+
+def check_pixels(
+    name: str, images: Any, channels: Sequence[int] | None = None, count: int | str = "count"
+) -> Tensor:
+    """Images `(count, channels, height, width)` uint8, of so many channels and so many images where said."""
+    fits = isinstance(images, Tensor) and images.dtype == torch.uint8 and images.ndim == 4
+    fits = fits and (channels is None or images.shape[1] in channels) and count in ("count", len(images))
+    of = "channels" if channels is None else " or ".join(map(str, channels))
+    check_that(fits, name, images, f"uint8 ({count}, {of}, height, width)")
+    return images
 
 
 def read_images(path: Path | str, *, limit: int | None = None) -> ImageSet:
@@ -104,23 +117,15 @@ def _npz(path: Path, limit: int | None) -> ImageSet:
         if "images" not in file:
             raise ValueError(f"{path} has no array named images; it has {', '.join(file)}")
         array = file["images"][:limit]
-    if array.dtype != np.uint8 or array.ndim != 4 or not len(array):
-        raise ValueError(
-            f"images of {path} are {array.dtype} {array.shape}; allowed: uint8 with 4 dimensions"
-        )
+    fits = array.dtype == np.uint8 and array.ndim == 4 and len(array)
+    check_that(fits, f"images of {path}", f"{array.dtype} {array.shape}", "uint8 with 4 dimensions")
     if array.shape[1] not in (1, 3):
         array = array.transpose(0, 3, 1, 2)
     return ImageSet(images=torch.from_numpy(np.ascontiguousarray(array)))
 
 
 def _parquet(path: Path, limit: int | None) -> ImageSet:
-    import pyarrow.parquet as parquet
-    from pyarrow import ArrowException
-
-    try:
-        rows = parquet.read_table(path).slice(0, limit).to_pylist()
-    except ArrowException as error:
-        raise ValueError(f"{path} does not read as parquet: {' '.join(str(error).split())}") from error
+    rows = read_parquet(path).slice(0, limit).to_pylist()
     if not rows or "image" not in rows[0]:
         raise ValueError(f"{path} has no column named image, or no rows")
     cells = [row["image"] for row in rows]
@@ -167,8 +172,7 @@ def _stacked(sources: Sequence[tuple[str, Path | bytes]]) -> Tensor:
         except MemoryError:
             raise
         except Exception as error:  # Pillow raises anything for a damaged file
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise ValueError(f"{name} is no readable image ({reason})") from error
+            raise ValueError(f"{name} is no readable image ({one_line(error)})") from error
         array = np.asarray(image)
         array = array[None] if image.mode == "L" else array.transpose(2, 0, 1)
         if arrays and array.shape[1:] != arrays[0].shape[1:]:

@@ -20,19 +20,23 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
 
+from guided_diffusers.core.checks import check_integers, check_tensor, check_that
+from guided_diffusers.core.declared import Count, Declared
+from guided_diffusers.evaluation.images import check_pixels
+
 
 @dataclass(frozen=True, kw_only=True)
-class JudgeConfig:
-    """What a judge expects and how wide it is."""
+class JudgeConfig(Declared):
+    """What a judge expects and how wide it is; ValueError for an `image_size` that is no multiple of 16."""
 
-    num_classes: int = 10
-    in_channels: int = 1
-    image_size: int = 32
-    width: int = 32
+    num_classes: Count = 10
+    in_channels: Count = 1
+    image_size: Count = 32
+    width: Count = 32
 
     def __post_init__(self) -> None:
-        if self.image_size % 16 or self.image_size < 16:
-            raise ValueError(f"`image_size` must be a positive multiple of 16, got {self.image_size}.")
+        super().__post_init__()
+        check_that(self.image_size % 16 == 0, "image_size", self.image_size, "a multiple of 16")
 
 
 class Judge(nn.Module):
@@ -63,12 +67,8 @@ class Judge(nn.Module):
 
     def feature_maps(self, images: Tensor) -> list[Tensor]:
         """What each of the four parts makes of images as `forward`'s: 1/2, 1/2, 1/4 and 1/8 of their size."""
-        expected = (self.config.in_channels, self.config.image_size, self.config.image_size)
-        if images.ndim != 4 or tuple(images.shape[1:]) != expected:
-            raise ValueError(
-                f"`images` must have shape (batch, {', '.join(map(str, expected))}), got "
-                f"{tuple(images.shape)}; resize them, or train a judge for their shape."
-            )
+        size = self.config.image_size
+        check_tensor("images", images, ("batch", self.config.in_channels, size, size))
         stem = self.stem(images)
         middle = self.middle(stem)
         deep = self.deep(F.max_pool2d(middle, 2))
@@ -116,11 +116,9 @@ def train_judge(
     Raises:
         ValueError: If the images are not uint8 or their number differs from the labels'.
     """
-    if images.dtype != torch.uint8 or len(images) != len(labels) or len(images) < training.batch_size:
-        raise ValueError(
-            f"`images` must be uint8, as many as `labels` and at least one batch ({training.batch_size}); "
-            f"got {images.dtype}, {len(images)} images and {len(labels)} labels."
-        )
+    check_pixels("images", images)
+    check_that(len(images) >= training.batch_size, "images", images, f"a batch, {training.batch_size}")
+    check_integers("labels", labels, len(images), config.num_classes)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(training.seed)
         judge = Judge(config).to(memory_format=torch.channels_last).train()
@@ -160,8 +158,8 @@ def _train_epoch(
 
 
 def to_unit_range(images: Tensor) -> Tensor:
-    """8-bit images as float32 in [-1, 1]: 0 becomes -1, 255 becomes 1."""
-    return images.float() / 127.5 - 1
+    """8-bit images as float32 (float64 of float64) in [-1, 1]: 0 becomes -1, 255 becomes 1."""
+    return (images if images.dtype == torch.float64 else images.float()) / 127.5 - 1
 
 
 @torch.no_grad()
@@ -210,8 +208,7 @@ def load_judge(path: Path | str) -> tuple[Judge, dict[str, object]]:
         )
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata() or {}
-    if "config" not in metadata:
-        raise ValueError(f"`path`: {path} is no judge's file; pass one that `save_judge` wrote.")
+    check_that("config" in metadata, "path", str(path), "a judge's file, which `save_judge` wrote")
     judge = Judge(JudgeConfig(**json.loads(metadata["config"])))
     judge.load_state_dict(load_file(path))
     return judge.eval(), json.loads(metadata.get("facts", "{}"))

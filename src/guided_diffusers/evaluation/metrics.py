@@ -13,7 +13,7 @@ from guided_diffusers.evaluation.agreement import agreement
 from guided_diffusers.evaluation.estimate import ratio_of_means
 from guided_diffusers.evaluation.features import FeatureNetwork, extract_features
 from guided_diffusers.evaluation.images import ImageSet
-from guided_diffusers.evaluation.judge import Judge, judge_images
+from guided_diffusers.evaluation.judge import Judge, judge_images, to_unit_range
 from guided_diffusers.evaluation.reference import Reference
 from guided_diffusers.evaluation.report import distance_report, figure_names
 from guided_diffusers.evaluation.sharpness import high_frequency_energy, laplacian_energy
@@ -62,31 +62,26 @@ class ClassMetrics:
 
     def __init__(self, judge: Judge, real: ImageSet) -> None:
         self.judge, self.names = judge, real.names
-        self.spectral = high_frequency_energy(_scaled(real.images))
-        self.laplacian = laplacian_energy(_scaled(real.images))
+        scaled = to_unit_range(real.images.double())
+        self.spectral, self.laplacian = high_frequency_energy(scaled), laplacian_energy(scaled)
         self.variance = _variance_within(real.images, real.labels)
 
     def measure(self, images: Tensor, labels: Tensor) -> dict[str, Any]:
         """The judge's agreement, both sharpness ratios, and the ratio of variance within classes."""
         agrees = agreement(judge_images(self.judge, images), labels)
+        scaled = to_unit_range(images.double())
         return {
             "images": len(images),
             "agreement": _rounded(agrees.overall.to_dict()),
             "agreement_per_class": {
                 self.names[label]: round(estimate.value, 4) for label, estimate in agrees.per_class.items()
             },
-            "sharpness": _rounded(
-                ratio_of_means(high_frequency_energy(_scaled(images)), self.spectral).to_dict()
-            ),
+            "sharpness": _rounded(ratio_of_means(high_frequency_energy(scaled), self.spectral).to_dict()),
             "sharpness_laplacian": _rounded(
-                ratio_of_means(laplacian_energy(_scaled(images)), self.laplacian).to_dict()
+                ratio_of_means(laplacian_energy(scaled), self.laplacian).to_dict()
             ),
             "variance_within_class": round(_variance_within(images, labels) / self.variance, 4),
         }
-
-
-def _scaled(images: Tensor) -> Tensor:
-    return images.double() / 127.5 - 1
 
 
 def _variance_within(images: Tensor, labels: Tensor) -> float:

@@ -16,13 +16,12 @@ References:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from numbers import Integral
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from guided_diffusers.core.checks import check_finite, check_int, check_tensor, shown
+from guided_diffusers.core.checks import check_finite, check_int, check_tensor, check_that
 from guided_diffusers.evaluation.estimate import Estimate, ratio_of_means, wilson_estimate
 from guided_diffusers.evaluation.grid import labelled_grid, to_pictures
 
@@ -78,18 +77,15 @@ def nearest_images(
         ValueError: Shapes that do not fit, none of either, or k out of range.
     """
     for name, value in (("queries", queries), ("references", references)):
-        if check_tensor(name, value, floating=False).is_complex() or value.dtype == torch.bool:
-            raise ValueError(f"{name} is {shown(value)}; allowed: real numbers")
+        real = not check_tensor(name, value, floating=False).is_complex() and value.dtype != torch.bool
+        check_that(real, name, value, "real numbers")
         check_finite(name, value, 1e150)
     for name, value in (("query_block", query_block), ("reference_block", reference_block)):
         check_int(name, value, 1, None)
-    if queries.shape[1:] != references.shape[1:] or queries.ndim < 2 or not len(queries):
-        raise ValueError(
-            f"queries has shape {tuple(queries.shape)} and references {tuple(references.shape)}; allowed: "
-            "(count, ...) with count >= 1, alike but for the first dimension"
-        )
-    if isinstance(k, bool) or not isinstance(k, Integral) or not 1 <= k <= len(references):
-        raise ValueError(f"k is {shown(k)} for {len(references)} references; allowed: from 1 to those")
+    fits = queries.ndim > 1 and len(queries) and queries.shape[1:] == references.shape[1:]
+    sides = ", ".join(map(str, references.shape[1:]))
+    check_that(fits, "queries", queries, f"(count, {sides}) as references, count >= 1")
+    check_int("k", k, 1, len(references))
     references = references.flatten(1)
     parts = [
         _of_block(block, references, k, reference_block) for block in queries.flatten(1).split(query_block)
@@ -138,8 +134,7 @@ def memorisation(
     """
     ours, theirs = nearest_images(generated, training), nearest_images(held_out, training)
     own, expected = ours.distances[:, 0], theirs.distances[:, 0]
-    if not expected.any():
-        raise ValueError("held_out lies wholly in training; give real images that the model has not seen")
+    check_that(expected.any(), "held_out", held_out, "real images of which some are not in training")
     near = own < expected.quantile(COPY_QUANTILE)
     return Memorisation(
         ratio=ratio_of_means(own, expected, resamples=resamples, seed=seed),
@@ -164,10 +159,8 @@ def closest_pairs(
     Raises:
         ValueError: Not as many generated images as found.
     """
-    if len(generated) != len(found.indices):
-        raise ValueError(
-            f"generated has {len(generated)} images and found {len(found.indices)} rows; allowed: as many"
-        )
+    fits, rows = len(generated) == len(found.indices), len(found.indices)
+    check_that(fits, "generated", generated, f"{rows} images, as many as found has rows")
     distances = found.distances[:, 0]
     chosen = distances.argsort(stable=True)[:count]
     rows = [to_pictures(generated[chosen]), to_pictures(training[found.indices[chosen, 0]])]

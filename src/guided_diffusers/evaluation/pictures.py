@@ -6,7 +6,6 @@ x_t / sqrt(alpha^2 + sigma^2): as it is in a variance-preserving process, at the
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,12 +15,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from guided_diffusers.core.checks import check_int, check_that
 from guided_diffusers.core.denoiser import Denoiser, as_denoised
 from guided_diffusers.core.noise import NoiseLevel, broadcast
 from guided_diffusers.core.randomness import randn_for
 from guided_diffusers.evaluation.bootstrap import mean_estimate
 from guided_diffusers.evaluation.estimate import Estimate
 from guided_diffusers.evaluation.grid import labelled_grid, to_pictures
+from guided_diffusers.evaluation.plotting import as_image, new_figure
 from guided_diffusers.sampling import Run
 
 Decode = Callable[[Tensor], Tensor]
@@ -54,8 +55,7 @@ def forward_process(
     Raises:
         ValueError: No levels, or latents without `decode`.
     """
-    if not levels:
-        raise ValueError("levels is empty; give at least one noise level")
+    check_that(levels, "levels", levels, "at least one noise level")
     noise = randn_for(seed, range(len(x0)), x0.shape[1:], device=x0.device, dtype=x0.dtype)
     noisy = [
         broadcast(level.alpha, x0) * x0 + broadcast(level.sigma, x0) * noise if level.sigma else x0
@@ -101,10 +101,8 @@ def reverse_process(
     Raises:
         ValueError: More than one sample, fewer than 2 columns, or latents without `decode`.
     """
-    if len(noise) != 1 or columns < 2:
-        raise ValueError(
-            f"noise holds {len(noise)} samples and columns is {columns}; allowed: 1 sample, 2 columns or more"
-        )
+    check_that(len(noise) == 1, "noise", noise, "one sample")
+    check_int("columns", columns, 2)
     run = Run(
         denoiser, scheduler, noise, condition, num_inference_steps=num_inference_steps, **loop_arguments
     )
@@ -158,8 +156,8 @@ def losses_by_level(
     """
     losses = []
     for place, level in enumerate(levels):
-        if not (level.alpha > 0 and level.sigma > 0):
-            raise ValueError(f"levels[{place}] has sigma/alpha {_ratio(level)}; allowed: above 0 and finite")
+        fits, allowed = level.alpha > 0 and level.sigma > 0, "sigma / alpha above 0 and finite"
+        check_that(fits, f"levels[{place}]", level.noise_to_signal.item(), allowed)
         indices = range(place * len(x0), (place + 1) * len(x0))
         noise = randn_for(seed, indices, x0.shape[1:], device=x0.device, dtype=x0.dtype)
         sample = broadcast(level.alpha, x0) * x0 + broadcast(level.sigma, x0) * noise
@@ -186,13 +184,8 @@ def loss_figure(losses: Sequence[LevelLoss], title: str = "") -> Image.Image:
     Raises:
         ValueError: No losses.
     """
-    if not losses:
-        raise ValueError("losses is empty; give what losses_by_level returns for at least one level")
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
-    FigureCanvasAgg(figure)
+    check_that(losses, "losses", losses, "what losses_by_level returns for at least one level")
+    figure = new_figure(6.4, 4.2)
     axes = figure.add_subplot()
     ordered = sorted(losses, key=lambda loss: loss.noise_to_signal)
     ratios = [loss.noise_to_signal for loss in ordered]
@@ -206,9 +199,7 @@ def loss_figure(losses: Sequence[LevelLoss], title: str = "") -> Image.Image:
     axes.set_ylabel("mean squared error an element")
     axes.grid(alpha=0.3)
     axes.legend()
-    file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=110)
-    return Image.open(file).convert("RGB")
+    return as_image(figure)
 
 
 def _at_unit_contrast(sample: Tensor, level: NoiseLevel) -> Tensor:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from guided_diffusers.core.checks import check_int
 from guided_diffusers.evaluation.images import ImageSet
 
 
@@ -38,8 +39,7 @@ def stratified_prompts(data: ImageSet, count: int, *, texts: bool = True, classe
     Raises:
         ValueError: The data set has no captions or no labels where they are needed, or count is below 1.
     """
-    if count < 1:
-        raise ValueError(f"count is {count}; allowed: at least 1")
+    check_int("count", count, 1, None)
     if texts:
         remedy = "give a parquet file or a folder with metadata.jsonl"
         data.need("captions", f"the data have no captions; {remedy}")

@@ -16,10 +16,13 @@ background adds energy of its own to the first measure, alike in real and genera
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
 from torch import Tensor
 
-from guided_diffusers.core.checks import check_finite, check_number, shown
+from guided_diffusers.core.checks import check_finite, check_that
+from guided_diffusers.core.declared import Within, read
 
 
 def high_frequency_energy(images: Tensor, cutoff: float = 0.25) -> Tensor:
@@ -37,8 +40,7 @@ def high_frequency_energy(images: Tensor, cutoff: float = 0.25) -> Tensor:
         ValueError: If the images are not four-dimensional or the cutoff is out of range.
     """
     images = _checked(images)
-    if not 0 <= check_number("cutoff", cutoff) < 0.5:
-        raise ValueError(f"`cutoff` must be in [0, 0.5) cycles per pixel, got {cutoff}.")
+    cutoff = read("cutoff", cutoff, Annotated[float, Within(0, 0.5, "[)")])
     height, width = images.shape[-2:]
     power = torch.fft.fft2(images).abs().square() / (height * width) ** 2
     return (power * beyond(height, width, cutoff).to(images.device)).sum(dim=(-2, -1)).mean(dim=1)
@@ -64,8 +66,7 @@ def laplacian_energy(images: Tensor) -> Tensor:
         ValueError: If the images are not four-dimensional or too small.
     """
     x = _checked(images)
-    if min(x.shape[-2:]) < 3:
-        raise ValueError(f"`images` must be at least 3 by 3 pixels, got {tuple(x.shape[-2:])}.")
+    check_that(min(x.shape[-2:]) > 2, "images", images, "at least 3 by 3 pixels")
     centre = x[..., 1:-1, 1:-1]
     around = x[..., :-2, 1:-1] + x[..., 2:, 1:-1] + x[..., 1:-1, :-2] + x[..., 1:-1, 2:]
     return (around - 4 * centre).square().mean(dim=(-3, -2, -1))
@@ -73,9 +74,6 @@ def laplacian_energy(images: Tensor) -> Tensor:
 
 def _checked(images: Tensor) -> Tensor:
     right = isinstance(images, Tensor) and images.ndim == 4 and images.is_floating_point()
-    if not right or 0 in images.shape[1:]:
-        raise ValueError(
-            f"`images` must be a float tensor (batch, channels, height, width), got {shown(images)}; convert "
-            "8-bit images with `images / 127.5 - 1`."
-        )
+    allowed = "floating-point (batch, channels, height, width); convert 8-bit images by `images / 127.5 - 1`"
+    check_that(right and 0 not in images.shape[1:], "images", images, allowed)
     return check_finite("images", images, 1e150).double()

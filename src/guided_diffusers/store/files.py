@@ -167,42 +167,6 @@ def visible_files(path: str) -> list[str]:
     return sorted(found)
 
 
-def read_utf8(path: str | Path) -> str:
-    """The text of a file; a mark of the byte order at its beginning is left out.
-
-    Raises:
-        ValueError: it is not UTF-8, naming the line.
-    """
-    data = Path(path).read_bytes()
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data[: error.start].count(b"\n") + 1
-        raise ValueError(
-            f"{path}, line {line}: the byte 0x{data[error.start]:02x} is not UTF-8; save the file as UTF-8"
-        ) from None
-
-
-def read_json_lines(path: str | Path) -> list[tuple[int, dict[str, Any]]]:
-    """The objects of a file of one a line, with the numbers of their lines; empty lines are passed over.
-
-    Raises:
-        ValueError: as of `read_utf8`; a line is no JSON object.
-    """
-    rows = []
-    for number, line in enumerate(read_utf8(path).split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{path}, line {number} is not JSON: {error}") from error
-        if not isinstance(row, dict):
-            raise ValueError(f'{path}, line {number} is no JSON object, such as {{"file_name": "1.png"}}')
-        rows.append((number, row))
-    return rows
-
-
 def cache_folder(given: str | Path | None = None) -> Path:
     """Where what is computed once is kept, by training and evaluation.
 

@@ -21,6 +21,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
+from guided_diffusers.core.checks import one_line
 from guided_diffusers.store.config_safety import CONFIGS, check_configs, read_json
 from guided_diffusers.store.weight_files import pickles_in, safetensors_header, tensor_sizes, weights_read
 
@@ -292,7 +293,7 @@ def refused_in_one_line(where: Any) -> Iterator[None]:
 
 
 def _short(text: Any) -> str:
-    line = " ".join(str(text).split())
+    line = one_line(text)
     return line if len(line) <= _SHORT else f"{line[:_SHORT]}..."
 
 

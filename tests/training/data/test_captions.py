@@ -100,11 +100,11 @@ def test_the_same_captions_in_any_order_give_the_same_tokenizer(tokenizer):
 
 
 def test_bad_arguments_are_named():
-    with pytest.raises(ValueError, match="vocabulary_size is 514: it must be at least 515"):
+    with pytest.raises(ValueError, match="vocabulary_size is 514; allowed: an integer of at least 515"):
         train_tokenizer(CAPTIONS, FEWEST - 1)
     with pytest.raises(ValueError, match="context_length is 2"):
         train_tokenizer(CAPTIONS, 1024, 2)
-    with pytest.raises(ValueError, match="captions is empty"):
+    with pytest.raises(ValueError, match=r"captions is \[\]"):
         train_tokenizer([], 1024)
 
 

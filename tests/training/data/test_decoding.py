@@ -54,5 +54,5 @@ def test_another_column_by_row(tmp_path):
     data = fashion(tmp_path, mirror=True)
     labels = data.column("label")
     assert len(labels) == len(data) == 128 and labels[:64] == labels[64:] and set(labels) == set(range(10))
-    with pytest.raises(ValueError, match="column 'class' is not in .*'label'"):
+    with pytest.raises(ValueError, match="column of .* is 'class'; allowed: .*'label'"):
         data.column("class")

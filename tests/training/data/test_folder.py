@@ -217,10 +217,10 @@ def test_a_folder_that_is_no_split_is_told(tmp_path, caplog):
         (
             "metadata.jsonl",
             b'{"file_name": "1.png"}\n{"file_name": "1.png"\n',
-            "metadata.jsonl, line 2 is not JSON",
+            "metadata.jsonl, line 2 does not read as JSON",
         ),
-        ("metadata.jsonl", b'["1.png"]\n', "metadata.jsonl, line 1 is no JSON object"),
-        ("metadata.jsonl", b'{"file": "1.png"}\n', r"has no column file_name, .*\['file'\]"),
+        ("metadata.jsonl", b'["1.png"]\n', r"metadata.jsonl, line 1 is \['1.png'\]; allowed: a JSON object"),
+        ("metadata.jsonl", b'{"file": "1.png"}\n', r"is \['file'\]; allowed: file_name"),
         (
             "metadata.jsonl",
             b'{"file_name": "../1.png"}\n',
@@ -229,7 +229,7 @@ def test_a_folder_that_is_no_split_is_told(tmp_path, caplog):
         (
             "metadata.jsonl",
             b'{"file_name": "1.png", "text": 1}\n{"text": "a"}\n',
-            "values of 'text' are not of one",
+            "column 'text' does not read as values of one kind",
         ),
         (
             "metadata.csv",
@@ -260,7 +260,7 @@ def test_metadata_of_two_kinds_is_refused(tmp_path):
     folder = make(
         tmp_path, ["1.png"], metadata_jsonl=[{"file_name": "1.png"}], metadata_csv="file_name\n1.png\n"
     )
-    with pytest.raises(ValueError, match="metadata of several kinds, metadata.csv, metadata.jsonl"):
+    with pytest.raises(ValueError, match="metadata of .* is .*metadata.csv.*allowed: files of one kind"):
         opened(folder)
 
 

@@ -136,7 +136,7 @@ def test_arrays_of_pixels_are_images(opened, name):
     [
         ("int64", RAMP * 1000, "0 to 255"),
         ("int64", RAMP - 9, "0 to 255"),
-        ("uint16", RAMP, "some above 255, or the type uint8"),
+        ("uint16", RAMP, "of 16 bits some above 255, or the type uint8"),
     ],
 )
 def test_arrays_without_a_range_are_refused(opened, kind, cell, allowed):

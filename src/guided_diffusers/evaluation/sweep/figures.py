@@ -1,16 +1,14 @@
-"""The figures of a sweep: distance against agreement with its Pareto front, and each against compute.
-
-Matplotlib is an extra (`pip install guided-diffusers[eval]`), imported when a figure is drawn.
-"""
+"""The figures of a sweep: distance against agreement with its Pareto front, and each against compute."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from guided_diffusers.evaluation.generation import generated_images
 from guided_diffusers.evaluation.grid import labelled_grid, to_pictures
+from guided_diffusers.evaluation.plotting import new_figure, write_figure
 from guided_diffusers.evaluation.sweep.spec import Point
 from guided_diffusers.store.files import write_atomically
 
@@ -27,9 +25,9 @@ def draw_figures(results: Mapping[str, Any], folder: Path | str) -> list[Path]:
     """
     folder, paths = Path(folder), []
     if "agreement" in results["points"][0]["figures"]:
-        paths.append(_saved(_trade_off, results, folder / "trade-off.png"))
+        paths.append(write_figure(_trade_off(results), folder / "trade-off.png"))
     if results.get("finals"):
-        paths.append(_saved(_compute, results, folder / "compute.png"))
+        paths.append(write_figure(_compute(results), folder / "compute.png"))
     grids = {f"scales-{arm}.png": records for arm, records in _by_arm(results["points"]).items()}
     for name, records in {**grids, "steps.png": results.get("finals", [])}.items():
         drawn = [r for r in records if (folder / "images" / Point(**r["point"]).name).is_dir()]
@@ -60,19 +58,8 @@ def picture_grid(records: Sequence[Mapping[str, Any]], images: Path, path: Path,
     return path
 
 
-def _saved(draw: Callable[[Any, Mapping[str, Any]], None], results: Mapping[str, Any], path: Path) -> Path:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(layout="constrained")
-    FigureCanvasAgg(figure)
-    draw(figure, results)
-    write_atomically(path, lambda at: figure.savefig(at, format="png", dpi=110))
-    return path
-
-
-def _trade_off(figure: Any, results: Mapping[str, Any]) -> None:
-    figure.set_size_inches(8.5, 5.5)
+def _trade_off(results: Mapping[str, Any]) -> Any:
+    figure = new_figure(8.5, 5.5)
     axes, distance = figure.add_subplot(), results["distance"]
     records = results["points"]
     for (arm, its), marker in zip(_by_arm(records).items(), _cycled(), strict=False):
@@ -95,10 +82,11 @@ def _trade_off(figure: Any, results: Mapping[str, Any]) -> None:
     axes.set_ylabel("agreement with the prompt, %")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
+    return figure
 
 
-def _compute(figure: Any, results: Mapping[str, Any]) -> None:
-    figure.set_size_inches(10, 4.5)
+def _compute(results: Mapping[str, Any]) -> Any:
+    figure = new_figure(10, 4.5)
     distance = results["distance"]
     panels = [(distance, f"{distance} (less is better)", 1.0), ("agreement", "agreement, %", 100.0)]
     panels = [panel for panel in panels if panel[0] in results["finals"][0]["figures"]]
@@ -120,6 +108,7 @@ def _compute(figure: Any, results: Mapping[str, Any]) -> None:
         axes.set_ylabel(label)
         axes.grid(alpha=0.3, which="both")
     axes.legend(fontsize=8)
+    return figure
 
 
 def _by_arm(records: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:

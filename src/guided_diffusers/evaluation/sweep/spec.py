@@ -22,8 +22,10 @@ from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from guided_diffusers.core.checks import check_choice, check_that
 from guided_diffusers.core.declared import AtLeast, Count, Declared, Share, Text, Whole, build
 from guided_diffusers.guidance import GuidanceInterval
+from guided_diffusers.store.reading import read_mapping
 
 Steps = Annotated[list[Count], AtLeast(1), "a list of at least one integer of at least 1"]
 
@@ -55,13 +57,10 @@ class Arm(Declared):
         if self.guidance == [] and self.scales == [] and self.intervals == [None]:
             return
         for name in ("guidance", "scales", "intervals"):
-            if not getattr(self, name):
-                raise ValueError(f"{name} of an arm is []; allowed: a list of at least one")
-        swept = sorted({"scale", "interval"} & set(self.guidance[0]))
-        if swept:
-            raise ValueError(
-                f"the first term of an arm names {swept[0]!r}, which the sweep sets: leave it out"
-            )
+            given = getattr(self, name)
+            check_that(given, f"{name} of an arm", given, "a list of at least one")
+        first, allowed = self.guidance[0], "one without scale and interval, which the sweep sets"
+        check_that({"scale", "interval"}.isdisjoint(first), "the first term of an arm", first, allowed)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,10 +126,8 @@ class SweepSpec(Declared):
     def __post_init__(self) -> None:
         """Check the values, and the names that point at one another."""
         super().__post_init__()
-        if self.finals is not None and self.finals.baseline not in self.arms:
-            raise ValueError(
-                f"finals.baseline is {self.finals.baseline!r}; the arms are {', '.join(self.arms)}"
-            )
+        if self.finals is not None:
+            check_choice("finals.baseline", self.finals.baseline, self.arms)
 
     @classmethod
     def read(cls, path: Path | str) -> SweepSpec:
@@ -139,13 +136,7 @@ class SweepSpec(Declared):
         Raises:
             ValueError: An unknown key, a missing one, or a value that is not allowed.
         """
-        import yaml
-
-        try:
-            values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        except (yaml.YAMLError, ValueError, RecursionError) as error:
-            raise ValueError(f"{path} does not read as YAML: {' '.join(str(error).split())}") from error
-        return build(cls, values)
+        return build(cls, read_mapping(path))
 
     def to_dict(self) -> dict[str, Any]:
         """The whole sweep as JSON values."""

@@ -17,6 +17,8 @@ from collections.abc import Iterable, Mapping
 from tokenizers import pre_tokenizers
 from transformers import CLIPTextConfig, CLIPTokenizer, PreTrainedTokenizerBase
 
+from guided_diffusers.core.checks import check_int, check_that
+
 BEGINNING, END, PADDING = "<|startoftext|>", "<|endoftext|>", "<|pad|>"
 
 
@@ -44,18 +46,10 @@ def train_tokenizer(
     """
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     base = [PADDING, BEGINNING, *alphabet, *(letter + "</w>" for letter in alphabet)]
-    if vocabulary_size < len(base) + 1:
-        raise ValueError(
-            f"vocabulary_size is {vocabulary_size}: it must be at least {len(base) + 1}, three "
-            "special tokens and every byte within and at the end of a word"
-        )
-    if context_length < 3:
-        raise ValueError(
-            f"context_length is {context_length}: it must be at least 3, beginning and end included"
-        )
+    check_int("vocabulary_size", vocabulary_size, len(base) + 1, None)  # of bytes and special tokens
+    check_int("context_length", context_length, 3, None)  # beginning and end included
     captions = list(captions)
-    if not captions:
-        raise ValueError("captions is empty: a tokenizer is trained on at least one text")
+    check_that(captions, "captions", captions, "at least one text")
     merges = _learn_merges(_count_words(captions), vocabulary_size - len(base) - 1)
     tokens = dict.fromkeys([*base, *(first + second for first, second in merges), END])
     return CLIPTokenizer(

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from guided_diffusers.core.checks import check_choice, one_line
 from guided_diffusers.core.declared import Count, Declared
 from guided_diffusers.core.randomness import seed_for
 from guided_diffusers.store.columns import captions_of
@@ -174,10 +175,7 @@ class ImageTextDataset:
         Raises:
             ValueError: there is no such column, naming those that there are.
         """
-        if name not in self._dataset.column_names:
-            raise ValueError(
-                f"column {name!r} is not in {self.config.path!r}, which has {self._dataset.column_names}"
-            )
+        check_choice(f"column of {self.config.path!r}", name, self._dataset.column_names)
         return self._dataset.select_columns([name])[self.rows][name]
 
     def class_names(self, name: str) -> list[str] | None:
@@ -247,13 +245,13 @@ class ImageTextDataset:
         except MemoryError:
             raise
         except Exception as error:  # as the file system raises it
-            return f"has an image that cannot be read, {path}: {_line(error)}"
+            return f"has an image that cannot be read, {path}: {one_line(error)}"
         try:
             return decode_image(data, self.config.resolution, self.config.channels, self.config.crop)
         except MemoryError:
             raise
         except Exception as error:  # Pillow raises anything for a damaged file
-            return f"has a corrupt image, {path or 'stored in the row'}: {_line(error)}"
+            return f"has a corrupt image, {path or 'stored in the row'}: {one_line(error)}"
 
     def _report(self, row: int, problem: str) -> str:
         message = f"row {row} of {self.config.path!r} {problem}"
@@ -273,10 +271,6 @@ def _named(cell: Any, names: list[str]) -> Any:  # noqa: ANN401 (a cell of any d
     if isinstance(cell, list):
         return [_named(one, names) for one in cell]
     return names[cell] if isinstance(cell, int) and 0 <= cell < len(names) else None
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _hash(**parts: Any) -> str:  # noqa: ANN401 (anything that JSON can hold)

@@ -26,12 +26,13 @@ from typing import Any
 
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 from datasets import ClassLabel, Dataset, DatasetInfo, Features, concatenate_datasets
 from datasets.arrow_reader import ReadInstruction
 
-from guided_diffusers.store.files import read_json_lines, read_utf8, visible_files
+from guided_diffusers.core.checks import check_that
+from guided_diffusers.store.files import visible_files
 from guided_diffusers.store.image_reader import is_picture
+from guided_diffusers.store.reading import read_json_lines, read_parquet, read_utf8, reading_as
 
 logger = logging.getLogger(__name__)
 
@@ -174,15 +175,13 @@ def _state(path: str | None) -> tuple[str | None, ...]:
 def _metadata_table(path: str, files: list[str]) -> pa.Table:
     """The rows of metadata files, the pictures' names in full."""
     kinds = {PurePosixPath(file).suffix for file in files}
-    if len(kinds) > 1:
-        raise ValueError(f"{path!r} has metadata of several kinds, {', '.join(files)}: leave one kind")
+    check_that(len(kinds) == 1, f"metadata of {path!r}", files, "files of one kind")
     tables = []
     for file in files:
         at = os.path.join(path, file)
         table = {".jsonl": _read_jsonl, ".csv": _read_csv, ".parquet": read_parquet}[kinds.copy().pop()](at)
         named = [name for name in table.column_names if name == "file_name" or name.endswith("_file_name")]
-        if not named:
-            raise ValueError(f"{at} has no column file_name, which names the picture: {table.column_names}")
+        check_that(named, f"columns of {at}", table.column_names, "file_name, of the pictures, among them")
         for name in named:
             column = pa.array(
                 [_located(at, row, cell) for row, cell in enumerate(table[name].to_pylist())], pa.string()
@@ -192,10 +191,8 @@ def _metadata_table(path: str, files: list[str]) -> pa.Table:
                 place, "image" if name == "file_name" else name[: -len("_file_name")], column
             )
         tables.append(table)
-    try:
+    with reading_as("one table", f"{', '.join(files)} of {path!r}", pa.ArrowInvalid):
         return pa.concat_tables(tables, promote_options="permissive")
-    except pa.ArrowInvalid as error:
-        raise ValueError(f"{', '.join(files)} of {path!r} do not fit together: {error}") from error
 
 
 def _located(at: str, row: int, name: Any) -> str | None:
@@ -203,10 +200,8 @@ def _located(at: str, row: int, name: Any) -> str | None:
     if name is None:
         return None
     within = os.path.normpath(str(name))
-    if not isinstance(name, str) or os.path.isabs(within) or within.split("/")[0] == "..":
-        raise ValueError(
-            f"{at}, row {row}: file_name is {name!r}; allowed: a path within the folder of the file"
-        )
+    fits = isinstance(name, str) and not os.path.isabs(within) and within.split("/")[0] != ".."
+    check_that(fits, f"{at}, row {row}: file_name", name, "a path within the folder of the file")
     found = os.path.join(os.path.dirname(at), within)
     if "\\" in within and not os.path.exists(found):
         found = found.replace("\\", "/")  # as Windows writes it
@@ -227,36 +222,15 @@ def _read_jsonl(at: str) -> pa.Table:
     lines = read_json_lines(at)
     columns = {}
     for name in dict.fromkeys(name for _, row in lines for name in row):
-        try:
+        with reading_as("values of one kind", f"{at}: column {name!r}", pa.ArrowException, OverflowError):
             columns[name] = pa.array([row.get(name) for _, row in lines])
-        except (pa.ArrowException, OverflowError) as error:
-            reason = " ".join(str(error).split())
-            raise ValueError(f"{at}: the values of {name!r} are not of one kind ({reason})") from error
     return pa.table(columns)
 
 
 def _read_csv(at: str) -> pa.Table:
-    try:  # "NA" and "null" are words; an empty cell is a missing one
-        frame = pd.read_csv(io.StringIO(read_utf8(at)), keep_default_na=False, na_values=[""])
-    except pd.errors.ParserError as error:
-        raise ValueError(f"{at} does not read as CSV: {' '.join(str(error).split())}") from error
+    text = io.StringIO(read_utf8(at))
+    with reading_as("CSV", at):  # "NA" and "null" are words; an empty cell is a missing one
+        frame = pd.read_csv(text, keep_default_na=False, na_values=[""])
     if not isinstance(frame.index, pd.RangeIndex):
         raise ValueError(f"{at} {UNQUOTED}")
     return pa.Table.from_pandas(frame, preserve_index=False)
-
-
-def read_parquet(at: str) -> pa.Table:
-    """A parquet file, columns of repeated values (pandas' categories) as plain ones."""
-    try:
-        table = pq.read_table(at)
-    except pa.ArrowException as error:
-        raise ValueError(f"{at} does not read as parquet: {' '.join(str(error).split())}") from error
-    return table.cast(plain_schema(table.schema))
-
-
-def plain_schema(schema: pa.Schema) -> pa.Schema:
-    """A schema with the values' type in the place of dictionaries of them, which datasets does not know."""
-    for place, field in enumerate(schema):
-        if pa.types.is_dictionary(field.type):
-            schema = schema.set(place, field.with_type(field.type.value_type))
-    return schema

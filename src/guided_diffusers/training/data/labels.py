@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from guided_diffusers.core.checks import check_int
 from guided_diffusers.core.randomness import seed_for
 from guided_diffusers.store.columns import class_numbers
 from guided_diffusers.training.data.dataset import ImageTextDataset
@@ -55,8 +56,7 @@ def stratified_subset(labels: Tensor, count: int, seed: int, sources: int | None
         ValueError: `count` out of range.
     """
     sources = len(labels) if sources is None else sources
-    if not 1 <= count <= sources:
-        raise ValueError(f"num_labels must be from 1 to the {sources} rows that there are, got {count}")
+    check_int("num_labels", count, 1, sources)
     classes, frequency = labels[:sources].unique(return_counts=True)
     share = frequency.double() * count / sources
     quota = share.floor().long()

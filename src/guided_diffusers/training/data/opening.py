@@ -24,14 +24,15 @@ from datasets import Image as ImageFeature
 from datasets.data_files import DataFilesDict, DataFilesList, sanitize_patterns
 from PIL import Image
 
-from guided_diffusers.store.files import read_utf8, visible_files
+from guided_diffusers.core.checks import check_choice, check_that, one_line
+from guided_diffusers.store.files import visible_files
 from guided_diffusers.store.image_reader import is_picture
+from guided_diffusers.store.reading import plain_schema, read_utf8, reading_as
 from guided_diffusers.training.data.folder import (
     SPLITS,
     UNQUOTED,
     open_pictures,
     picture_rows,
-    plain_schema,
     take,
 )
 
@@ -74,20 +75,15 @@ def load_image_text(config: DataConfig) -> Dataset:
         column = getattr(config, argument)
         if column is None:
             continue
-        if column not in dataset.column_names:
-            raise ValueError(
-                f"{argument} is {column!r}, but {config.path!r} has the columns {dataset.column_names}: "
-                "name one of them"
-            )
-        if not holds(dataset.features[column]):
-            others = [name for name, feature in dataset.features.items() if holds(feature)]
+        check_choice(argument, column, dataset.column_names)
+        others = [name for name, feature in dataset.features.items() if holds(feature)]
+        if column not in others:
             found = f"columns that would do: {others}" if others else "no column would do"
             raise ValueError(
                 f"{argument} is {column!r}, which in {config.path!r} is of type "
                 f"{_told(dataset.features[column])}; allowed: {allowed}; {found}"
             )
-    if len(dataset) == 0:
-        raise ValueError(f"{config.path!r} has no rows in split {config.split!r}")
+    check_that(len(dataset), f"split of {config.path!r}", config.split, "one that has rows")
     return _as_images(dataset, config)
 
 
@@ -104,10 +100,8 @@ def _as_images(dataset: Dataset, config: DataConfig) -> Dataset:
     except MemoryError:
         raise
     except Exception as error:  # as Arrow or Pillow raises it
-        reason = " ".join(str(error).split())
-        raise ValueError(
-            f"image_column {column!r} of {config.path!r} does not read as images: {reason}"
-        ) from error
+        where = f"image_column {column!r} of {config.path!r}"
+        raise ValueError(f"{where} does not read as images: {one_line(error)}") from error
 
 
 def _encoded(batch: dict[str, list[Any]], column: str, kind: str) -> dict[str, list[Any]]:
@@ -119,13 +113,11 @@ def _encoded(batch: dict[str, list[Any]], column: str, kind: str) -> dict[str, l
             continue
         array = np.asarray(cell)
         stored = array.astype(kind if kind == "uint16" else "uint8" if "int" in kind else "float32")
-        if "int" in kind and not np.array_equal(stored, array):
-            raise ValueError(f"an array has values from {array.min()} to {array.max()}; allowed: 0 to 255")
-        if kind == "uint16" and 0 < array.max() < 256:
-            raise ValueError(
-                f"an array of 16 bits has values from {array.min()} to {array.max()}, which could be 8 bits; "
-                "allowed: some above 255, or the type uint8"
-            )
+        fits, range_of = "int" not in kind or np.array_equal(stored, array), "the range of an array"
+        ends = [array.min().item(), array.max().item()]
+        check_that(fits, range_of, ends, "0 to 255")
+        could_be_8_bits = kind == "uint16" and 0 < ends[1] < 256
+        check_that(not could_be_8_bits, range_of, ends, "of 16 bits some above 255, or the type uint8")
         buffer = io.BytesIO()
         Image.fromarray(stored[..., 0] if stored.shape[2:] == (1,) else stored).save(buffer, "TIFF")
         cells.append({"bytes": buffer.getvalue(), "path": None})
@@ -224,7 +216,7 @@ def _local(config: DataConfig, files: list[str], folder: str, load: Callable[[],
             if theirs and file.endswith((".csv", ".json", ".jsonl")):
                 read_utf8(os.path.join(folder, file))  # says which line is not UTF-8, if one is
         known = isinstance(error, ValueError | OSError) or error.__cause__ is None
-        reason = " ".join(str(error if known else error.__cause__).split()) or type(error).__name__
+        reason = one_line(error if known else error.__cause__)
         told = os.path.expanduser(config.path) in reason
         raise ValueError(reason if told else f"{config.path!r} does not open: {reason}") from error
 
@@ -273,9 +265,9 @@ def _files(files: list[str], split: str, config: DataConfig) -> Dataset:
     kinds = {Path(file).suffix.lower() for file in files}
     builders = {BUILDERS.get(kind) for kind in kinds}
     if len(builders) > 1 or None in builders:
+        told = ", ".join(map(repr, sorted(kinds)))
         raise ValueError(
-            f"its files are of the kinds {', '.join(map(repr, sorted(kinds)))}; allowed: pictures, or one of "
-            f"{', '.join(BUILDERS)}"
+            f"its files are of the kinds {told}; allowed: pictures, or one of {', '.join(BUILDERS)}"
         )
     options: dict[str, Any] = {}
     if ".parquet" in kinds:
@@ -290,7 +282,5 @@ def _files(files: list[str], split: str, config: DataConfig) -> Dataset:
 
 
 def _schema(file: str) -> pa.Schema:
-    try:
+    with reading_as("parquet", file, pa.ArrowException):
         return pq.read_schema(file)
-    except pa.ArrowException as error:
-        raise ValueError(f"{file} does not read as parquet: {' '.join(str(error).split())}") from error

@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from guided_diffusers.core.checks import one_line
 from guided_diffusers.store.files import REPLACED, TEMPORARY, atomic_folder, recover, remove_folder
 
 Content = TypeVar("Content")
@@ -106,8 +107,7 @@ def _read(path: Path, name: str, read: Callable[[Path], Content]) -> Content:
         remedy = f"remove the folder to {instead}, or name another output_dir"
         if isinstance(error, FileNotFoundError):
             raise FileNotFoundError(f"checkpoint {path} lacks {name}: {remedy}") from error
-        reason = " ".join(str(error).split())
-        text = f"checkpoint {path} is damaged: {name} cannot be read ({reason}): {remedy}"
+        text = f"checkpoint {path} is damaged: {name} cannot be read ({one_line(error)}): {remedy}"
         raise ValueError(text) from error
 
 

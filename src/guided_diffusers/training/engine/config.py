@@ -24,12 +24,9 @@ import typing
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import MISSING, Field, asdict, dataclass, field, fields, is_dataclass
 from functools import partial
-from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn, TypeVar
 
-import yaml
-
-from guided_diffusers.core.checks import shown
+from guided_diffusers.core.checks import check_that, shown
 from guided_diffusers.core.declared import (
     Amount,
     Count,
@@ -43,6 +40,7 @@ from guided_diffusers.core.declared import (
     kinds_of,
     unknown,
 )
+from guided_diffusers.store.reading import read_mapping, reading_as, yaml_of
 
 Config = TypeVar("Config")
 _Decay = Annotated[float, Within(0, 1, "[)")]
@@ -107,11 +105,8 @@ class TrainingConfig(Declared):
     def __post_init__(self) -> None:
         """Check the ranges, and that parts are of one size; ValueError names the field."""
         super().__post_init__()
-        if self.batch_size % self.gradient_accumulation:
-            raise ValueError(
-                f"batch_size must be a multiple of gradient_accumulation, got {self.batch_size} and "
-                f"{self.gradient_accumulation}"
-            )
+        allowed = f"a multiple of gradient_accumulation, {self.gradient_accumulation}"
+        check_that(self.batch_size % self.gradient_accumulation == 0, "batch_size", self.batch_size, allowed)
 
 
 def parse_config(cls: type[Config], argv: Sequence[str]) -> Config:
@@ -129,7 +124,7 @@ def parse_config(cls: type[Config], argv: Sequence[str]) -> Config:
     overrides = vars(arguments)
     path, dry_run = overrides.pop("config"), overrides.pop("dry_run")
     try:
-        tree = _read_yaml(path) if path else {}
+        tree = read_mapping(path) if path else {}
         overrides |= _open_overrides(cls, rest)
         config = build_config(cls, tree, overrides)
     except (ValueError, OSError) as error:
@@ -147,8 +142,8 @@ def build_config(cls: type[Config], tree: dict[str, Any], overrides: dict[str, A
         ValueError: for an unknown key (named with the nearest known one), a missing one, or a value of the
             wrong type or range.
     """
-    if not isinstance(tree, dict) or not isinstance(overrides, dict | None):
-        raise ValueError(f"tree is {shown(tree)}, overrides {shown(overrides)}; allowed: mappings of keys")
+    for name, value in (("tree", tree), ("overrides", overrides or {})):
+        check_that(isinstance(value, dict), name, value, "a mapping of keys")
     tree = {key: _plain(key, value) for key, value in tree.items()}
     for dotted, value in (overrides or {}).items():
         *parents, last = dotted.split(".")
@@ -156,7 +151,7 @@ def build_config(cls: type[Config], tree: dict[str, Any], overrides: dict[str, A
         for parent in parents:
             child = node.get(parent)
             node[parent] = node = child if isinstance(child, dict) else {}
-        node[last] = _parsed(dotted, value) if isinstance(value, str) else value
+        node[last] = yaml_of(value, f"{dotted} is {shown(value)}, which") if isinstance(value, str) else value
     return build(cls, tree, text=True)
 
 
@@ -178,21 +173,8 @@ def check_arguments(given: Iterable[str], path: str, classes: Sequence[Any]) -> 
 
 def _plain(key: str, value: Any) -> Any:
     """A deep copy that is plain data."""
-    try:
+    with reading_as("plain data", f"{key} is {shown(value)}, which", TypeError):
         return json.loads(json.dumps(value))
-    except (TypeError, ValueError, RecursionError) as error:
-        raise ValueError(f"{key} is {shown(value)}, which is no plain data: {error}") from error
-
-
-def _parsed(key: str, text: str) -> Any:
-    """A value of the command line, written as in YAML."""
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"{key} is {shown(text)}, which does not read as YAML: {reason}") from error
-    except (ValueError, RecursionError) as error:  # a date that is none, lists without end
-        raise ValueError(f"{key} is {shown(text)}, which does not read as YAML: {error}") from error
 
 
 def to_json(config: Any) -> str:
@@ -258,13 +240,6 @@ def _open_overrides(cls: type, rest: list[str]) -> dict[str, str]:
             raise ValueError(f"--{key} needs a value")
         overrides[key] = value
     return overrides
-
-
-def _read_yaml(path: str) -> dict[str, Any]:
-    tree = _parsed(path, Path(path).read_text()) or {}
-    if not isinstance(tree, dict):
-        raise ValueError(f"{path}: expected a mapping of keys at the top, got {type(tree).__name__}")
-    return tree
 
 
 def _name(kind: Any) -> str:

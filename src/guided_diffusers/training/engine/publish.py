@@ -15,6 +15,7 @@ import threading
 from dataclasses import asdict, replace
 from pathlib import Path
 
+from guided_diffusers.core.checks import one_line
 from guided_diffusers.hub.facts import FACTS, CardFacts, recipe
 from guided_diffusers.hub.push import push_folder
 from guided_diffusers.training.engine.config import TrainingConfig
@@ -47,7 +48,7 @@ class Publisher:
         try:
             shutil.copytree(export, copy, copy_function=_link)
         except OSError as error:  # such as a full disk, on a file system without links
-            logger.warning("no push of %s: it could not be copied: %s", export, " ".join(str(error).split()))
+            logger.warning("no push of %s: it could not be copied: %s", export, one_line(error))
             shutil.rmtree(copy, ignore_errors=True)
             self._last = (images_seen, False)
             return
@@ -91,7 +92,7 @@ class Publisher:
                 folder, self.repo_id, commit_message=message, card=self._facts(folder, images_seen)
             )
         except Exception as error:  # training must not end for it, whatever it is
-            reason = " ".join(str(error).split()) or type(error).__name__
+            reason = one_line(error)
             logger.warning("push to %s after %s failed: %s", self.repo_id, message, reason)
             return False
         finally:
