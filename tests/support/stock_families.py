@@ -15,6 +15,8 @@ import diffusers
 import torch
 from tiny import tiny_tokenizer
 
+from guided_diffusers.guidance import AutoGuidance, views
+
 STEPS = 5
 GAMMA = 4.0
 
@@ -78,8 +80,9 @@ class Family:
         scale: The name of the argument that switches the null on.
         gamma: The value given to it.
         ours: The same in our terms.
-        batches: Batch of the network's call under both, one or two calls.
         network: The name of the network.
+        view: The kind of view, and of which layers; `()` where no layer has one.
+        alone: The network is told the same at each step, and nothing but the scheduler changes the sample.
     """
 
     build: Callable[[], Any]
@@ -89,7 +92,20 @@ class Family:
     gamma: float = GAMMA
     ours: float = GAMMA
     network: str = "unet"
+    view: tuple[Any, ...] | None = None
+    alone: bool = True
     images: Callable[[Any], Any] = field(default=lambda output: output[0])
+
+    def viewed(self, pipeline: Any, scale: float) -> Any:
+        """Autoguidance by a view of the pipeline's network, or of each of its networks."""
+        kind, layers = self.view or ("skip_layers", "mid_block" if self.network == "unet" else 0)
+        names = [
+            name for name in (self.network, "transformer_2") if getattr(pipeline, name, None) is not None
+        ]
+        each = {
+            name: AutoGuidance(getattr(views, kind)(getattr(pipeline, name), layers), scale) for name in names
+        }
+        return each if len(each) > 1 else each[self.network]
 
     def call(self, pipeline: Any, steps: int = STEPS, **overrides: Any) -> torch.Tensor:
         given = {self.scale: self.gamma, **self.arguments(), "num_inference_steps": steps}
@@ -553,6 +569,17 @@ _ZERO_SNR = {
     "rescale_betas_zero_snr": True,
     "timestep_spacing": "trailing",
 }
+
+
+def made(name: str) -> Any:
+    """The pipeline of a family, of weights that are its own."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        pipeline = FAMILIES[name].build()
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
 FAMILIES: dict[str, Family] = {
     "sd1": Family(
         build=lambda: _sd(stable_diffusion(diffusers.PNDMScheduler, skip_prk_steps=True)), arguments=embeds
@@ -563,6 +590,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "sdxl": Family(build=_sdxl, arguments=lambda: embeds(pooled_prompt_embeds=8)),
     "sdxl refiner": Family(
+        alone=False,
         build=lambda: _sdxl(
             cls=diffusers.StableDiffusionXLImg2ImgPipeline, ids=5, requires_aesthetics_score=True
         ),
@@ -603,8 +631,15 @@ FAMILIES: dict[str, Family] = {
         arguments=lambda: _masked(height=16, width=16, cfg_normalization=False),
         **_TRANSFORMER,
     ),
-    "auraflow": Family(build=_auraflow, arguments=lambda: _masked(height=16, width=16), **_TRANSFORMER),
-    "hunyuandit": Family(build=_hunyuandit, arguments=_hunyuandit_arguments, **_TRANSFORMER),
+    "auraflow": Family(
+        build=_auraflow,
+        arguments=lambda: _masked(height=16, width=16),
+        view=("skip_layers", "single_transformer_blocks.0"),
+        **_TRANSFORMER,
+    ),
+    "hunyuandit": Family(
+        build=_hunyuandit, arguments=_hunyuandit_arguments, view=("identity_attention", 0), **_TRANSFORMER
+    ),
     "kolors": Family(build=_kolors, arguments=lambda: embeds(pooled_prompt_embeds=8)),
     "cogview4": Family(
         build=_cogview4, arguments=lambda: {**embeds(12, 16), "height": 16, "width": 16}, **_TRANSFORMER
@@ -628,6 +663,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "dit": Family(build=_dit, arguments=lambda: {"class_labels": [3]}, latents=None, **_TRANSFORMER),
     "kandinsky 2.2": Family(
+        view=(),
         build=_kandinsky,
         arguments=lambda: {
             "image_embeds": draw(1, 12, seed=1),
@@ -684,15 +720,18 @@ FAMILIES: dict[str, Family] = {
             "attention_mask": torch.ones(1, 6),
             "negative_attention_mask": torch.ones(1, 6),
         },
+        view=("identity_attention", 0),
         latents=(1, 4, 16),
         **_TRANSFORMER,
     ),
     "sd1 img2img": Family(
+        alone=False,
         build=lambda: _sd(_ddim(), cls=diffusers.StableDiffusionImg2ImgPipeline),
         arguments=lambda: {**embeds(), "image": _image(), "strength": 0.7},
         latents=None,
     ),
     "sd3 img2img": Family(
+        alone=False,
         build=lambda: _sd3(cls=diffusers.StableDiffusion3Img2ImgPipeline),
         arguments=lambda: {
             **embeds(pooled_prompt_embeds=8),
@@ -705,6 +744,7 @@ FAMILIES: dict[str, Family] = {
         **_TRANSFORMER,
     ),
     "sd1 inpaint": Family(
+        alone=False,
         build=lambda: _sd(_ddim(), cls=diffusers.StableDiffusionInpaintPipeline),
         arguments=lambda: {
             **embeds(),
@@ -716,6 +756,7 @@ FAMILIES: dict[str, Family] = {
         latents=None,
     ),
     "inpaint of 9 channels": Family(
+        alone=False,
         build=lambda: _sd(_ddim(), tiny_unet(in_channels=9), diffusers.StableDiffusionInpaintPipeline),
         arguments=lambda: {
             **embeds(),
@@ -727,11 +768,13 @@ FAMILIES: dict[str, Family] = {
         latents=None,
     ),
     "controlnet": Family(
+        alone=False,
         build=_controlnet,
         arguments=lambda: {**embeds(), "image": _image(), "height": 16, "width": 16},
         latents=None,
     ),
     "t2i-adapter": Family(
+        alone=False,
         build=_adapter,
         arguments=lambda: {**embeds(), "image": _image(), "height": 16, "width": 16},
         latents=None,

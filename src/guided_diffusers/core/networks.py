@@ -114,7 +114,8 @@ CALLING: dict[str, Calling] = {
         channels=None,
     ),
     "HunyuanDiT2DModel": Calling(
-        needs=("encoder_hidden_states", "encoder_hidden_states_t5", "image_rotary_emb")
+        timestep=lambda timestep, config: timestep.float(),
+        needs=("encoder_hidden_states", "encoder_hidden_states_t5", "image_rotary_emb"),
     ),
     "HunyuanVideoTransformer3DModel": Calling(),
     "LTXVideoTransformer3DModel": Calling(

@@ -13,6 +13,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import fields
 from functools import wraps
 from types import MethodType, TracebackType
 from typing import Any
@@ -21,7 +22,9 @@ import torch
 from diffusers import DiffusionPipeline
 
 from guided_diffusers.core.checks import check_bool, shown
+from guided_diffusers.core.networks import unwrapped
 from guided_diffusers.guidance.base import Guidance
+from guided_diffusers.guidance.views import View
 from guided_diffusers.schedulers.adapt import check_supported
 from guided_diffusers.stock.facts import argument_names, facts_of
 from guided_diffusers.stock.output import check_process_of
@@ -100,7 +103,7 @@ class Handle:
         self._null = _checked_null(pipeline, condition, self.guidance)
         self._sequential, self._running = sequential, False
         self._recorder = self._make_recorder()
-        self._check_scheduler()
+        self._check_parts()
         self._class = type(pipeline)
         pipeline.__class__ = _guided_class(self._class, self)
 
@@ -141,17 +144,26 @@ class Handle:
         by_id = {id(getattr(self.pipeline, name)): each for name, each in self.guidance.items()}
         return Recorder(self.pipeline, by_id, self._null is not None, self._sequential)
 
-    def _check_scheduler(self) -> None:
+    def _check_parts(self) -> None:
+        """Check the terms against the pipeline's parts as they stand."""
         check_supported(self.pipeline.scheduler)
-        for guidance in self.guidance.values():
+        for name, guidance in self.guidance.items():
             check_process_of(guidance, self.pipeline.scheduler)
+            network = unwrapped(getattr(self.pipeline, name))
+            for view in _views_in(guidance):
+                if unwrapped(view) is not network:
+                    raise ValueError(
+                        f"guidance has a view of another network than the pipeline's {name}, which it would "
+                        f"leave as it is; allowed: views of pipeline.{name}, and where a pipeline has two "
+                        "networks a guidance for each, by its name"
+                    )
 
     @contextmanager
     def running(self, arguments: Mapping[str, Any]) -> Iterator[None]:
         """Listen to the networks and the scheduler during one call of the pipeline."""
         if self._running:
             raise ValueError("the guided pipeline was called inside a call of itself; allowed: one at a time")
-        self._check_scheduler()
+        self._check_parts()
         self._check_call(arguments)
         networks = [getattr(self.pipeline, name) for name in self.guidance]
         self._recorder = recorder = self._make_recorder()
@@ -234,6 +246,11 @@ def _by_network(pipeline: Any, guidance: Any) -> dict[str, Guidance]:
         if not isinstance(value, Guidance):
             raise TypeError(f"guidance is {shown(value)}; allowed: a term of guidance or a sum of them")
     return each
+
+
+def _views_in(guidance: Guidance) -> list[View]:
+    values = (getattr(term, each.name) for term in guidance.terms for each in fields(term))
+    return [value for value in values if isinstance(value, View)]
 
 
 def _checked_null(pipeline: Any, condition: Any, names: Mapping[str, Guidance]) -> Mapping[str, Any] | None:

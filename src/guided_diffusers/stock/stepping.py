@@ -140,7 +140,7 @@ class Stepper:
                 condition=own,
                 memory=run.memory,
                 prediction_type=kind,
-                shifts_mean=shifts_mean,
+                shifts_mean=shifts_mean and not left,
             )
             prediction = guided.run(step)
             if left:
