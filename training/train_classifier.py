@@ -14,9 +14,8 @@ from typing import Any
 
 import torch
 
-from guided_diffusers.losses import process_of
 from guided_diffusers.models import ImageClassifier, NoiseAwareClassifier
-from guided_diffusers.schedulers import describe_process
+from guided_diffusers.schedulers import describe_process, process_of
 from guided_diffusers.training.data.dataset import DataConfig, ImageTextDataset
 from guided_diffusers.training.data.images import image_arguments, load_autoencoder
 from guided_diffusers.training.data.labels import class_labels

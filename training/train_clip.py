@@ -15,10 +15,9 @@ from typing import Any
 import torch
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig
 
-from guided_diffusers.losses import process_of
 from guided_diffusers.models import NoiseAwareClassifier, NoiseAwareCLIP
 from guided_diffusers.models.transformers_models import load_fitting, load_tokenizer
-from guided_diffusers.schedulers import describe_process
+from guided_diffusers.schedulers import describe_process, process_of
 from guided_diffusers.training.data.captions import text_config_for
 from guided_diffusers.training.data.dataset import DataConfig, ImageTextDataset
 from guided_diffusers.training.data.images import Images, image_arguments, load_autoencoder

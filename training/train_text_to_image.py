@@ -74,7 +74,7 @@ def make_task(config: TextToImageConfig, device: torch.device) -> DenoisingTask:
     unet = make_unet(config, vae, text_encoder, learned_variance(scheduler))
     check_sample(unet, "unet", latent_shape(vae, *data.shape[1:]), "the autoencoder's latent")
     check_text_width(unet, text_encoder)
-    objective = Objective(config.objective, config.denoising, scheduler, float32_levels=True)
+    objective = Objective(config.objective, config.denoising, scheduler)
     images = Images(**image_arguments(data, vae.to(device)))
     joint = config.text.encoder == "joint"
     if joint:

@@ -156,7 +156,7 @@ def make_task(arguments: argparse.Namespace, config: TrainingConfig, folder: Pat
         joint=False,
     )
     images = Images(**image_arguments(data, components["vae"].requires_grad_(False)))
-    objective = Objective(ObjectiveConfig(), denoising, components["scheduler"], float32_levels=True)
+    objective = Objective(ObjectiveConfig(), denoising, components["scheduler"])
     return DenoisingTask(components["unet"], images, condition, objective, config)
 
 

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from guided_diffusers import GuidedDDPMScheduler, NoiseLevel, sampling_loop
 from guided_diffusers.core.exact import GaussianMixture
+from guided_diffusers.core.posterior import posterior_mean
 from guided_diffusers.core.prediction import coefficients
-from guided_diffusers.guidance.posterior_mean import posterior_mean
 from guided_diffusers.models.evidence import METHODS, log_likelihood
 from guided_diffusers.training.tasks.contrastive import contrastive_loss
 

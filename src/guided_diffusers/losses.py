@@ -12,117 +12,19 @@ is an error of x_0 times c_out, so a weight w on the squared error of x_0 is w c
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from guided_diffusers.core.checks import check_int, check_number, check_same_shape, check_tensor, shown
+from guided_diffusers.core.checks import check_same_shape
+from guided_diffusers.core.declared import Positive, read
 from guided_diffusers.core.noise import NoiseLevel, broadcast
 from guided_diffusers.core.prediction import coefficients
+from guided_diffusers.core.process import Process
 
 Levels = Callable[[Tensor], NoiseLevel]
 Weighting = Callable[[NoiseLevel, str], Tensor]
-
-
-class Process(Protocol):
-    """A family of noise levels, from clean to noisy."""
-
-    def at_fraction(self, fraction: Tensor) -> NoiseLevel:
-        """The level at a fraction in [0, 1) of the process's own time, (batch,)."""
-
-    def at_log_noise_to_signal(self, value: Tensor) -> NoiseLevel:
-        """The level of this process whose log(sigma / alpha) is nearest to a value, (batch,)."""
-
-
-@dataclass(frozen=True, eq=False)
-class DiscreteProcess:
-    """The training timesteps of a variance-preserving scheduler.
-
-    Args:
-        alphas_cumprod: alpha^2 at timesteps 0, 1, ..., falling; (timesteps,).
-    """
-
-    alphas_cumprod: Tensor
-
-    def __post_init__(self) -> None:
-        """Check the table."""
-        table = check_tensor("alphas_cumprod", self.alphas_cumprod, ("timesteps",))
-        if not len(table) or not ((table >= 0) & (table <= 1)).all():
-            raise ValueError(f"alphas_cumprod is {shown(table)}; allowed: at least one value from 0 to 1")
-
-    def at_fraction(self, fraction: Tensor) -> NoiseLevel:
-        """The level at timestep floor(fraction x timesteps)."""
-        fraction, count = _fractions(fraction), len(self.alphas_cumprod)
-        return self._at((fraction * count).long().clamp(0, count - 1))
-
-    def at_log_noise_to_signal(self, value: Tensor) -> NoiseLevel:
-        """The nearest timestep's level."""
-        table = -self._at(torch.arange(len(self.alphas_cumprod))).log_snr / 2
-        value = check_tensor("value", value, ("batch",)).double()
-        return self._at(torch.searchsorted((table[1:] + table[:-1]) / 2, value))
-
-    def _at(self, timestep: Tensor) -> NoiseLevel:
-        squared = self.alphas_cumprod.double()[timestep]
-        return NoiseLevel(alpha=squared.sqrt(), sigma=(1 - squared).sqrt(), timestep=timestep)
-
-
-@dataclass(frozen=True)
-class FlowProcess:
-    """Flow matching, alpha = 1 - sigma: any sigma in (0, 1), with timestep num_train_timesteps x sigma."""
-
-    num_train_timesteps: int = 1000
-
-    def __post_init__(self) -> None:
-        """Check the number."""
-        check_int("num_train_timesteps", self.num_train_timesteps, 1, None)
-
-    def at_fraction(self, fraction: Tensor) -> NoiseLevel:
-        """The level at sigma = fraction."""
-        return self._at(_fractions(fraction).double())
-
-    def at_log_noise_to_signal(self, value: Tensor) -> NoiseLevel:
-        """The level at sigma / (1 - sigma) = exp(value)."""
-        return self._at(torch.sigmoid(check_tensor("value", value, ("batch",)).double()))
-
-    def _at(self, sigma: Tensor) -> NoiseLevel:
-        sigma = sigma.clamp(
-            1e-5, 1 - 1e-5
-        )  # both ends have levels without a target: sigma = 0, or without x_0
-        return NoiseLevel(alpha=1 - sigma, sigma=sigma, timestep=(sigma * self.num_train_timesteps).float())
-
-
-def _fractions(fraction: Tensor) -> Tensor:
-    return check_tensor("fraction", fraction, ("batch",))
-
-
-def process_of(scheduler: Any) -> Process:
-    """The noise levels to train a scheduler's network on.
-
-    Args:
-        scheduler: a flow-matching one, or one that uses flow sigmas, whose timestep is
-            sigma x `config.num_train_timesteps`; or else one with `alphas_cumprod` (DDPM, DDIM and their
-            kind).
-
-    Raises:
-        ValueError: for a scheduler that is neither, or whose timesteps count from noise to data.
-    """
-    config = getattr(scheduler, "config", {})
-    if config.get("invert_sigmas"):
-        raise ValueError(
-            f"scheduler {type(scheduler).__name__} has invert_sigmas=True, whose timesteps count from noise "
-            "to data; allowed for training: False"
-        )
-    if "FlowMatch" in type(scheduler).__name__ or config.get("use_flow_sigmas"):
-        return FlowProcess(config.num_train_timesteps)
-    if hasattr(scheduler, "alphas_cumprod"):
-        return DiscreteProcess(scheduler.alphas_cumprod)
-    raise ValueError(
-        f"scheduler {type(scheduler).__name__} has no training noise levels; allowed: one with "
-        "alphas_cumprod, such as GuidedDDPMScheduler, or a flow-matching one "
-        "(FlowMatchEulerDiscreteScheduler)"
-    )
 
 
 def uniform_levels(process: Process) -> Levels:
@@ -141,8 +43,8 @@ def log_normal_levels(process: Process, mean: float = -0.4, std: float = 1.2) ->
         table 1. Esser et al., Scaling Rectified Flow Transformers, arXiv:2403.03206, section 3.1:
         logit-normal.
     """
-    mean, std = check_number("mean", mean), check_number("std", std, 0, above=True)
-    return lambda u: process.at_log_noise_to_signal(mean + std * torch.special.ndtri(_fractions(u).double()))
+    mean, std = read("mean", mean, float), read("std", std, Positive)
+    return lambda u: process.at_log_noise_to_signal(mean + std * torch.special.ndtri(u.double()))
 
 
 def cosine_levels(process: Process) -> Levels:
@@ -151,9 +53,8 @@ def cosine_levels(process: Process) -> Levels:
     References:
         Nichol and Dhariwal, Improved Denoising Diffusion Probabilistic Models, arXiv:2102.09672, eq. 17.
     """
-    return lambda u: process.at_log_noise_to_signal(
-        torch.log(torch.tan(_fractions(u).double() * (torch.pi / 2)))
-    )
+    # Nichol and Dhariwal, equation 17, as sigma / alpha
+    return lambda u: process.at_log_noise_to_signal(torch.log(torch.tan(u.double() * (torch.pi / 2))))
 
 
 LevelDistribution = Literal["uniform", "log_normal", "cosine"]
@@ -172,9 +73,6 @@ def quartile(levels: Levels, level: NoiseLevel) -> Tensor:
 
 def add_noise(x0: Tensor, noise: Tensor, level: NoiseLevel) -> Tensor:
     """x_t = alpha x_0 + sigma eps, (batch, ...)."""
-    check_same_shape("noise", noise, "x0", check_tensor("x0", x0, ("batch", "...")))
-    if not isinstance(level, NoiseLevel):
-        raise TypeError(f"level is {shown(level)}; allowed: a NoiseLevel")
     return broadcast(level.alpha, x0) * x0 + broadcast(level.sigma, x0) * noise
 
 
@@ -193,7 +91,6 @@ def target(x0: Tensor, noise: Tensor, level: NoiseLevel, prediction_type: str) -
     Raises:
         ValueError: for an unknown prediction type, or epsilon prediction at alpha = 0.
     """
-    check_same_shape("noise", noise, "x0", check_tensor("x0", x0, ("batch", "...")))
     skip, out = coefficients(level, prediction_type)
     if out.device.type == "cpu" and not (out != 0).all():
         raise ValueError(f"level has sigma = 0, where prediction_type {prediction_type!r} has no target")
@@ -215,10 +112,11 @@ def min_snr_weight(gamma: float = 5.0) -> Weighting:
         Hang et al., Efficient Diffusion Training via Min-SNR Weighting Strategy, arXiv:2303.09556, section
         3.4.
     """
-    gamma = check_number("gamma", gamma, 0, above=True)
+    gamma = read("gamma", gamma, Positive)
 
     def weight(level: NoiseLevel, prediction_type: str) -> Tensor:
         _, out = coefficients(level, prediction_type)
+        # Hang et al., section 3.4
         return (level.alpha / level.sigma).square().clamp(max=gamma) * out.square()
 
     return weight
@@ -245,7 +143,7 @@ def denoising_loss(
     Returns:
         (batch,), float32 (float64 where x0 is).
     """
-    check_same_shape("output", output, "x0", check_tensor("x0", x0, ("batch", "...")))
+    check_same_shape("output", output, "x0", x0)
     error = output.to(x0.dtype) - target(x0, noise, level, prediction_type)
     weight = weighting(level, prediction_type).to(error.device, error.dtype)
     return weight * error.square().flatten(1).mean(1)

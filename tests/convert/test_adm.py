@@ -15,7 +15,7 @@ from guided_diffusers import (
     sampling_loop,
 )
 from guided_diffusers.convert import CLASSIFIER_PRESETS, UNET_PRESETS, adm_classifier, adm_unet
-from guided_diffusers.convert.flags import process_of
+from guided_diffusers.convert.flags import process_of_flags
 from guided_diffusers.guidance import ClassifierGuidance
 from guided_diffusers.schedulers import check_process
 
@@ -170,16 +170,16 @@ def test_a_full_denoiser_runs_on_shapes(name):
 
 def test_the_process_is_the_flags():
     """Linear betas run from 1e-4 to 0.02 in 1000 steps, and in T steps from 1000 / T times as much."""
-    check_process(process_of({}), GuidedDDPMScheduler())
+    check_process(process_of_flags({}), GuidedDDPMScheduler())
     check_process(
-        process_of({"noise_schedule": "cosine"}), GuidedDDPMScheduler(beta_schedule="squaredcos_cap_v2")
+        process_of_flags({"noise_schedule": "cosine"}), GuidedDDPMScheduler(beta_schedule="squaredcos_cap_v2")
     )
     check_process(
-        process_of({"diffusion_steps": "250"}),
+        process_of_flags({"diffusion_steps": "250"}),
         GuidedDDPMScheduler(num_train_timesteps=250, beta_start=4e-4, beta_end=0.08),
     )
     with pytest.raises(ValueError, match="rescale_timesteps"):
-        process_of({"diffusion_steps": 500, "rescale_timesteps": True})
+        process_of_flags({"diffusion_steps": 500, "rescale_timesteps": True})
 
 
 @torch.no_grad()

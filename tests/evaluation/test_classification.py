@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from guided_diffusers.core.noise import NoiseLevel, broadcast
+from guided_diffusers.core.process import VariancePreserving
 from guided_diffusers.evaluation.classification import (
     answers_and_gradients,
     classifier_figure,
@@ -11,10 +12,10 @@ from guided_diffusers.evaluation.classification import (
     expected_calibration_error,
     reports_by_noise,
 )
-from guided_diffusers.losses import DiscreteProcess, uniform_levels
+from guided_diffusers.losses import uniform_levels
 from guided_diffusers.models import NoiseAwareClassifier
 
-PROCESS = DiscreteProcess(torch.linspace(0.999, 0.01, 40, dtype=torch.float64))
+PROCESS = VariancePreserving.of_table(torch.linspace(0.999, 0.01, 40, dtype=torch.float64))
 
 
 @pytest.mark.parametrize(

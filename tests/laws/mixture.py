@@ -152,7 +152,8 @@ def levels_of(scheduler: Any, coordinates: str) -> Levels:
     before.
     """
     if coordinates == "timestep":
-        table = getattr(scheduler, "_abar", scheduler.alphas_cumprod).double()  # ours keep float64
+        table = getattr(scheduler, "process", None)
+        table = scheduler.alphas_cumprod.double() if table is None else table.abar  # ours keep float64
         rows = [
             (table[int(t)].sqrt(), (1 - table[int(t)]).sqrt(), torch.ones_like(table[0]))
             for t in scheduler.timesteps

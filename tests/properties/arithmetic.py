@@ -8,27 +8,20 @@ from typing import Any
 import torch
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
-from properties.harness import Target, finite, of_shape_of
+from properties.harness import Target, finite
 from properties.strategies import BATCH, SHAPE, TEXTS, integers, numbers, tensors, uniform
 from tiny import tiny_tokenizer
 
 from guided_diffusers import Condition, ModelDenoiser, NoiseLevel, from_denoised, to_denoised
 from guided_diffusers.core.condition import class_condition, tokenize, words_beyond
 from guided_diffusers.core.denoiser import DynamicThreshold
-from guided_diffusers.core.noise import broadcast
 from guided_diffusers.core.prediction import PREDICTION_TYPES, coefficients
+from guided_diffusers.core.process import Flow
 from guided_diffusers.core.randomness import generator_for, rand_for, randn_for, seed_for
 from guided_diffusers.losses import (
-    DiscreteProcess,
-    FlowProcess,
-    add_noise,
-    cosine_levels,
-    denoising_loss,
     log_normal_levels,
     min_snr_weight,
-    quartile,
     target,
-    uniform_levels,
 )
 from guided_diffusers.training.tasks.importance import ImportanceSampler
 
@@ -50,16 +43,6 @@ def levels(least: float = 1e-3) -> SearchStrategy[NoiseLevel]:
 
     kinds = st.sampled_from(["preserving", "exploding", "flow"])
     return st.builds(level, kinds, st.floats(least, 0.999), st.booleans())
-
-
-def _processes() -> SearchStrategy[Any]:
-    table = torch.linspace(0.999, 0.01, 50, dtype=torch.float64)
-    return st.sampled_from([DiscreteProcess(table), DiscreteProcess(table[:1]), FlowProcess(1000)])
-
-
-def _drawn_levels(kind: Any, process: Any, u: Any, **options: Any) -> Any:
-    level = kind(process, **options)(u)
-    return level.alpha, level.sigma, quartile(kind(process, **options), level)
 
 
 def _level(result: NoiseLevel, given: Mapping[str, Any]) -> None:
@@ -95,24 +78,21 @@ TARGETS: dict[str, Target] = {
         },
         right=_level,
     ),
-    "broadcast": Target(
-        call=lambda sample, level: broadcast(level, sample),
-        arguments={"sample": SAMPLES, "level": numbers(0, 1) | uniform(BATCH) | uniform(1)},
-        called={"level": "per-sample"},
-        keep=("level",),
-    ),
     "coefficients": Target(
-        call=coefficients, arguments={"level": levels(), "prediction_type": TYPES}, right=finite
+        call=coefficients,
+        arguments={"level": levels(), "prediction_type": TYPES},
+        right=finite,
+        keep=("level",),
     ),
     "to_denoised": Target(
         call=to_denoised,
         arguments={"output": SAMPLES, "sample": SAMPLES, "level": levels(), "prediction_type": TYPES},
-        called={"sample": "output"},
+        keep=("output", "sample", "level"),
     ),
     "from_denoised": Target(
         call=from_denoised,
         arguments={"x0": SAMPLES, "sample": SAMPLES, "level": levels(), "prediction_type": TYPES},
-        called={"sample": "x0"},
+        keep=("x0", "sample", "level"),
     ),
     "ModelDenoiser": Target(
         call=_denoised,
@@ -124,7 +104,8 @@ TARGETS: dict[str, Target] = {
             "level": levels(),
             "condition": st.none() | MAPPINGS,
         },
-        called={"model": "network", "sample": "network", "level": "timestep"},
+        called={"model": "network"},
+        keep=("sample", "level"),
     ),
     "DynamicThreshold": Target(
         call=lambda quantile, maximum: DynamicThreshold(quantile, maximum)(torch.linspace(-3, 3, 8)[None]),
@@ -181,38 +162,6 @@ TARGETS: dict[str, Target] = {
         call=lambda prompt, max_length: words_beyond(tiny_tokenizer(), prompt, max_length),
         arguments={"prompt": TEXTS, "max_length": st.none() | st.integers(2, 20)},
     ),
-    "DiscreteProcess": Target(
-        call=lambda alphas_cumprod, fraction: DiscreteProcess(alphas_cumprod).at_fraction(fraction).sigma,
-        arguments={"alphas_cumprod": uniform(9), "fraction": uniform(BATCH)},
-    ),
-    "log_normal_levels": Target(
-        call=lambda **given: _drawn_levels(log_normal_levels, **given),
-        arguments={
-            "process": _processes(),
-            "u": uniform(BATCH).map(lambda u: u.clamp(1e-3, 0.999)),
-            "mean": numbers(-2, 2),
-            "std": st.floats(0.1, 2),
-        },
-        right=finite,
-        called={"u": "fraction"},
-        keep=("process",),
-    ),
-    "levels of u": Target(
-        call=lambda kind, process, fraction: _drawn_levels(kind, process, fraction),
-        arguments={
-            "kind": st.sampled_from([uniform_levels, cosine_levels]),
-            "process": _processes(),
-            "fraction": uniform(BATCH).map(lambda u: u.clamp(1e-3, 0.999)),
-        },
-        right=finite,
-        keep=("kind", "process"),
-    ),
-    "add_noise": Target(
-        call=add_noise,
-        arguments={"x0": tensors(*SHAPE), "noise": tensors(*SHAPE), "level": levels()},
-        right=of_shape_of("x0"),
-        called={"x0": "noise"},
-    ),
     "target": Target(
         call=target,
         arguments={
@@ -221,19 +170,15 @@ TARGETS: dict[str, Target] = {
             "level": levels(),
             "prediction_type": PLAIN_TYPES,
         },
-        called={"x0": "noise", "prediction_type": "level"},
+        called={"prediction_type": "level"},
+        keep=("x0", "noise", "level"),
     ),
-    "denoising_loss": Target(
-        call=lambda gamma, **given: denoising_loss(**given, weighting=min_snr_weight(gamma)),
-        arguments={
-            "output": tensors(*SHAPE),
-            "x0": tensors(*SHAPE),
-            "noise": tensors(*SHAPE),
-            "level": levels(),
-            "prediction_type": PLAIN_TYPES,
-            "gamma": numbers(1, 10),
-        },
-        called={"x0": "output noise", "prediction_type": "level"},
+    "distributions of levels": Target(
+        call=lambda mean, std, gamma: (
+            log_normal_levels(Flow(num_train_timesteps=1000), mean, std)(torch.rand(3)).sigma,
+            min_snr_weight(gamma),
+        ),
+        arguments={"mean": numbers(-2, 2), "std": st.floats(0.1, 2), "gamma": numbers(1, 10)},
     ),
     "ImportanceSampler": Target(
         call=lambda **given: ImportanceSampler(**given).draw(torch.rand(3)),

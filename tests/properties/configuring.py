@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from properties.harness import Target
 from properties.strategies import WRONG
 
-from guided_diffusers.convert.flags import classifier_architecture, process_of, unet_architecture
+from guided_diffusers.convert.flags import classifier_architecture, process_of_flags, unet_architecture
 from guided_diffusers.evaluation.sweep import Arm, Finals, SweepSpec, points_of
-from guided_diffusers.schedulers import GuidedDDIMScheduler, check_process, checked_process
+from guided_diffusers.schedulers import GuidedDDIMScheduler, check_process
 from guided_diffusers.training.engine.config import TrainingConfig, build_config, to_json
 
 PLAIN = st.recursive(
@@ -122,7 +122,7 @@ def _architecture(make: Any) -> Any:
 
 
 def _process(**process: Any) -> None:
-    check_process(checked_process(process), GuidedDDIMScheduler())
+    check_process(process, GuidedDDIMScheduler())
 
 
 TARGETS: dict[str, Target] = {
@@ -190,7 +190,7 @@ TARGETS: dict[str, Target] = {
         called={"image_size": "channel_mult", "classifier_width": "num_head_channels"},
     ),
     "flags of a process": Target(
-        call=lambda **flags: process_of(flags),
+        call=lambda **flags: process_of_flags(flags),
         arguments={
             "diffusion_steps": st.sampled_from([1000, 4000, "1000"]),
             "noise_schedule": st.sampled_from(["linear", "cosine"]),

@@ -10,9 +10,10 @@ import torch
 from hypothesis import strategies as st
 from properties.arithmetic import levels
 from properties.harness import Target, finite, of_shape_of
-from properties.strategies import BATCH, SHAPE, generators, integers, numbers, tensors
+from properties.strategies import BATCH, SHAPE, generators, numbers, tensors
 
 from guided_diffusers import GuidedDDIMScheduler, GuidedDDPMScheduler, NoiseLevel, noise_level, sampling_loop
+from guided_diffusers.core.betas import BETA_SCHEDULES
 from guided_diffusers.guidance import (
     AutoGuidance,
     CFGZeroStar,
@@ -26,7 +27,7 @@ from guided_diffusers.guidance import (
 )
 from guided_diffusers.sampling import set_timesteps
 from guided_diffusers.schedulers import SUPPORTED_SCHEDULERS, prediction_type_of
-from guided_diffusers.schedulers.chain import BETA_SCHEDULES, TIMESTEP_SPACINGS
+from guided_diffusers.schedulers.variance_preserving import TIMESTEP_SPACINGS
 
 SCALES = numbers(-2, 10) | st.lists(st.floats(-2, 10), min_size=BATCH, max_size=BATCH)
 INTERVALS = (
@@ -128,14 +129,6 @@ CONFIG = {
 }
 
 
-def stepped(scheduler: Any, eta: Any = 0.0, **arguments: Any) -> Any:
-    """One step of a scheduler of 4 steps."""
-    made = scheduler(clip_sample=False)
-    made.set_timesteps(4)
-    options = {"eta": eta} if scheduler is GuidedDDIMScheduler else {}
-    return made.step(**arguments, **options).prev_sample
-
-
 def looped(name: str, **arguments: Any) -> Any:
     """The sampling loop under guidance."""
     scheduler = scheduler_of(name)
@@ -233,30 +226,6 @@ TARGETS: dict[str, Target] = {
             "timesteps": st.just([900, 40, 3]) | st.just(torch.tensor([999, 0])) | st.just(range(9, 3, -1))
         },
         right=finite,
-    ),
-    "step": Target(
-        call=stepped,
-        arguments={
-            "scheduler": st.sampled_from([GuidedDDIMScheduler, GuidedDDPMScheduler]),
-            "model_output": tensors(*SHAPE),
-            "timestep": st.sampled_from([750, 500, 0]) | st.just(torch.tensor([750, 250])),
-            "sample": tensors(*SHAPE),
-            "eta": numbers(0, 1),
-            "generator": generators(BATCH),
-        },
-        right=of_shape_of("sample"),
-        called={"sample": "model_output"},
-        keep=("scheduler", "generator"),
-    ),
-    "add_noise of a scheduler": Target(
-        call=lambda **given: GuidedDDPMScheduler().add_noise(**given),
-        arguments={
-            "original_samples": tensors(*SHAPE),
-            "noise": tensors(*SHAPE),
-            "timesteps": integers(1000, BATCH) | st.integers(0, 999),
-        },
-        right=of_shape_of("original_samples"),
-        called={"original_samples": "noise timesteps", "noise": "timesteps"},
     ),
     "noise_level": Target(
         call=lambda name, timestep: noise_level(_ready(name), timestep).sigma,

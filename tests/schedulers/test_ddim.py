@@ -12,7 +12,7 @@ from diffusers import (
 )
 
 from guided_diffusers.schedulers import GuidedDDIMScheduler, GuidedDDPMScheduler
-from guided_diffusers.schedulers.chain import TIMESTEP_SPACINGS
+from guided_diffusers.schedulers.variance_preserving import TIMESTEP_SPACINGS
 
 
 def randn(*shape, seed=0, dtype=torch.float64):

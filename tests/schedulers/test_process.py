@@ -6,8 +6,11 @@ import diffusers
 import pytest
 import torch
 
-from guided_diffusers import GuidedDDIMScheduler, GuidedDDPMScheduler
-from guided_diffusers.schedulers import check_process, checked_process, describe_process
+import guided_diffusers
+from guided_diffusers import GuidedDDIMScheduler, GuidedDDPMScheduler, noise_level
+from guided_diffusers.core.process import Process, VariancePreserving
+from guided_diffusers.sampling import set_timesteps
+from guided_diffusers.schedulers import SUPPORTED_SCHEDULERS, check_process, describe_process, process_of
 
 LINEAR = {
     "kind": "variance_preserving",
@@ -16,6 +19,28 @@ LINEAR = {
     "beta_start": 0.0001,
     "beta_end": 0.02,
 }
+
+
+@pytest.mark.parametrize("name", [*SUPPORTED_SCHEDULERS, "GuidedDDPMScheduler", "GuidedDDIMScheduler"])
+def test_a_process_says_what_its_scheduler_says(name):
+    """At a timestep of a run the two are one level, whichever the coordinates of the scheduler's sample."""
+    cls = getattr(diffusers, name, None) or getattr(guided_diffusers, name)
+    scheduler = cls(**({"timestep_spacing": "leading"} if "timestep_spacing" in cls().config else {}))
+    set_timesteps(scheduler, 10)
+    process = process_of(scheduler)
+    assert Process.from_config(process.to_config()) == process
+    for timestep in scheduler.timesteps[1:-1:3]:
+        theirs = noise_level(scheduler, timestep)
+        if isinstance(process, VariancePreserving) and timestep != timestep.round():
+            continue  # a second stage, between two timesteps of training
+        ours = process.at(timestep)
+        torch.testing.assert_close(ours.noise_to_signal, theirs.noise_to_signal, rtol=2e-4, atol=0)
+        seen, meant = (level.input_scale * level.sigma for level in (theirs, ours))
+        torch.testing.assert_close(seen, meant, rtol=2e-4, atol=0)
+        again = process.at_log_noise_to_signal(ours.noise_to_signal.log().reshape(1))
+        torch.testing.assert_close(
+            again.timestep.double(), timestep.double().reshape(1), rtol=1e-5, atol=1e-5
+        )
 
 
 def test_a_description_is_of_what_the_network_is_told():
@@ -43,7 +68,7 @@ def test_processes_that_count_their_timesteps_otherwise():
         diffusers.SCMScheduler(): {"kind": "trigflow", "noise_timestep": math.pi / 2, "sigma_data": 0.5},
     }
     for scheduler, process in expected.items():
-        assert describe_process(scheduler) == checked_process(process)
+        assert describe_process(scheduler) == Process.from_config(process).to_config() == process
         for other in expected:
             if other is scheduler:
                 check_process(process, other)
@@ -130,12 +155,12 @@ def test_a_scheduler_that_is_not_known():
     ("process", "reason"),
     [
         ({}, "kind None"),
-        ({"kind": "flow"}, "needs the number num_train_timesteps"),
-        ({"kind": "edm", "sigma_data": "half"}, "needs the number sigma_data"),
-        ({**LINEAR, "beta_end": None}, "beta_start and beta_end, two numbers"),
-        ({**LINEAR, "beta_schedule": "straight"}, "beta_schedule is 'straight'"),
+        ({"kind": "flow"}, "process.num_train_timesteps is required"),
+        ({"kind": "edm", "sigma_data": "half"}, "process.sigma_data is 'half'"),
+        ({**LINEAR, "beta_end": None}, "one with two numbers, or trained_betas"),
+        ({**LINEAR, "beta_schedule": "straight"}, "beta_schedule is 'straight'; allowed: .*'linear'"),
     ],
 )
 def test_a_description_that_describes_nothing(process, reason):
     with pytest.raises(ValueError, match=reason):
-        checked_process(process)
+        Process.from_config(process)

@@ -44,7 +44,7 @@ def text_task(pipeline, captions=("abc", "xyz"), scheduler=None, objective=None,
     )
     size, channels = pipeline.unet.config.sample_size, pipeline.unet.config.in_channels
     images = Images(images=Moments(), shape=(channels, size, size), latent=True)
-    objective = Objective(objective or ObjectiveConfig(), denoising, scheduler, float32_levels=True)
+    objective = Objective(objective or ObjectiveConfig(), denoising, scheduler)
     training = TrainingConfig(output_dir="unused", seed=SEED)
     return DenoisingTask(pipeline.unet, images, condition, objective, training)
 

@@ -38,7 +38,7 @@ from guided_diffusers.evaluation.pictures import (
     losses_by_level,
     reverse_process,
 )
-from guided_diffusers.losses import process_of
+from guided_diffusers.schedulers import process_of
 from guided_diffusers.schedulers.adapt import prediction_type_of
 
 TIMESTEPS = [50, 100, 200, 300, 450, 600, 800, 999]

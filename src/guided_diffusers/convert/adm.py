@@ -26,7 +26,7 @@ from torch import Tensor
 from guided_diffusers.convert.flags import (
     Architecture,
     classifier_architecture,
-    process_of,
+    process_of_flags,
     unet_architecture,
 )
 from guided_diffusers.convert.rename import Rename, fused, layer, load_renamed
@@ -94,7 +94,7 @@ def adm_classifier(state_dict: Mapping[str, Tensor], config: Mapping[str, Any]) 
             timestep_channels=plan.model_channels,
             time_embedding_dim=4 * plan.model_channels,
             pool=plan.pool,
-            process=process_of(config),
+            process=process_of_flags(config),
         )
     load_renamed(model, [*_encoder(plan), *_pooling(plan)], state_dict)
     return model.eval()

@@ -267,7 +267,7 @@ def _constructed(flags: Mapping[str, Any]) -> Architecture:
     )
 
 
-def process_of(config: Mapping[str, Any]) -> dict[str, Any]:
+def process_of_flags(config: Mapping[str, Any]) -> dict[str, Any]:
     """The process that the diffusion flags describe, as `schedulers.describe_process` gives it.
 
     The published "linear" betas run from 1e-4 to 0.02 for 1000 steps, and times 1000 / steps for others.

@@ -26,7 +26,7 @@ s = 1). An interval, such as (0, 100], leaves such steps out; `max_gradient_norm
 
 Where g is taken. At x_t itself, as the paper's code does (at="sample"); or, as its derivation has it, at the
 mean of the step (at="mean"): g = grad_x log p(y | x) at x = mu, the mean of q(x_next | x_t, x_0) of
-`posterior_mean.py` with the denoiser's x_0 before any guidance, and the classifier is told the next level.
+`core/posterior.py` with the denoiser's x_0 before any guidance, and the classifier is told the next level.
 
 References:
     Dhariwal and Nichol, "Diffusion Models Beat GANs on Image Synthesis" (arXiv:2105.05233), section 4.
@@ -47,10 +47,10 @@ from guided_diffusers.core.checks import a_kind_of, check_callable, shown
 from guided_diffusers.core.declared import Above
 from guided_diffusers.core.denoiser import Denoised
 from guided_diffusers.core.noise import NoiseLevel, broadcast
+from guided_diffusers.core.posterior import posterior_mean
 from guided_diffusers.guidance.base import Guidance, Query, Scale, Shift, Step, column, network_field
 from guided_diffusers.guidance.gradient import gradient_of
 from guided_diffusers.guidance.interval import GuidanceInterval
-from guided_diffusers.guidance.posterior_mean import posterior_mean
 
 _LOG_PROB = "a function (sample, level, condition) -> (batch,)"
 LogProb = Annotated[Callable[[Tensor, NoiseLevel, Any], Tensor], _LOG_PROB]

@@ -31,13 +31,13 @@ from torch import Tensor, nn
 
 from guided_diffusers.core.noise import NoiseLevel, broadcast
 from guided_diffusers.core.prediction import at_least_float32
+from guided_diffusers.core.process import Process
 from guided_diffusers.models.gradients import scale_gradient
 from guided_diffusers.models.labels import NamedClassesMixin, checked_names
 from guided_diffusers.models.levels import down_blocks, head_widths
 from guided_diffusers.models.pooling import AttentionPool2d
 from guided_diffusers.models.process import TrainedProcessMixin
 from guided_diffusers.models.safe import SafeWeightsMixin
-from guided_diffusers.schedulers.process import checked_process
 
 POOLS = ("attention", "adaptive", "spatial", "spatial_v2")
 BLOCK_TYPES = ("DownBlock2D", "AttnDownBlock2D")
@@ -105,7 +105,7 @@ class NoiseAwareClassifier(TrainedProcessMixin, NamedClassesMixin, SafeWeightsMi
         widths = head_widths(attention_head_dim, block_out_channels, types)
         checked_names(id2label or {}, num_classes)
         if process is not None:
-            checked_process(process)
+            Process.from_config(process)
         timestep_channels = timestep_channels or block_out_channels[0]
         embedded = time_embedding_dim or 4 * timestep_channels
         common = {

@@ -46,10 +46,10 @@ from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 from guided_diffusers.core.condition import TextCondition
 from guided_diffusers.core.noise import NoiseLevel
 from guided_diffusers.core.prediction import at_least_float32
+from guided_diffusers.core.process import Process
 from guided_diffusers.models.noise_aware_classifier import NoiseAwareClassifier
 from guided_diffusers.models.process import TrainedProcessMixin
 from guided_diffusers.models.safe import SafeWeightsMixin
-from guided_diffusers.schedulers.process import checked_process
 
 _NOT_OF_THE_TEXT = ("transformers_version", "model_type", "projection_dim")
 
@@ -92,7 +92,7 @@ class NoiseAwareCLIP(TrainedProcessMixin, SafeWeightsMixin, ModelMixin, ConfigMi
         if projection_dim < 1:
             raise ValueError(f"projection_dim is {projection_dim}; allowed: at least 1")
         if process is not None:
-            checked_process(process)
+            Process.from_config(process)
         text_config = {name: value for name, value in text_config.items() if name not in _NOT_OF_THE_TEXT}
         self.register_to_config(text_config=text_config)
         self.text_encoder = CLIPTextModelWithProjection(

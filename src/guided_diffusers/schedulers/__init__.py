@@ -9,7 +9,7 @@ from guided_diffusers.schedulers.adapt import (
 )
 from guided_diffusers.schedulers.ddim import GuidedDDIMScheduler
 from guided_diffusers.schedulers.ddpm import GuidedDDPMScheduler
-from guided_diffusers.schedulers.process import check_process, checked_process, describe_process
+from guided_diffusers.schedulers.process import check_process, describe_process, process_of
 from guided_diffusers.schedulers.protocol import Scheduler
 
 __all__ = [
@@ -19,9 +19,9 @@ __all__ = [
     "Scheduler",
     "check_process",
     "check_supported",
-    "checked_process",
     "describe_process",
     "next_noise_level",
     "noise_level",
     "prediction_type_of",
+    "process_of",
 ]

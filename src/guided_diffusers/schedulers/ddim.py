@@ -20,10 +20,10 @@ from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from guided_diffusers.core.checks import check_bool, check_number
+from guided_diffusers.core.declared import Share, read
+from guided_diffusers.core.noise import broadcast
 from guided_diffusers.core.prediction import at_least_float32
 from guided_diffusers.core.randomness import as_generators
-from guided_diffusers.schedulers.chain import root, shaped
 from guided_diffusers.schedulers.variance_preserving import VariancePreservingMixin
 
 
@@ -55,14 +55,14 @@ class GuidedDDIMScheduler(VariancePreservingMixin, DDIMScheduler):
         timestep_spacing: str = "leading",
         rescale_betas_zero_snr: bool = False,
     ) -> None:
-        check_bool("set_alpha_to_one", set_alpha_to_one)
+        read("set_alpha_to_one", set_alpha_to_one, bool)
         self._set_tables()
         self.init_noise_sigma = 1.0
         self.final_alpha_cumprod = self._final_abar().float()
 
     def _final_abar(self) -> Tensor:
         """What the last step arrives at: the clean end, or the first noise level of training."""
-        return super()._final_abar() if self.config.set_alpha_to_one else self._abar[0]
+        return super()._final_abar() if self.config.set_alpha_to_one else self.process.abar[0]
 
     def step(
         self,
@@ -95,17 +95,18 @@ class GuidedDDIMScheduler(VariancePreservingMixin, DDIMScheduler):
                 prediction at zero SNR, eta outside [0, 1], or both a generator and variance_noise with eta
                 > 0.
         """
-        eta = check_number("eta", eta, 0, 1)
+        eta = read("eta", eta, Share)
         output, _ = self._split(model_output, sample)
         dtype = torch.promote_types(output.dtype, sample.dtype)
-        sample, place, chain = at_least_float32(sample), self._place(timestep), self._chain
-        x0, raw = self._denoise(output, place, sample)
-
-        alpha, sigma = (shaped(chain.at(name, place), sample) for name in ("alpha", "sigma"))
-        epsilon = (sample - alpha * (x0 if use_clipped_model_output else raw)) / sigma
-        abar = chain.at("abar_previous", place)
-        fresh = eta**2 * chain.at("posterior_variance", place)
-        previous = shaped(root(abar), x0) * x0 + shaped(root(1 - abar - fresh), x0) * epsilon
+        sample, (level, next_level, between) = at_least_float32(sample), self._step_from(timestep)
+        x0, raw = self._denoise(output, sample, level)
+        read_from = x0 if use_clipped_model_output else raw
+        epsilon = (sample - broadcast(level.alpha, x0) * read_from) / broadcast(level.sigma, x0)
+        # equation 16
+        fresh = eta**2 * between.variance
+        kept = (next_level.sigma**2 - fresh).clamp_min(0).sqrt()
+        # equation 12
+        previous = broadcast(next_level.alpha, x0) * x0 + broadcast(kept, x0) * epsilon
         if eta > 0:
             if variance_noise is not None and generator is not None:
                 raise ValueError("generator and variance_noise were both given; give one source of noise")
@@ -113,6 +114,6 @@ class GuidedDDIMScheduler(VariancePreservingMixin, DDIMScheduler):
                 variance_noise = randn_tensor(
                     output.shape, as_generators(generator), output.device, output.dtype
                 )
-            previous = previous + shaped(root(fresh), x0) * variance_noise
+            previous = previous + broadcast(fresh.sqrt(), x0) * variance_noise
         result = previous.to(dtype), x0.to(dtype)
         return DDIMSchedulerOutput(*result) if return_dict else result

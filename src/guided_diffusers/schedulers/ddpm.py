@@ -23,6 +23,7 @@ References:
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from diffusers import DDPMScheduler
@@ -31,22 +32,15 @@ from diffusers.schedulers.scheduling_ddpm import DDPMSchedulerOutput
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from guided_diffusers.core.checks import shown
+from guided_diffusers.core.declared import read
 from guided_diffusers.core.noise import broadcast
 from guided_diffusers.core.prediction import at_least_float32
 from guided_diffusers.core.randomness import as_generators
-from guided_diffusers.schedulers.chain import Place, shaped
 from guided_diffusers.schedulers.variance_preserving import VariancePreservingMixin
 
-# The table of the chain that holds the variance of each fixed type.
-_FIXED = {
-    "fixed_small": "posterior_variance",
-    "fixed_small_log": "limited_posterior_variance",
-    "fixed_large": "limited_beta",
-    "fixed_large_log": "limited_beta",
-}
+LARGE = ("fixed_large", "fixed_large_log")
 LEARNED = ("learned", "learned_range")
-VARIANCE_TYPES = (*_FIXED, *LEARNED)
+VARIANCE_TYPES = ("fixed_small", "fixed_small_log", *LARGE, *LEARNED)
 
 
 class GuidedDDPMScheduler(VariancePreservingMixin, DDPMScheduler):
@@ -76,6 +70,7 @@ class GuidedDDPMScheduler(VariancePreservingMixin, DDPMScheduler):
         steps_offset: int = 0,
         rescale_betas_zero_snr: bool = False,
     ) -> None:
+        read("variance_type", variance_type, Literal[VARIANCE_TYPES])
         self._set_tables()
         self.init_noise_sigma = 1.0
         self.one = torch.tensor(1.0)
@@ -92,9 +87,9 @@ class GuidedDDPMScheduler(VariancePreservingMixin, DDPMScheduler):
         Returns:
             (mean, variance) of x0's shape, at least float32; at the last listed timestep (x0, 0).
         """
-        sample, place = at_least_float32(sample), self._place(timestep)
-        mean = self._posterior_mean(x0.to(sample.dtype), sample, place)
-        return mean, _filled(shaped(self._chain.at("posterior_variance", place), sample), sample)
+        sample, (_, _, between) = at_least_float32(sample), self._step_from(timestep)
+        mean = between.mean(x0.to(sample.dtype), sample)
+        return mean, _filled(broadcast(between.variance, sample), sample)
 
     def log_variance(self, timestep: Tensor | int, predicted: Tensor | None = None) -> Tensor:
         """The log-variance of the reverse step, limited at the clean end where that would be minus infinity.
@@ -111,12 +106,10 @@ class GuidedDDPMScheduler(VariancePreservingMixin, DDPMScheduler):
         Raises:
             ValueError: An unknown `config.variance_type`, or a timestep that is not listed.
         """
-        place, kind = self._place(timestep), self._known_variance_type()
+        kind = self.config.variance_type
         if kind in LEARNED and predicted is not None:
-            return self._learned_log_variance(predicted, place)
-        if kind in ("fixed_large", "fixed_large_log"):
-            return self._chain.limited_beta[place].log()
-        return self._chain.log_posterior_variance[place]
+            return self._learned(predicted, timestep)
+        return self._limited(timestep, large=kind in LARGE).log()
 
     def reverse(
         self, model_output: Tensor, timestep: Tensor | int, sample: Tensor
@@ -136,10 +129,9 @@ class GuidedDDPMScheduler(VariancePreservingMixin, DDPMScheduler):
                 type, or epsilon prediction at zero SNR.
         """
         output, predicted = self._split(model_output, sample)
-        sample, place = at_least_float32(sample), self._place(timestep)
-        x0, _ = self._denoise(output, place, sample)
-        variance = self._variance(predicted, place, sample)
-        return self._posterior_mean(x0, sample, place), _filled(variance, sample), x0
+        sample, (level, _, between) = at_least_float32(sample), self._step_from(timestep)
+        x0, _ = self._denoise(output, sample, level)
+        return between.mean(x0, sample), _filled(self._variance(predicted, timestep, sample), sample), x0
 
     def step(
         self,
@@ -169,12 +161,12 @@ class GuidedDDPMScheduler(VariancePreservingMixin, DDPMScheduler):
         """
         output, predicted = self._split(model_output, sample)
         dtype = torch.promote_types(output.dtype, sample.dtype)
-        sample, place = at_least_float32(sample), self._place(timestep)
-        x0, _ = self._denoise(output, place, sample)
-        drawn = self._posterior_mean(x0, sample, place)
-        noisy = torch.as_tensor(place < len(self._chain.timesteps) - 1)
+        sample, (level, _, between) = at_least_float32(sample), self._step_from(timestep)
+        x0, _ = self._denoise(output, sample, level)
+        drawn, noisy = between.mean(x0, sample), self._following(timestep) >= 0
         if guidance_gradient is not None or noisy.any():
-            variance = self._variance(predicted, place, sample)
+            variance = self._variance(predicted, timestep, sample)
+        # Dhariwal and Nichol, algorithm 1: N(mu + Sigma g, Sigma)
         if guidance_gradient is not None:
             drawn = drawn + variance * guidance_gradient.to(drawn.dtype)
         if noisy.any():
@@ -183,48 +175,50 @@ class GuidedDDPMScheduler(VariancePreservingMixin, DDPMScheduler):
         result = drawn.to(dtype), x0.to(dtype)
         return DDPMSchedulerOutput(*result) if return_dict else result
 
-    def _posterior_mean(self, x0: Tensor, sample: Tensor, place: Place) -> Tensor:
-        of_x0 = shaped(self._chain.at("posterior_of_x0", place), sample)
-        of_sample = shaped(self._chain.at("posterior_of_sample", place), sample)
-        return of_x0 * x0 + of_sample * sample
+    def _limited(self, timestep: Tensor | int, large: bool) -> Tensor:
+        """beta or the posterior's variance; at the clean end the posterior's of the step before.
 
-    def _known_variance_type(self) -> str:
-        kind = self.config.variance_type
-        if kind not in VARIANCE_TYPES:
-            raise ValueError(f"variance_type is {shown(kind)}; allowed: {', '.join(VARIANCE_TYPES)}")
-        return kind
+        A chain of one step has no step before: there it is beta.
+        """
+        between, listed = self._step_from(timestep)[2], self.timesteps
+        before = self._step_from(int(listed[-2:][0]))[2]
+        at_the_end = before.variance if len(listed) > 1 else before.forward
+        value = between.forward if large else between.variance
+        return torch.where(self._following(timestep) < 0, at_the_end, value)
 
-    def _variance(self, predicted: Tensor | None, place: Place, sample: Tensor) -> Tensor | float:
+    def _variance(self, predicted: Tensor | None, timestep: Tensor | int, sample: Tensor) -> Tensor:
         """The variance of a reverse step, such that it multiplies a sample."""
-        kind = self._known_variance_type()
-        if kind in _FIXED:
-            return shaped(self._chain.at(_FIXED[kind], place), sample)
+        kind = self.config.variance_type
+        if kind == "fixed_small":
+            return broadcast(self._step_from(timestep)[2].variance, sample)
+        if kind not in LEARNED:
+            return broadcast(self._limited(timestep, large=kind in LARGE), sample)
         if predicted is None:
             channels = sample.shape[1]
             raise ValueError(
                 f"variance_type is {kind!r}, which needs {2 * channels} channels of model_output; it has "
                 f"{channels}: use a fixed variance_type with this network"
             )
-        return self._learned_log_variance(predicted, place).exp()
+        return self._learned(predicted, timestep).exp()
 
-    def _learned_log_variance(self, predicted: Tensor, place: Place) -> Tensor:
+    def _learned(self, predicted: Tensor, timestep: Tensor | int) -> Tensor:
+        """The logarithm of a learned variance."""
         predicted = at_least_float32(predicted)
         if self.config.variance_type == "learned":
             return predicted
-        low = shaped(self._chain.at("log_posterior_variance", place), predicted)
-        high = shaped(self._chain.at("log_beta", place), predicted)
+        low = broadcast(self._limited(timestep, large=False).log(), predicted)
+        high = broadcast(self._step_from(timestep)[2].forward.log(), predicted)
+        # Nichol and Dhariwal, equation 15
         return low + (predicted + 1) / 2 * (high - low)
 
     def _get_variance(
         self, t: Tensor | int, predicted_variance: Tensor | None = None, variance_type: str | None = None
     ) -> Tensor:
         """DDPMScheduler's name for the variance (never its logarithm or root) of the step from t."""
-        if variance_type not in (None, self.config.variance_type):
-            raise ValueError(f"variance_type is {variance_type!r}; set it in the configuration instead")
-        if self._known_variance_type() == "fixed_small":
-            return self._chain.posterior_variance[self._place(t)]
+        if (variance_type or self.config.variance_type) == "fixed_small":
+            return self._step_from(t)[2].variance
         return self.log_variance(t, predicted_variance).exp()
 
 
-def _filled(value: Tensor | float, like: Tensor) -> Tensor:
-    return value.expand_as(like) if isinstance(value, Tensor) else torch.full_like(like, value)
+def _filled(value: Tensor, like: Tensor) -> Tensor:
+    return value.to(like.device).expand_as(like)

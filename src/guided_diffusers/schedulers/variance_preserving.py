@@ -1,35 +1,52 @@
-"""What the DDPM and DDIM schedulers share: the listed chain, noise levels, x_0 from the network's output."""
+"""What the DDPM and DDIM schedulers share: the timesteps of a run, their noise levels, x_0 from the output.
+
+A scheduler that is asked for fewer steps than it was trained with runs a shorter chain over the timesteps
+that are listed, t_1 < ... < t_n, whose betas are 1 - abar(t_i) / abar(t_{i-1}).
+
+References:
+    Nichol and Dhariwal, "Improved Denoising Diffusion Probabilistic Models" (arXiv:2102.09672), section 4:
+        shorter chains.
+    Lin et al., "Common Diffusion Noise Schedules and Sample Steps are Flawed" (arXiv:2305.08891), table 2:
+        the spacings of timesteps.
+"""
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from guided_diffusers.core.checks import (
-    check_bool,
-    check_device,
-    check_int,
-    check_number,
-    check_same_shape,
-    check_tensor,
-    shown,
-)
+from guided_diffusers.core.checks import check_device, shown
+from guided_diffusers.core.declared import AtLeast, Range, Whole, Within, read
 from guided_diffusers.core.noise import NoiseLevel, broadcast
-from guided_diffusers.core.prediction import at_least_float32
-from guided_diffusers.schedulers.chain import (
-    Chain,
-    Place,
-    abar_table,
-    check_levels,
-    shaped,
-    spaced_timesteps,
-)
+from guided_diffusers.core.posterior import Posterior, posterior
+from guided_diffusers.core.prediction import at_least_float32, to_denoised
+from guided_diffusers.core.process import VariancePreserving
 
 PREDICTION_TYPES = ("epsilon", "sample", "v_prediction", "flow_prediction")
+TIMESTEP_SPACINGS = ("linspace", "leading", "trailing")
+_POSITIVE = Annotated[float, Range(0, 1e6, "(]")]
+_CONFIG = {
+    "prediction_type": Literal[PREDICTION_TYPES],
+    "timestep_spacing": Literal[TIMESTEP_SPACINGS],
+    "steps_offset": Whole,
+    "clip_sample": bool,
+    "clip_sample_range": _POSITIVE,
+    "thresholding": bool,
+    "dynamic_thresholding_ratio": Annotated[float, Range(0, 1, "(]")],
+    "sample_max_value": _POSITIVE,
+    "rescale_betas_zero_snr": bool,
+}
+
+
+class _Run(NamedTuple):
+    """The timesteps of a run, the one after each, and its steps as far as they were asked for."""
+
+    timesteps: Tensor
+    after: dict[int, int]
+    steps: dict[int, tuple[NoiseLevel, NoiseLevel, Posterior]]
 
 
 class VariancePreservingMixin:
@@ -43,25 +60,17 @@ class VariancePreservingMixin:
     num_inference_steps: int | None
 
     def _set_tables(self) -> None:
-        self._check_config()
-        self._abar = abar_table(self.config)
-        betas = 1 - self._abar / torch.cat([torch.ones(1, dtype=torch.float64), self._abar[:-1]])
+        for name, kind in _CONFIG.items():
+            read(name, self.config[name], kind)
+        self.process = VariancePreserving.of_config(self.config)
+        abar = self.process.abar
+        betas = 1 - abar / torch.cat([torch.ones(1, dtype=torch.float64), abar[:-1]])
         # The public tables of diffusers, which other libraries read; nothing here does.
-        self.betas, self.alphas, self.alphas_cumprod = betas.float(), (1 - betas).float(), self._abar.float()
+        self.betas, self.alphas, self.alphas_cumprod = betas.float(), (1 - betas).float(), abar.float()
         self.custom_timesteps = False
         self.num_inference_steps = None
-        self.timesteps = torch.arange(len(self._abar)).flip(0)
-        self._chain_of: tuple[Tensor, Chain] | None = None
-
-    def _check_config(self) -> None:
-        """Raise ValueError for values of the configuration that no step could work with."""
-        config = self.config
-        check_int("steps_offset", config.steps_offset, 0)
-        for name in ("clip_sample", "thresholding", "rescale_betas_zero_snr"):
-            check_bool(name, config[name])
-        check_number("dynamic_thresholding_ratio", config.dynamic_thresholding_ratio, 0, 1, above=True)
-        for name in ("clip_sample_range", "sample_max_value"):
-            check_number(name, config[name], 0, 1e6, above=True)
+        self.timesteps = torch.arange(len(abar)).flip(0)
+        self._run: _Run | None = None
 
     def set_timesteps(
         self,
@@ -81,59 +90,48 @@ class VariancePreservingMixin:
         """
         if (num_inference_steps is None) == (timesteps is None):
             raise ValueError("give one of num_inference_steps and timesteps, not both or neither")
-        train = len(self._abar)
+        train = len(self.process.abar)
         if timesteps is None:
-            count = _as_int("num_inference_steps", num_inference_steps)
+            count = read("num_inference_steps", num_inference_steps, Annotated[int, Within(1, train)])
             listed = spaced_timesteps(self.config.timestep_spacing, count, train, self.config.steps_offset)
         else:
             given = timesteps.tolist() if hasattr(timesteps, "tolist") else timesteps
-            if not isinstance(given, Sequence) or isinstance(given, str | bytes):
-                raise ValueError(f"timesteps are {shown(timesteps)}; allowed: a list of integers")
-            listed = [_as_int("timesteps", t) for t in given]
-            falls = all(after < before for before, after in zip(listed, listed[1:], strict=False))
-            if not listed or not falls or not 0 <= listed[-1] <= listed[0] < train:
-                raise ValueError(
-                    f"timesteps are {shown(listed)}; they must be strictly descending, in 0 to {train - 1}"
-                )
+            given = list(given) if isinstance(given, range) else given
+            kind = Annotated[list[Annotated[int, Within(0, train - 1)]], AtLeast(1)]
+            listed = read("timesteps", given, kind)
+            if any(after >= before for before, after in zip(listed, listed[1:], strict=False)):
+                raise ValueError(f"timesteps are {shown(listed)}; allowed: strictly descending ones")
         device = check_device("device", device)
         self.custom_timesteps = timesteps is not None
         self.num_inference_steps = len(listed)
         self.timesteps = torch.tensor(listed, dtype=torch.int64).to(device)
 
-    @property
-    def _chain(self) -> Chain:
-        """The chain over `self.timesteps`: all of training's before set_timesteps."""
-        if self._chain_of is None or self._chain_of[0] is not self.timesteps:
-            listed = self.timesteps.tolist()
-            abar = self._abar[listed]
-            previous = torch.cat([abar[1:], self._final_abar().reshape(1)])
-            chain = Chain(timesteps=tuple(listed), abar=abar, abar_previous=previous)
-            self._chain_of = (self.timesteps, chain)
-        return self._chain_of[1]
-
     def _final_abar(self) -> Tensor:
         return torch.ones((), dtype=torch.float64)
 
-    def _place(self, timestep: Tensor | int) -> Place:
-        """Where timesteps stand in the list: an int for one, (batch,) for one a sample."""
-        chain = self._chain
+    @property
+    def _listed(self) -> _Run:
+        """What is known of `self.timesteps`, which others may set too: all of training's when made."""
+        if self._run is None or self._run.timesteps is not self.timesteps:
+            listed = self.timesteps.tolist()
+            self._run = _Run(self.timesteps, dict(zip(listed, [*listed[1:], -1], strict=True)), {})
+        return self._run
+
+    def _following(self, timestep: Tensor | int) -> Tensor:
+        """The timestep listed after each of some, -1 after the last."""
+        after = self._listed.after
         wanted = timestep.tolist() if isinstance(timestep, Tensor) else timestep
         try:
-            several = isinstance(wanted, list)
-            place = torch.tensor([chain.places[t] for t in wanted]) if several else chain.places[wanted]
+            return torch.tensor([after[t] for t in wanted] if isinstance(wanted, list) else after[wanted])
         except (KeyError, TypeError):
             raise ValueError(
-                f"timestep is {shown(timestep)}; it must be one, or (batch,), of the {len(chain.places)} "
-                f"timesteps in {type(self).__name__}.timesteps, which begin {list(chain.places)[:5]}"
+                f"timestep is {shown(timestep)}; it must be one, or (batch,), of the {len(after)} in "
+                f"{type(self).__name__}.timesteps, which begin {list(after)[:5]}"
             ) from None
-        if not chain.is_whole:
-            check_levels(chain.abar[place], timestep)
-        return place
 
     def previous_timestep(self, timestep: Tensor | int) -> Tensor:
         """The timestep that a step from a listed one arrives at: the next one listed, -1 after the last."""
-        following = torch.tensor([*self._chain.timesteps[1:], -1])
-        return following[self._place(timestep)]
+        return self._following(timestep)
 
     def noise_level(self, timestep: Tensor | int) -> NoiseLevel:
         """The noise level at listed timesteps, of timestep's shape: () or (batch,).
@@ -141,33 +139,35 @@ class VariancePreservingMixin:
         Raises:
             ValueError: A timestep that is not listed; before set_timesteps all of training's are.
         """
-        chain, place = self._chain, self._place(timestep)
-        return NoiseLevel(alpha=chain.alpha[place], sigma=chain.sigma[place], timestep=timestep)
+        self._following(timestep)
+        return self.process.at(timestep)
+
+    def _step_from(self, timestep: Tensor | int) -> tuple[NoiseLevel, NoiseLevel, Posterior]:
+        """The level at listed timesteps, where a step from them arrives, and the way between."""
+        several = isinstance(timestep, Tensor) and timestep.ndim > 0
+        if not several and (known := self._listed.steps.get(int(timestep))) is not None:
+            return known
+        following = self._following(timestep)
+        abar = torch.where(following < 0, self._final_abar(), self.process.abar[following.clamp_min(0)])
+        level, next_level = self.process.at(timestep), NoiseLevel(alpha=abar.sqrt(), sigma=(1 - abar).sqrt())
+        step = level, next_level, posterior(level, next_level)
+        if not several:
+            self._listed.steps[int(timestep)] = step
+        return step
 
     def _split(self, model_output: Tensor, sample: Tensor) -> tuple[Tensor, Tensor | None]:
         """The prediction, and the channels of a learned variance where the network has them."""
-        for name, value in (("sample", sample), ("model_output", model_output)):
-            check_tensor(name, value, ("batch", "channels", "..."))
         channels, given = sample.shape[1], model_output.shape[1]
-        if given not in (channels, 2 * channels):
+        if given not in (channels, 2 * channels) or model_output[:, :channels].shape != sample.shape:
             raise ValueError(
-                f"model_output has {given} channels; a sample of {channels} needs {channels}, or "
-                f"{2 * channels} with a learned variance"
-            )
-        if (len(model_output), *model_output.shape[2:]) != (len(sample), *sample.shape[2:]):
-            raise ValueError(
-                f"model_output has shape {tuple(model_output.shape)} for a sample of {tuple(sample.shape)}; "
-                "allowed: its shape, but for the channels of a learned variance"
+                f"model_output has {given} channels, and shape {tuple(model_output.shape)}; allowed: that of "
+                f"the sample, {tuple(sample.shape)}, or {2 * channels} channels with a learned variance"
             )
         return model_output[:, :channels], model_output[:, channels:] if given > channels else None
 
-    def _denoise(self, output: Tensor, place: Place, sample: Tensor) -> tuple[Tensor, Tensor]:
+    def _denoise(self, output: Tensor, sample: Tensor, level: NoiseLevel) -> tuple[Tensor, Tensor]:
         """x_0 clipped or thresholded as configured, and x_0 before that, of sample's dtype."""
-        kind = self.config.prediction_type
-        if not isinstance(kind, str) or kind not in PREDICTION_TYPES:
-            raise ValueError(f"prediction_type is {shown(kind)}; allowed: {', '.join(PREDICTION_TYPES)}")
-        skip, out = (shaped(c, sample) for c in self._chain.row(kind, place))
-        raw = skip * sample + out * output.to(sample.dtype)
+        raw = to_denoised(output, sample, level, self.config.prediction_type)
         if self.config.thresholding:
             return self._threshold_sample(raw), raw
         if self.config.clip_sample:
@@ -175,46 +175,34 @@ class VariancePreservingMixin:
         return raw, raw
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """Alpha x_0 + sigma eps at any timesteps of training, () or (batch,); of original_samples' dtype."""
-        check_same_shape(
-            "noise", noise, "original_samples", check_tensor("original_samples", original_samples)
-        )
-        return self._mix(timesteps, original_samples, noise, original_samples.dtype)
+        """alpha x_0 + sigma eps at any timesteps of training, () or (batch,); of original_samples' dtype."""
+        return self._mix(timesteps, original_samples, noise).to(original_samples.dtype)
 
     def get_velocity(self, sample: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """The target of v-prediction, alpha eps - sigma x_0 with x_0 = `sample`; of sample's dtype."""
-        check_same_shape("noise", noise, "sample", check_tensor("sample", sample))
-        return self._mix(timesteps, noise, -sample, sample.dtype)
+        return self._mix(timesteps, noise, -sample).to(sample.dtype)
 
-    def _trained(self, timesteps: Any) -> Tensor:
-        """Timesteps of training as places in the table."""
-        places = timesteps.cpu() if isinstance(timesteps, Tensor) else _tensor_of("timesteps", timesteps)
-        whole = not (places.is_complex() or places.dtype == torch.bool) and bool(
-            (places == places.long()).all()
+    def _mix(self, timesteps: Tensor, first: Tensor, second: Tensor) -> Tensor:
+        level, first, second = self.process.at(timesteps), at_least_float32(first), at_least_float32(second)
+        return broadcast(level.alpha, first) * first + broadcast(level.sigma, first) * second
+
+
+def spaced_timesteps(spacing: str, count: int, train: int, offset: int) -> list[int]:
+    """`count` of `train` timesteps, descending, in one of the spacings of Lin et al., table 2.
+
+    Raises:
+        ValueError: An offset that leads out of the table.
+    """
+    # Lin et al., table 2
+    if spacing == "linspace":
+        ascending = torch.linspace(0, train - 1, count, dtype=torch.float64).round()
+    elif spacing == "leading":
+        ascending = torch.arange(count) * (train // count) + offset
+    else:
+        ascending = (train - torch.arange(count, dtype=torch.float64).flip(0) * (train / count)).round() - 1
+    if ascending[-1] >= train:
+        raise ValueError(
+            f"steps_offset {offset} with {count} steps leads to timestep {int(ascending[-1])}; the last one "
+            f"is {train - 1}: use fewer steps or steps_offset 0"
         )
-        if not whole or places.ndim > 1 or not ((places >= 0) & (places < len(self._abar))).all():
-            raise ValueError(
-                f"timesteps are {shown(timesteps)}; allowed: 0 to {len(self._abar) - 1}, one or one a sample"
-            )
-        return places.long()
-
-    def _mix(self, timesteps: Tensor, first: Tensor, second: Tensor, dtype: torch.dtype) -> Tensor:
-        abar = self._abar[self._trained(timesteps)]
-        check_levels(abar, timesteps)
-        first, second = at_least_float32(first), at_least_float32(second)
-        alpha, sigma = (broadcast(each.sqrt(), first, "timesteps") for each in (abar, 1 - abar))
-        return (alpha * first + sigma * second).to(dtype)
-
-
-def _as_int(name: str, value: Any) -> int:
-    try:
-        return operator.index(value)
-    except TypeError:
-        raise ValueError(f"{name} must be integers; got {shown(value)}") from None
-
-
-def _tensor_of(name: str, value: Any) -> Tensor:
-    try:
-        return torch.as_tensor(value)
-    except (TypeError, ValueError, RuntimeError, OverflowError):
-        raise ValueError(f"{name} is {shown(value)}; allowed: an integer, or one a sample") from None
+    return ascending.long().flip(0).tolist()

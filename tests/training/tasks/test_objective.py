@@ -4,13 +4,15 @@ from statistics import NormalDist
 
 import pytest
 import torch
-from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers import DDPMScheduler, EDMEulerScheduler, FlowMatchEulerDiscreteScheduler
 from tiny import tiny_unet
 from tiny_denoisers import SEED, image_task, text_task
 
-from guided_diffusers import GuidedDDPMScheduler
+from guided_diffusers import Condition, GuidedDDPMScheduler, ModelDenoiser
 from guided_diffusers.core.randomness import seed_for
 from guided_diffusers.likelihood.variational import bound_term
+from guided_diffusers.losses import add_noise
+from guided_diffusers.schedulers import prediction_type_of
 from guided_diffusers.training.engine.order import uniform_for
 from guided_diffusers.training.tasks.objective import DenoisingConfig, Objective, ObjectiveConfig
 
@@ -177,3 +179,21 @@ def test_importance_draws_the_samplers_timesteps_with_its_weights():
 def test_a_scheduler_that_does_not_suit_the_loss_is_named(scheduler, options, words):
     with pytest.raises(ValueError, match=words):
         Objective(ObjectiveConfig(**options), DenoisingConfig(), scheduler)
+
+
+@pytest.mark.parametrize("own", [EDMEulerScheduler, FlowMatchEulerDiscreteScheduler])
+def test_a_network_sees_in_training_what_it_sees_in_sampling(tiny_pipeline, own):
+    scheduler = own() if own is EDMEulerScheduler else own(invert_sigmas=True)
+    task = text_task(tiny_pipeline, scheduler=scheduler, levels="log_normal")
+    batch, told = task.batch([0, 1], [0, 1]), []
+    hook = tiny_pipeline.unet.register_forward_pre_hook(lambda module, given: told.append(given[:2]))
+    try:
+        ((_, loss, _),) = task.losses(batch)
+        sample = add_noise(batch["images"], batch["noise"], batch["level"])
+        condition = Condition(task.condition.inputs(batch["condition"]))
+        ModelDenoiser(tiny_pipeline.unet, prediction_type_of(scheduler))(sample, batch["level"], condition)
+    finally:
+        hook.remove()
+    for trained, sampled in zip(*told, strict=True):
+        torch.testing.assert_close(trained, sampled)
+    assert loss.isfinite()

@@ -30,6 +30,7 @@ from torch.nn import functional
 
 from guided_diffusers.core.declared import Declared, Whole, Within
 from guided_diffusers.core.noise import NoiseLevel, broadcast
+from guided_diffusers.core.process import Process
 from guided_diffusers.core.randomness import Stream, seed_for
 from guided_diffusers.evaluation.classification import (
     ClassifierReport,
@@ -37,7 +38,7 @@ from guided_diffusers.evaluation.classification import (
     classifier_report,
     reports_by_noise,
 )
-from guided_diffusers.losses import LEVEL_DISTRIBUTIONS, LevelDistribution, Process, add_noise
+from guided_diffusers.losses import LEVEL_DISTRIBUTIONS, LevelDistribution, add_noise
 from guided_diffusers.models.parts import check_channels
 from guided_diffusers.training.data.images import Images
 from guided_diffusers.training.data.labels import stratified_subset

@@ -27,10 +27,11 @@ from torch.nn.functional import normalize
 
 from guided_diffusers.core.condition import tokenize
 from guided_diffusers.core.noise import NoiseLevel
+from guided_diffusers.core.process import Process
 from guided_diffusers.core.randomness import Stream, seed_for
 from guided_diffusers.evaluation.classification import ClassifierReport, classifier_report, reports_by_noise
 from guided_diffusers.evaluation.clip import features_of
-from guided_diffusers.losses import LEVEL_DISTRIBUTIONS, LevelDistribution, Process, add_noise
+from guided_diffusers.losses import LEVEL_DISTRIBUTIONS, LevelDistribution, add_noise
 from guided_diffusers.models.noise_aware_clip import NoiseAwareCLIP
 from guided_diffusers.models.parts import check_channels
 from guided_diffusers.training.data.images import Images

@@ -17,13 +17,13 @@ from torch import Tensor
 from guided_diffusers.core.condition import Condition
 from guided_diffusers.core.denoiser import ModelDenoiser
 from guided_diffusers.core.randomness import Stream, randn_for, seed_for
-from guided_diffusers.losses import add_noise, process_of
+from guided_diffusers.losses import add_noise
 from guided_diffusers.models.autoencoder import VariationalAutoencoder
 from guided_diffusers.models.latents import raw_statistics
 from guided_diffusers.models.parts import check_channels
 from guided_diffusers.models.standardised import per_channel
 from guided_diffusers.pipelines import TextToImagePipeline
-from guided_diffusers.schedulers import prediction_type_of
+from guided_diffusers.schedulers import prediction_type_of, process_of
 from guided_diffusers.training.engine.order import uniform_for
 
 

@@ -19,6 +19,7 @@ from diffusers import DiffusionPipeline
 from diffusers.utils import make_image_grid
 from torch import Tensor, nn
 
+from guided_diffusers.core.noise import broadcast
 from guided_diffusers.core.randomness import Stream, generator_for, randn_for, seed_for
 from guided_diffusers.losses import add_noise
 from guided_diffusers.training.data.images import Images
@@ -101,7 +102,8 @@ class DenoisingTask:
         sample = add_noise(x0, noise, level)
         timestep = level.timestep.to(x0.device)
         told = self.condition.inputs(batch["condition"])
-        output = self.unet(sample, timestep, **told, return_dict=False)[0]
+        scaled = broadcast(level.input_scale, sample) * sample
+        output = self.unet(scaled, timestep, **told, return_dict=False)[0]
         parts = self.objective.losses(output.float(), x0, noise, sample, level)
         each = parts["loss"]
         by_noise = {f"{name}_by_noise": ByBin(values.detach(), bins) for name, values in parts.items()}

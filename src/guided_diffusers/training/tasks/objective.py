@@ -18,20 +18,18 @@ from torch import Tensor
 
 from guided_diffusers.core.declared import Declared, Positive
 from guided_diffusers.core.noise import NoiseLevel
+from guided_diffusers.core.process import VariancePreserving
 from guided_diffusers.likelihood.variational import hybrid_terms
 from guided_diffusers.losses import (
     LEVEL_DISTRIBUTIONS,
-    DiscreteProcess,
     LevelDistribution,
     denoising_loss,
     min_snr_weight,
-    process_of,
     quartile,
     uniform_weight,
 )
-from guided_diffusers.schedulers import GuidedDDPMScheduler
+from guided_diffusers.schedulers import GuidedDDPMScheduler, process_of
 from guided_diffusers.schedulers.adapt import prediction_type_of
-from guided_diffusers.schedulers.chain import abar_table
 from guided_diffusers.training.engine.config import option
 from guided_diffusers.training.tasks.importance import ImportanceSampler
 
@@ -69,36 +67,26 @@ class Objective:
         objective: the loss, and how timesteps are drawn.
         denoising: the levels' distribution, and the weight of the squared error.
         scheduler: its levels, prediction type and variance type.
-        float32_levels: of the simple loss the levels are the scheduler's public table's, as runs with text
-            have had them; else those of its own table, in float64.
 
     Raises:
         ValueError: a loss that does not suit the scheduler's variance, levels or weight.
     """
 
-    def __init__(
-        self,
-        objective: ObjectiveConfig,
-        denoising: DenoisingConfig,
-        scheduler: Any,
-        float32_levels: bool = False,
-    ) -> None:
-        self.objective, self.scheduler, simple = objective, scheduler, objective.loss == "simple"
+    def __init__(self, objective: ObjectiveConfig, denoising: DenoisingConfig, scheduler: Any) -> None:
+        self.objective, self.scheduler, process = objective, scheduler, process_of(scheduler)
         self.prediction_type = prediction_type_of(scheduler)
         self._check(denoising)
-        exact = isinstance(scheduler, GuidedDDPMScheduler) and not (float32_levels and simple)
-        process = DiscreteProcess(abar_table(scheduler.config)) if exact else process_of(scheduler)
         self.levels = LEVEL_DISTRIBUTIONS[denoising.levels](process, **denoising.levels_arguments)
         weightings = {"uniform": uniform_weight, "min_snr": min_snr_weight(denoising.min_snr_gamma)}
         self.weighting = weightings[denoising.weighting]
         self.sampler = None
         if objective.timesteps == "importance":
-            if not isinstance(process, DiscreteProcess):
+            if not isinstance(process, VariancePreserving):
                 raise ValueError(
                     f"objective.timesteps is 'importance' and scheduler {type(scheduler).__name__}, whose "
                     "levels are a continuum: use 'uniform'"
                 )
-            self.sampler = ImportanceSampler(len(process.alphas_cumprod))
+            self.sampler = ImportanceSampler(len(process.abar))
 
     def _check(self, denoising: DenoisingConfig) -> None:
         loss, variance = self.objective.loss, self.scheduler.config.get("variance_type")
