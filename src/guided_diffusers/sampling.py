@@ -210,7 +210,7 @@ class Run:
 
     def _recurrence(self, step: Step) -> int:
         terms = getattr(self._guided, "guidance", ())
-        return max((term.recurrence for term in terms if term.active(step)), default=1)
+        return max((t.recurrence for t in terms if t.recurrence > 1 and t.active(step)), default=1)
 
     def _variance(self, prediction: Prediction) -> Tensor:
         if prediction.extra is None:

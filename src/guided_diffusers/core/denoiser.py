@@ -15,7 +15,7 @@ from torch import Tensor
 
 from guided_diffusers.core.checks import as_number, check_callable, check_choice, check_number, shown
 from guided_diffusers.core.networks import WITHOUT_A_BATCH, Network
-from guided_diffusers.core.noise import NoiseLevel, broadcast
+from guided_diffusers.core.noise import NoiseLevel, broadcast, factor
 from guided_diffusers.core.prediction import PREDICTION_TYPES, at_least_float32, to_denoised
 
 _COMPUTE_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -95,39 +95,44 @@ class ModelDenoiser:
 
     def __call__(self, sample: Tensor, level: NoiseLevel, condition: Any = None) -> Denoised:
         """Estimate x_0 of `sample`, `(batch, ...)`, with one forward."""
+        if not isinstance(level, NoiseLevel):
+            raise TypeError(f"level is {shown(level)}; allowed: a NoiseLevel")
+        if at_least_float32(sample).ndim < 2:
+            raise ValueError(f"sample is {shown(sample)}; allowed: a tensor (batch, channels, ...)")
         return self.batch(sample, level, [condition])[0]
 
     def batch(self, sample: Tensor, level: NoiseLevel, conditions: Sequence[Any]) -> list[Denoised]:
         """Answer every condition with ONE forward: the network's batch is `len(conditions) * batch`."""
-        sample = at_least_float32(sample)
-        if sample.ndim < 2:
-            raise ValueError(f"sample is {shown(sample)}; allowed: a tensor (batch, channels, ...)")
-        if not isinstance(level, NoiseLevel):
-            raise TypeError(f"level is {shown(level)}; allowed: a NoiseLevel")
-        count = len(conditions)
-        seen = (broadcast(level.input_scale, sample) * sample).to(dtype_of(self.model, sample.dtype))
+        sample, count = at_least_float32(sample), len(conditions)
+        scale = level.scalars[2]
+        seen = sample if scale == 1.0 and isinstance(scale, float) else factor(scale, sample) * sample
+        seen = seen.to(dtype_of(self.model, sample.dtype))
         output = self._forward(
             torch.cat([seen] * count) if count > 1 else seen,
             _repeated_timestep(level.timestep, count, sample.device),
             _concatenated([_arguments(condition) for condition in conditions]),
         )
-        return self._read(output.unflatten(0, (count, -1)), sample, level)
+        return self._read(output.view(count, -1, *output.shape[1:]), sample, level)
 
     def _forward(self, scaled: Tensor, timestep: Any, arguments: Mapping[str, Any]) -> Tensor:
         infer = self._may_infer and not torch.is_grad_enabled() and not self.model.training
         with torch.inference_mode() if infer else nullcontext():
             output = self.network(scaled, timestep, arguments)
         output = output if isinstance(output, Tensor) else output[0]
-        if not isinstance(output, Tensor) or output.ndim < 2 or len(output) != len(scaled):
+        if not isinstance(output, Tensor) or output.ndim < 2 or output.shape[0] != scaled.shape[0]:
             raise ValueError(f"the network's output is {shown(output)} for a batch of {len(scaled)}")
-        return output.clone() if infer else output
+        return output
 
     def _read(self, outputs: Tensor, sample: Tensor, level: NoiseLevel) -> list[Denoised]:
-        """One answer a condition from `(conditions, batch, ...)`: the arithmetic is done once for all."""
+        """One answer a condition from `(conditions, batch, ...)`: the arithmetic is done once for all.
+
+        It makes plain tensors of what was computed in inference mode.
+        """
         channels, count = sample.shape[1], len(outputs)
         extras: Sequence[Tensor | None] = [None] * count
         if outputs.shape[2] == 2 * channels:
             outputs, extras = outputs.split(channels, dim=2)
+            extras = extras.clone()
         elif outputs.shape[1:] != sample.shape:
             raise ValueError(
                 f"the network's output has shape {tuple(outputs.shape[1:])} for a sample of "
@@ -172,7 +177,7 @@ def _arguments(condition: Any) -> Mapping[str, Any]:
     if condition is None:
         return {}
     arguments = getattr(condition, "positive", condition)
-    if not isinstance(arguments, Mapping):
+    if not isinstance(arguments, dict | Mapping):  # to ask for a dict is quicker
         raise TypeError(
             f"condition is a {type(condition).__name__}; a network needs a Condition or a mapping of its "
             "keyword arguments"
@@ -185,7 +190,7 @@ def _concatenated(many: Sequence[Any], path: str = "") -> Any:
     first = many[0]
     if len(many) == 1:
         return first
-    if isinstance(first, Mapping):
+    if not isinstance(first, Tensor) and isinstance(first, Mapping):
         if any(not isinstance(other, Mapping) or other.keys() != first.keys() for other in many):
             raise ValueError(
                 f"conditions of one step differ in their arguments{path and f' under {path}'}: "

@@ -193,6 +193,8 @@ class Network:
 
     def _check_told(self, arguments: Mapping[str, Any]) -> None:
         for name, why in self.needs.items():
+            if name in arguments:
+                continue
             *inside, last = name.split(".")
             told: Any = arguments
             for part in inside:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -44,6 +45,10 @@ def _within(tensor: Tensor, most: float) -> bool:
     if tensor.ndim == 0:
         return 0 <= tensor.item() <= most
     return bool(((tensor >= 0) & (tensor <= most)).all())
+
+
+Coefficient = Tensor | float
+"""A number, or float64 numbers one a sample."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,13 +83,24 @@ class NoiseLevel:
         if not (self.timestep is None or isinstance(self.timestep, Tensor | int | float | np.number)):
             raise ValueError(f"timestep is {shown(self.timestep)}; allowed: None, a number, or one a sample")
 
+    @cached_property
+    def scalars(self) -> tuple[Coefficient, Coefficient, Coefficient]:
+        """Alpha, sigma and input_scale as floats where they are one number each, which multiply fastest.
+
+        One a sample, on an accelerator or with a graph they are the tensors.
+        """
+        values = self.alpha, self.sigma, self.input_scale
+        if any(value.ndim or value.requires_grad or value.device.type != "cpu" for value in values):
+            return values
+        return tuple(value.item() for value in values)
+
     def each(self, timesteps: Sequence[Any]) -> list[NoiseLevel]:
         """The levels of a batch one by one, each with a timestep of its own."""
-        alphas, sigmas = self.alpha.unbind(), self.sigma.unbind()
-        scales = self.input_scale.expand(len(alphas)).unbind()
+        table = torch.stack([self.alpha, self.sigma, self.input_scale.expand_as(self.alpha)], dim=1)
+        names = ("alpha", "sigma", "input_scale")
         return [
-            _trusted(alpha=alpha, sigma=sigma, timestep=timestep, input_scale=scale)
-            for alpha, sigma, timestep, scale in zip(alphas, sigmas, timesteps, scales, strict=True)
+            _trusted(timestep=timestep, scalars=tuple(scalars), **dict(zip(names, row.unbind(), strict=True)))
+            for timestep, row, scalars in zip(timesteps, table, table.tolist(), strict=True)
         ]
 
     @property
@@ -99,10 +115,15 @@ class NoiseLevel:
 
 
 def _trusted(**values: Any) -> NoiseLevel:
-    """A level of values that are float64 tensors in their range."""
+    """A level of float64 tensors in their range, and of what is computed from them."""
     level = object.__new__(NoiseLevel)
     vars(level).update(values)
     return level
+
+
+def factor(coefficient: Coefficient, sample: Tensor) -> Coefficient:
+    """What multiplies a sample: a float as it is, a tensor by `broadcast`."""
+    return coefficient if isinstance(coefficient, float) else broadcast(coefficient, sample)
 
 
 def broadcast(coefficient: Tensor | float, sample: Tensor, name: str = "a per-sample value") -> Tensor:

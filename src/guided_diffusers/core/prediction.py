@@ -27,61 +27,73 @@ References:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from guided_diffusers.core.checks import shown
-from guided_diffusers.core.noise import NoiseLevel, broadcast
+from guided_diffusers.core.noise import Coefficient, NoiseLevel, factor
 
-Row = Callable[[NoiseLevel], tuple[Tensor, Tensor]]
+Row = Callable[[Coefficient, Coefficient, Coefficient], tuple[Coefficient, Coefficient]]
+"""`(alpha, sigma, input_scale) -> (c_skip, c_out)`: of floats, or of tensors of one shape."""
 
 
-def _epsilon(level: NoiseLevel) -> tuple[Tensor, Tensor]:
-    if (level.alpha == 0).any():
+def _epsilon(alpha: Coefficient, sigma: Coefficient, _: Coefficient) -> tuple[Coefficient, Coefficient]:
+    if _any(alpha == 0):
         raise ValueError(
             "epsilon prediction says nothing about x_0 at alpha = 0 (zero terminal SNR): use a model with "
             "prediction_type 'v_prediction' or 'sample', or a schedule that keeps some signal"
         )
-    return 1 / level.alpha, -level.sigma / level.alpha
+    return 1 / alpha, -sigma / alpha
 
 
-def _sample(level: NoiseLevel) -> tuple[Tensor, Tensor]:
-    return torch.zeros_like(level.alpha), torch.ones_like(level.alpha)
+def _sample(alpha: Coefficient, sigma: Coefficient, _: Coefficient) -> tuple[Coefficient, Coefficient]:
+    return 0 * alpha, 0 * alpha + 1
 
 
-def _v(level: NoiseLevel) -> tuple[Tensor, Tensor]:
-    norm_squared = level.alpha**2 + level.sigma**2
-    return level.alpha / norm_squared, -level.sigma / norm_squared.sqrt()
+def _v(alpha: Coefficient, sigma: Coefficient, _: Coefficient) -> tuple[Coefficient, Coefficient]:
+    norm_squared = alpha * alpha + sigma * sigma
+    return alpha / norm_squared, -sigma / _root(norm_squared)
 
 
-def _flow(level: NoiseLevel) -> tuple[Tensor, Tensor]:
-    total = level.alpha + level.sigma
-    return 1 / total, -level.sigma / total
+def _flow(alpha: Coefficient, sigma: Coefficient, _: Coefficient) -> tuple[Coefficient, Coefficient]:
+    total = alpha + sigma
+    return 1 / total, -sigma / total
 
 
-def _reversed_flow(level: NoiseLevel) -> tuple[Tensor, Tensor]:
-    skip, out = _flow(level)
-    return skip, -out
+def _trigflow(alpha: Coefficient, sigma: Coefficient, _: Coefficient) -> tuple[Coefficient, Coefficient]:
+    return alpha, -sigma
 
 
-def _trigflow(level: NoiseLevel) -> tuple[Tensor, Tensor]:
-    return level.alpha, -level.sigma
+def _scaled_trigflow(
+    alpha: Coefficient, sigma: Coefficient, scale: Coefficient
+) -> tuple[Coefficient, Coefficient]:
+    return alpha, -sigma * scale
 
 
-def _scaled_trigflow(level: NoiseLevel) -> tuple[Tensor, Tensor]:
-    return level.alpha, -level.sigma * level.input_scale
+def _edm(alpha: Coefficient, sigma: Coefficient, scale: Coefficient) -> tuple[Coefficient, Coefficient]:
+    skip = 1 - (sigma * scale) * (sigma * scale)
+    return skip, sigma * _root((skip + abs(skip)) / 2)  # rounding may leave it below 0
 
 
-def _edm(level: NoiseLevel) -> tuple[Tensor, Tensor]:
-    skip = 1 - (level.sigma * level.input_scale) ** 2
-    return skip, level.sigma * skip.clamp_min(0).sqrt()
+def _negated(row: Row) -> Row:
+    def negated(
+        alpha: Coefficient, sigma: Coefficient, scale: Coefficient
+    ) -> tuple[Coefficient, Coefficient]:
+        skip, out = row(alpha, sigma, scale)
+        return skip, -out
+
+    return negated
 
 
-def _edm_v(level: NoiseLevel) -> tuple[Tensor, Tensor]:
-    skip, out = _edm(level)
-    return skip, -out
+def _root(value: Coefficient) -> Coefficient:
+    return math.sqrt(value) if isinstance(value, float) else value.sqrt()
+
+
+def _any(found: Tensor | bool) -> bool:
+    return found if isinstance(found, bool) else bool(found.any())
 
 
 _ROWS: dict[str, Row] = {
@@ -89,11 +101,11 @@ _ROWS: dict[str, Row] = {
     "sample": _sample,
     "v_prediction": _v,
     "flow_prediction": _flow,
-    "reversed_flow_prediction": _reversed_flow,
+    "reversed_flow_prediction": _negated(_flow),
     "trigflow": _trigflow,
     "scaled_trigflow": _scaled_trigflow,
     "edm": _edm,
-    "edm_v_prediction": _edm_v,
+    "edm_v_prediction": _negated(_edm),
 }
 PREDICTION_TYPES = tuple(_ROWS)
 
@@ -111,13 +123,18 @@ def coefficients(level: NoiseLevel, prediction_type: str) -> tuple[Tensor, Tenso
     Raises:
         ValueError: An unknown prediction type, or epsilon prediction at alpha = 0.
     """
+    skip, out = _row(level, prediction_type)
+    return torch.as_tensor(skip, dtype=torch.float64), torch.as_tensor(out, dtype=torch.float64)
+
+
+def _row(level: NoiseLevel, prediction_type: str) -> tuple[Coefficient, Coefficient]:
     if not isinstance(prediction_type, str) or prediction_type not in _ROWS:
         raise ValueError(
             f"prediction_type is {shown(prediction_type)}; allowed: {', '.join(PREDICTION_TYPES)}"
         )
     if not isinstance(level, NoiseLevel):
         raise TypeError(f"level is {shown(level)}; allowed: a NoiseLevel")
-    return _ROWS[prediction_type](level)
+    return _ROWS[prediction_type](*level.scalars)
 
 
 def to_denoised(output: Tensor, sample: Tensor, level: NoiseLevel, prediction_type: str) -> Tensor:
@@ -135,14 +152,14 @@ def to_denoised(output: Tensor, sample: Tensor, level: NoiseLevel, prediction_ty
     Raises:
         ValueError: An unknown prediction type, or epsilon prediction at alpha = 0.
     """
-    skip, out = coefficients(level, prediction_type)
+    skip, out = _row(level, prediction_type)
     sample = at_least_float32(sample)
     if not isinstance(output, Tensor) or output.is_complex() or output.shape[-sample.ndim :] != sample.shape:
         raise ValueError(
             f"output is {shown(output)}; allowed: a tensor of sample's shape, {tuple(sample.shape)}, or "
             "several"
         )
-    return broadcast(skip, sample) * sample + broadcast(out, sample) * output.to(sample.dtype)
+    return factor(skip, sample) * sample + factor(out, sample) * output.to(sample.dtype)
 
 
 def from_denoised(x0: Tensor, sample: Tensor, level: NoiseLevel, prediction_type: str) -> Tensor:
@@ -160,13 +177,13 @@ def from_denoised(x0: Tensor, sample: Tensor, level: NoiseLevel, prediction_type
     Raises:
         ValueError: An unknown prediction type, epsilon prediction at alpha = 0, or no inverse at sigma = 0.
     """
-    skip, out = coefficients(level, prediction_type)
-    if (out == 0).any():
+    skip, out = _row(level, prediction_type)
+    if _any(out == 0):
         raise ValueError(f"prediction_type {prediction_type!r} has no output for a given x_0 at sigma = 0")
     sample = at_least_float32(sample)
     if not isinstance(x0, Tensor) or x0.is_complex() or x0.shape != sample.shape:
         raise ValueError(f"x0 is {shown(x0)}; allowed: a tensor of sample's shape, {tuple(sample.shape)}")
-    return (x0.to(sample.dtype) - broadcast(skip, sample) * sample) * broadcast(1 / out, sample)
+    return (x0.to(sample.dtype) - factor(skip, sample) * sample) * factor(1 / out, sample)
 
 
 def at_least_float32(sample: Tensor, name: str = "sample") -> Tensor:

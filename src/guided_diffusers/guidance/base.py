@@ -21,7 +21,7 @@ from torch import Tensor
 
 from guided_diffusers.core.checks import check_callable, shown
 from guided_diffusers.core.declared import Declared, build
-from guided_diffusers.core.denoiser import BatchDenoiser, Denoised, Denoiser, as_denoised
+from guided_diffusers.core.denoiser import Denoised, Denoiser, as_denoised
 from guided_diffusers.core.noise import NoiseLevel, broadcast
 from guided_diffusers.guidance.interval import GuidanceInterval
 
@@ -300,28 +300,29 @@ class Guided:
 
     def _answers(self, step: Step, queries: Sequence[Query]) -> list[Denoised]:
         """Answer all queries: those of one network, view, sample and level by one forward."""
-        groups: dict[tuple[int, ...], list[Query]] = {}
+        groups: dict[tuple[int, ...], dict[int, Query]] = {}
+        places = []
         for query in queries:
-            groups.setdefault(self._place_of(query), []).append(query)
-        answers: dict[tuple[int, ...], Denoised] = {}
+            network = query.network or self.denoiser
+            place = (id(network), id(query.view), id(query.sample), id(query.level))
+            groups.setdefault(place, {}).setdefault(id(query.condition), query)
+            places.append((place, id(query.condition)))
+        with_graph = {place for (place, _), query in zip(places, queries, strict=True) if query.grad}
+        answers: dict[Any, Denoised] = {}
         for place, its in groups.items():
-            conditions = list({id(query.condition): query.condition for query in its}.values())
-            with torch.set_grad_enabled(any(query.grad for query in its)):
-                got = self._ask(step, its[0], conditions)
-            answers.update({(*place, id(c)): answer for c, answer in zip(conditions, got, strict=True)})
-        return [answers[(*self._place_of(query), id(query.condition))] for query in queries]
+            with torch.set_grad_enabled(place in with_graph):
+                got = self._ask(step, list(its.values()))
+            answers.update(zip(((place, condition) for condition in its), got, strict=True))
+        return [answers[asked] for asked in places]
 
-    def _place_of(self, query: Query) -> tuple[int, ...]:
-        """What queries must have in common, as objects, to be one forward."""
-        return tuple(map(id, (query.network or self.denoiser, query.view, query.sample, query.level)))
-
-    def _ask(self, step: Step, query: Query, conditions: list[Any]) -> list[Denoised]:
-        """One answer a condition, at the network, view, sample and level of a query."""
-        network = query.network or self.denoiser
-        sample = step.sample if query.sample is None else query.sample
-        level = step.level if query.level is None else query.level
-        with nullcontext() if query.view is None else query.view():
-            if not isinstance(network, BatchDenoiser):
+    def _ask(self, step: Step, queries: list[Query]) -> list[Denoised]:
+        """The answers to queries that have all but the condition in common."""
+        first, conditions = queries[0], [query.condition for query in queries]
+        network = first.network or self.denoiser
+        sample = step.sample if first.sample is None else first.sample
+        level = step.level if first.level is None else first.level
+        with nullcontext() if first.view is None else first.view():
+            if not hasattr(network, "batch"):
                 return [_asked(network, sample, level, condition) for condition in conditions]
             if not self.sequential:
                 return network.batch(sample, level, conditions)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from guided_diffusers.core.checks import shown
-from guided_diffusers.core.noise import NoiseLevel, broadcast
+from guided_diffusers.core.noise import Coefficient, NoiseLevel, broadcast
 
 
 @dataclass(frozen=True)
@@ -74,18 +74,30 @@ class GuidanceInterval:
 
     def mask(self, level: NoiseLevel) -> Tensor:
         """Which noise levels are inside: bool, of alpha's shape."""
-        ratio = level.noise_to_signal
-        return (ratio > self.low) & (ratio <= self.high)
+        return self._inside(level.noise_to_signal)
 
     def touches(self, level: NoiseLevel) -> bool:
         """Whether any noise level of a batch is inside."""
-        return bool(self.mask(level).any())
+        inside = self._inside(_ratio(level))
+        return inside if isinstance(inside, bool) else bool(inside.any())
 
     def __contains__(self, level: NoiseLevel) -> bool:
         """Whether all noise levels are inside."""
         return bool(self.mask(level).all())
 
+    def _inside(self, ratio: Coefficient) -> Tensor | bool:
+        above, below = ratio > self.low, ratio <= self.high
+        return above and below if isinstance(ratio, float) else above & below
+
     def apply(self, inside: Tensor, level: NoiseLevel, outside: Tensor | float = 0) -> Tensor:
         """`inside`, `(batch, ...)`, where a sample's own level is inside, elsewhere `outside`."""
-        mask = self.mask(level)
-        return torch.where(broadcast(mask.double(), inside) > 0, inside, outside) if mask.ndim else inside
+        mask = self._inside(_ratio(level))
+        if mask is True:
+            return inside
+        return torch.where(broadcast(torch.as_tensor(mask).double(), inside) > 0, inside, outside)
+
+
+def _ratio(level: NoiseLevel) -> Coefficient:
+    """sigma / alpha, as a float where it is one number."""
+    alpha, sigma, _ = level.scalars
+    return math.inf if isinstance(alpha, float) and alpha == 0 else sigma / alpha
