@@ -29,7 +29,7 @@ from guided_diffusers.core.checks import (
 from guided_diffusers.core.denoiser import Denoiser
 from guided_diffusers.core.finite import Watch
 from guided_diffusers.core.noise import NoiseLevel, broadcast
-from guided_diffusers.core.prediction import at_least_float32, from_denoised
+from guided_diffusers.core.prediction import at_least_float32, output_of
 from guided_diffusers.core.randomness import as_generators
 from guided_diffusers.guidance.base import Guidance, GuidanceSum, Guided, Prediction, Step
 from guided_diffusers.guidance.recurrence import renoised
@@ -200,7 +200,7 @@ class Run:
             noise = randn_tensor(x0.shape, self.generator, x0.device, x0.dtype)
             step = replace(step, sample=renoised(step.sample, x0, step.level, step.next_level, noise))
         prediction = self._guided.run(step)
-        output = from_denoised(prediction.x0, step.sample, step.level, self._prediction_type)
+        output = output_of(prediction.x0, step.sample, step.level, self._prediction_type)
         if self._with_variance:
             output = torch.cat([output, self._variance(prediction).to(output.dtype)], dim=1)
         shifted = {} if prediction.mean is None else {"guidance_gradient": prediction.mean}

@@ -16,7 +16,7 @@ from torch import Tensor
 from guided_diffusers.core.checks import as_number, check_callable, check_choice, check_number, shown
 from guided_diffusers.core.networks import WITHOUT_A_BATCH, Network
 from guided_diffusers.core.noise import NoiseLevel, broadcast, factor
-from guided_diffusers.core.prediction import PREDICTION_TYPES, at_least_float32, to_denoised
+from guided_diffusers.core.prediction import PREDICTION_TYPES, at_least_float32, denoised_of
 
 _COMPUTE_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -91,6 +91,9 @@ class ModelDenoiser:
         self.network = Network(model)
         self.prediction_type = prediction_type
         self.clip = clip
+        modules = model.modules() if isinstance(model, torch.nn.Module) else ()
+        held = ((m._parameters, name) for m in modules for name, p in m._parameters.items() if p is not None)
+        self._first: tuple[Mapping[str, Any], str] = next(held, ({}, ""))
         self._may_infer = isinstance(model, torch.nn.Module) and not _has_offloading_hooks(model)
 
     def __call__(self, sample: Tensor, level: NoiseLevel, condition: Any = None) -> Denoised:
@@ -105,14 +108,21 @@ class ModelDenoiser:
         """Answer every condition with ONE forward: the network's batch is `len(conditions) * batch`."""
         sample, count = at_least_float32(sample), len(conditions)
         scale = level.scalars[2]
-        seen = sample if scale == 1.0 and isinstance(scale, float) else factor(scale, sample) * sample
-        seen = seen.to(dtype_of(self.model, sample.dtype))
+        seen = sample if isinstance(scale, float) and scale == 1 else factor(scale, sample) * sample
+        seen = seen.to(self._dtype(sample.dtype))
         output = self._forward(
             torch.cat([seen] * count) if count > 1 else seen,
             _repeated_timestep(level.timestep, count, sample.device),
             _concatenated([_arguments(condition) for condition in conditions]),
         )
         return self._read(output.view(count, -1, *output.shape[1:]), sample, level)
+
+    def _dtype(self, default: torch.dtype) -> torch.dtype:
+        """`dtype_of` the model, where its first parameter still is."""
+        owner, name = self._first
+        parameter = owner.get(name)
+        known = parameter is not None and parameter.dtype in _COMPUTE_DTYPES
+        return parameter.dtype if known else dtype_of(self.model, default)
 
     def _forward(self, scaled: Tensor, timestep: Any, arguments: Mapping[str, Any]) -> Tensor:
         infer = self._may_infer and not torch.is_grad_enabled() and not self.model.training
@@ -128,7 +138,7 @@ class ModelDenoiser:
 
         It makes plain tensors of what was computed in inference mode.
         """
-        channels, count = sample.shape[1], len(outputs)
+        channels, count = sample.shape[1], outputs.shape[0]
         extras: Sequence[Tensor | None] = [None] * count
         if outputs.shape[2] == 2 * channels:
             outputs, extras = outputs.split(channels, dim=2)
@@ -138,7 +148,7 @@ class ModelDenoiser:
                 f"the network's output has shape {tuple(outputs.shape[1:])} for a sample of "
                 f"{tuple(sample.shape)}; allowed: its shape, or twice its channels (learned variance)"
             )
-        denoised = to_denoised(outputs, sample, level, self.prediction_type).unbind(0)
+        denoised = denoised_of(outputs, sample, level, self.prediction_type).unbind(0)
         return [Denoised(self._clipped(x0), extra) for x0, extra in zip(denoised, extras, strict=True)]
 
     def _clipped(self, x0: Tensor) -> Tensor:

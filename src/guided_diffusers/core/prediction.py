@@ -123,11 +123,11 @@ def coefficients(level: NoiseLevel, prediction_type: str) -> tuple[Tensor, Tenso
     Raises:
         ValueError: An unknown prediction type, or epsilon prediction at alpha = 0.
     """
-    skip, out = _row(level, prediction_type)
+    skip, out = _checked_row(level, prediction_type)
     return torch.as_tensor(skip, dtype=torch.float64), torch.as_tensor(out, dtype=torch.float64)
 
 
-def _row(level: NoiseLevel, prediction_type: str) -> tuple[Coefficient, Coefficient]:
+def _checked_row(level: NoiseLevel, prediction_type: str) -> tuple[Coefficient, Coefficient]:
     if not isinstance(prediction_type, str) or prediction_type not in _ROWS:
         raise ValueError(
             f"prediction_type is {shown(prediction_type)}; allowed: {', '.join(PREDICTION_TYPES)}"
@@ -135,6 +135,20 @@ def _row(level: NoiseLevel, prediction_type: str) -> tuple[Coefficient, Coeffici
     if not isinstance(level, NoiseLevel):
         raise TypeError(f"level is {shown(level)}; allowed: a NoiseLevel")
     return _ROWS[prediction_type](*level.scalars)
+
+
+def denoised_of(output: Tensor, sample: Tensor, level: NoiseLevel, prediction_type: str) -> Tensor:
+    """`to_denoised` of arguments that are known to be right, the sample in the dtype of the result."""
+    skip, out = _ROWS[prediction_type](*level.scalars)
+    return factor(skip, sample) * sample + factor(out, sample) * output.to(sample.dtype)
+
+
+def output_of(x0: Tensor, sample: Tensor, level: NoiseLevel, prediction_type: str) -> Tensor:
+    """`from_denoised` of arguments that are known to be right, the sample in the dtype of the result."""
+    skip, out = _ROWS[prediction_type](*level.scalars)
+    if _any(out == 0):
+        raise ValueError(f"prediction_type {prediction_type!r} has no output for a given x_0 at sigma = 0")
+    return (x0.to(sample.dtype) - factor(skip, sample) * sample) * factor(1 / out, sample)
 
 
 def to_denoised(output: Tensor, sample: Tensor, level: NoiseLevel, prediction_type: str) -> Tensor:
@@ -152,14 +166,14 @@ def to_denoised(output: Tensor, sample: Tensor, level: NoiseLevel, prediction_ty
     Raises:
         ValueError: An unknown prediction type, or epsilon prediction at alpha = 0.
     """
-    skip, out = _row(level, prediction_type)
+    _checked_row(level, prediction_type)
     sample = at_least_float32(sample)
     if not isinstance(output, Tensor) or output.is_complex() or output.shape[-sample.ndim :] != sample.shape:
         raise ValueError(
             f"output is {shown(output)}; allowed: a tensor of sample's shape, {tuple(sample.shape)}, or "
             "several"
         )
-    return factor(skip, sample) * sample + factor(out, sample) * output.to(sample.dtype)
+    return denoised_of(output, sample, level, prediction_type)
 
 
 def from_denoised(x0: Tensor, sample: Tensor, level: NoiseLevel, prediction_type: str) -> Tensor:
@@ -177,13 +191,11 @@ def from_denoised(x0: Tensor, sample: Tensor, level: NoiseLevel, prediction_type
     Raises:
         ValueError: An unknown prediction type, epsilon prediction at alpha = 0, or no inverse at sigma = 0.
     """
-    skip, out = _row(level, prediction_type)
-    if _any(out == 0):
-        raise ValueError(f"prediction_type {prediction_type!r} has no output for a given x_0 at sigma = 0")
+    _checked_row(level, prediction_type)
     sample = at_least_float32(sample)
     if not isinstance(x0, Tensor) or x0.is_complex() or x0.shape != sample.shape:
         raise ValueError(f"x0 is {shown(x0)}; allowed: a tensor of sample's shape, {tuple(sample.shape)}")
-    return (x0.to(sample.dtype) - factor(skip, sample) * sample) * factor(1 / out, sample)
+    return output_of(x0, sample, level, prediction_type)
 
 
 def at_least_float32(sample: Tensor, name: str = "sample") -> Tensor:

@@ -225,8 +225,11 @@ def stepper(scheduler: AnyScheduler, **fixed: Any) -> Callable[..., Tensor]:
     taken, name = inspect.signature(scheduler.step).parameters, f"what {type(scheduler).__name__}.step gave"
     fixed |= {"return_dict": False} if "return_dict" in taken else {}
     before: list[Any] = [None, None]  # CogVideoX's solver is given its last x_0 and timestep by its caller
+    family = family_of(scheduler)
+    whole = family is not None and family.whole  # as integers, they index tables more quickly
 
     def step(output: Tensor, timestep: Any, sample: Tensor, **more: Any) -> Tensor:
+        timestep = int(timestep) if whole else timestep
         if "old_pred_original_sample" not in taken:
             stepped = scheduler.step(output, timestep, sample, **fixed, **more)
         else:

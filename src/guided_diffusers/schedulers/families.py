@@ -42,6 +42,7 @@ class Family:
         scale: What standard normal noise is multiplied by to be the first sample.
         unusable: Arguments of its `set_timesteps` that mean something else than they say.
         sequence: What its `set_timesteps` takes custom sigmas as.
+        whole: Its `step` takes timesteps that are integers, by which it looks its tables up.
     """
 
     process: str
@@ -51,6 +52,7 @@ class Family:
     scale: Callable[[Any], float] = lambda scheduler: float(getattr(scheduler, "init_noise_sigma", 1.0))
     unusable: tuple[str, ...] = ()
     sequence: Callable[[list[float]], Any] = np.array
+    whole: bool = False
 
 
 def _by_abar(scheduler: Any, abar: Tensor) -> Triple:
@@ -69,7 +71,8 @@ def _abar_of_run(final: Callable[[Any], Any]) -> Callable[[Any, int], Tensor]:
 
 
 def _by_timestep(final: Callable[[Any], Any]) -> Family:
-    return Family(process="variance_preserving", coordinates=_by_abar, table=_abar_of_run(final))
+    table = _abar_of_run(final)
+    return Family(process="variance_preserving", coordinates=_by_abar, table=table, whole=True)
 
 
 def _preserving(scheduler: Any, sigma: Tensor) -> Triple:
