@@ -48,19 +48,6 @@ class TestHandles:
             assert_same(case.call(pipeline), plain)
         assert run.calls == [1, 1] * len(run.record)
 
-    def test_a_null_of_ones_own(self):
-        """Networks with a distilled scale, and pipelines without a negative prompt: the null is our call."""
-        case, pipeline = FAMILIES["flux"], made("flux")
-        plain = case.call(pipeline)
-        given = embeds(pooled_prompt_embeds=8)
-        null = {"encoder_hidden_states": given["negative_prompt_embeds"]}
-        null["pooled_projections"] = given["negative_pooled_prompt_embeds"]
-        alone = {"negative_prompt_embeds": None, "negative_pooled_prompt_embeds": None, "true_cfg_scale": 1.0}
-        with guide(pipeline, ClassifierFreeGuidance(GAMMA), condition=null) as run:
-            assert_same(case.call(pipeline, **alone), plain)
-            assert_same(case.call(pipeline), plain)
-        assert run.calls == [1, 1] * STEPS
-
     def test_every_call_begins_anew(self, sd):
         case, pipeline = sd
         with guide(pipeline, ProjectedGuidance(GAMMA, momentum=-0.7)) as run:
@@ -176,3 +163,62 @@ class TestRefused:
         with guide(pipeline, term), pytest.raises(ValueError, match="is guided already"):
             guide(pipeline, term)
         assert type(pipeline) is diffusers.StableDiffusionPipeline
+
+
+class TestOthersAround:
+    """What others put around a network or into it works, and is left as it was."""
+
+    @pytest.mark.parametrize(
+        "how",
+        [
+            pytest.param("compiled in place", marks=pytest.mark.slow),
+            pytest.param("a compiled object", marks=pytest.mark.slow),
+            "moved in groups",
+        ],
+    )
+    def test_compiled_and_offloaded(self, sd, how):
+        case, pipeline = sd[0], made("sd1")
+        plain = case.call(pipeline)
+        if how == "compiled in place":
+            pipeline.unet.compile(backend="eager")
+        elif how == "a compiled object":
+            pipeline.unet = torch.compile(pipeline.unet, backend="eager")
+        else:
+            where = torch.device("cpu")
+            pipeline.unet.enable_group_offload(where, where, offload_type="leaf_level")
+        held = dict(vars(pipeline.unet))
+        with guide(pipeline, ClassifierFreeGuidance(GAMMA)) as run:
+            assert_same(case.call(pipeline), plain)
+            assert run.calls == [2] * len(run.record)
+        with guide(pipeline, case.viewed(pipeline, 2.0) + ClassifierFreeGuidance(GAMMA, (1.0, None))):
+            case.call(pipeline)
+        assert dict(vars(pipeline.unet)) == held
+        assert_same(case.call(pipeline), plain)
+
+    def test_a_distilled_scale_stays_an_input(self):
+        """Flux's `guidance`: the embedding is told to both, and the null is the pipeline's or ours."""
+        case = FAMILIES["flux distilled"]
+        pipeline, given = made("flux distilled"), embeds(pooled_prompt_embeds=8)
+        plain = case.call(pipeline, guidance_scale=3.5)
+        with guide(pipeline, ClassifierFreeGuidance(GAMMA)):
+            assert_same(case.call(pipeline, guidance_scale=3.5), plain)
+            assert (case.call(pipeline, guidance_scale=1.5) - plain).abs().max() > 1e-3
+        null = {"encoder_hidden_states": given["negative_prompt_embeds"]}
+        null["pooled_projections"] = given["negative_pooled_prompt_embeds"]
+        alone = {"negative_prompt_embeds": None, "negative_pooled_prompt_embeds": None, "true_cfg_scale": 1.0}
+        with guide(pipeline, ClassifierFreeGuidance(GAMMA), condition=null) as run:
+            assert_same(case.call(pipeline, guidance_scale=3.5, **alone), plain)
+            assert_same(case.call(pipeline, guidance_scale=3.5), plain)
+        assert run.calls == [1, 1] * STEPS
+
+    def test_two_networks_have_a_guidance_each(self):
+        case, pipeline = FAMILIES["wan 2.2"], made("wan 2.2")
+        plain = case.call(pipeline, guidance_scale_2=7.0)
+        each = {"transformer": ClassifierFreeGuidance(GAMMA), "transformer_2": ClassifierFreeGuidance(7.0)}
+        with guide(pipeline, each) as run:
+            assert_same(case.call(pipeline), plain)
+        scales = [round(each["effective_scale"][0]) for each in run.record]
+        assert sorted(set(scales)) == [GAMMA, 7] and scales == sorted(scales)
+        view = case.viewed(pipeline, 2.0)["transformer"]
+        with pytest.raises(ValueError, match="view of another network than the pipeline's transformer_2"):
+            guide(pipeline, view)

@@ -22,7 +22,7 @@ from guided_diffusers.core.networks import WITHOUT_A_BATCH
 from guided_diffusers.schedulers.adapt import initial_scale, prediction_type_of, step_names
 
 CONDITION_FIRST = ("DiTTransformer2DModel", "ZImageTransformer2DModel")
-_TOLD_APART = ("sample", "hidden_states", "x", "timestep", "t", "return_dict", "guidance")
+_TOLD_APART = ("sample", "hidden_states", "x", "timestep", "t", "return_dict")
 
 
 @contextmanager
@@ -78,9 +78,9 @@ def _half(value: Any, half: int, name: str = "") -> Any:
         return value.chunk(2)[half] if len(value) % 2 == 0 else value
     if isinstance(value, dict):
         return {key: _half(each, half, key) for key, each in value.items()}
-    if isinstance(value, list) and len(value) == 2 and all(each.ndim == 2 for each in value):
+    if isinstance(value, list) and name == "cap_feats":
         return [value[half]]
-    return value
+    return [_half(each, half) for each in value] if isinstance(value, list) else value
 
 
 def _frozen(scheduler: Any, tables: dict[str, Any]) -> Any:
@@ -124,7 +124,8 @@ def by_our_loop(case: Family, pipeline: Any, guidance: Any, steps: int) -> torch
     calls, sample, tables = watched(case, pipeline, steps)
     names = list(inspect.signature(type(network).forward).parameters)[1:]
     named = [{**dict(zip(names, args, strict=False)), **kwargs} for args, kwargs in calls]
-    joins = len(named) == 1 and type(network).__name__ != "ZImageTransformer2DModel"
+    lists = "cap_feats" in named[0] or "image_embeds" in (named[0].get("added_cond_kwargs") or {})
+    joins = len(named) == 1 and not lists  # what is no tensor cannot be one batch
     if len(named) == 1:
         own = int(type(network).__name__ not in CONDITION_FIRST)
         named = [{key: _half(value, half, key) for key, value in named[0].items()} for half in (own, 1 - own)]

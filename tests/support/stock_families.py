@@ -551,6 +551,33 @@ def _adapter() -> Any:
     return _sd(scheduler, unet, diffusers.StableDiffusionAdapterPipeline, adapter=adapter.eval())
 
 
+def _ip_adapter() -> Any:
+    """The cross-attention of each block to an image's embeddings too."""
+    from diffusers.models.attention_processor import AttnProcessor2_0, IPAdapterAttnProcessor2_0
+    from diffusers.models.embeddings import ImageProjection, MultiIPAdapterImageProjection
+
+    unet = tiny_unet()
+    unet.set_attn_processor(
+        {
+            name: AttnProcessor2_0()
+            if "attn1" in name
+            else IPAdapterAttnProcessor2_0(hidden_size=16, cross_attention_dim=16, num_tokens=(4,))
+            for name in unet.attn_processors
+        }
+    )
+    unet.encoder_hid_proj = MultiIPAdapterImageProjection([ImageProjection(8, 16, 4)])
+    unet.register_to_config(encoder_hid_dim_type="ip_image_proj")
+    return _sd(_ddim(), unet)
+
+
+def _lora() -> Any:
+    from peft import LoraConfig
+
+    unet = tiny_unet()
+    unet.add_adapter(LoraConfig(target_modules=["to_q", "to_v"], init_lora_weights=False))
+    return _sd(_ddim(), unet)
+
+
 def _ddim(**config: Any) -> Any:
     return stable_diffusion(diffusers.DDIMScheduler, clip_sample=False, **config)
 
@@ -600,6 +627,13 @@ FAMILIES: dict[str, Family] = {
     "sd3": Family(build=_sd3, arguments=lambda: embeds(pooled_prompt_embeds=8), **_TRANSFORMER),
     "flux": Family(
         build=_flux,
+        arguments=lambda: {**embeds(pooled_prompt_embeds=8), "height": 16, "width": 16},
+        latents=(1, 64, 16),
+        scale="true_cfg_scale",
+        **_TRANSFORMER,
+    ),
+    "flux distilled": Family(
+        build=lambda: _flux(guidance_embeds=True),
         arguments=lambda: {**embeds(pooled_prompt_embeds=8), "height": 16, "width": 16},
         latents=(1, 64, 16),
         scale="true_cfg_scale",
@@ -779,4 +813,9 @@ FAMILIES: dict[str, Family] = {
         arguments=lambda: {**embeds(), "image": _image(), "height": 16, "width": 16},
         latents=None,
     ),
+    "ip-adapter": Family(
+        build=_ip_adapter,
+        arguments=lambda: {**embeds(), "ip_adapter_image_embeds": [draw(2, 1, 8, seed=6)]},
+    ),
+    "lora": Family(build=_lora, arguments=embeds),
 }
