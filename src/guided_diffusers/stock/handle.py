@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from diffusers import DiffusionPipeline
 
-from guided_diffusers.core.checks import check_bool, shown
+from guided_diffusers.core.checks import check_bool, check_number, shown
 from guided_diffusers.core.networks import unwrapped
 from guided_diffusers.guidance.base import Guidance
 from guided_diffusers.guidance.views import View
@@ -195,12 +195,14 @@ class Handle:
                 f"{self._class.__name__} asks its network under three conditions at once, for two guidance "
                 "scales; guide works with a condition and its null"
             )
+        name = "true_cfg_scale" if "true_cfg_scale" in arguments else "guidance_scale"
+        scale = arguments.get(name)
+        if scale is not None:
+            check_number(name, scale)
         if self._null is not None or not any(each.needs_null for each in self.guidance.values()):
             return
-        name = "true_cfg_scale" if "true_cfg_scale" in arguments else "guidance_scale"
         above = 0 if facts_of(getattr(self.pipeline, next(iter(self.guidance)))).off_at_0 else 1
-        scale = arguments.get(name)
-        if isinstance(scale, int | float) and not scale > above:
+        if scale is not None and not scale > above:
             raise ValueError(
                 f"{name} is {shown(scale)}, which switches off the null condition that guidance asks for; "
                 f"give any above {above} (it has no other effect under guide), or guide(condition=)"

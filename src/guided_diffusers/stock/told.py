@@ -168,14 +168,15 @@ def _timestep(level: NoiseLevel, told: Told) -> Tensor:
 class Asked(Guided):
     """A guided pipeline's network at one step: what it has answered is taken, anything else is asked."""
 
-    def _ask(self, step: Step, query: Query, conditions: list[Any]) -> list[Denoised]:
-        if any(each is not None for each in (query.network, query.view, query.sample, query.level)):
-            return super()._ask(step, query, conditions)
-        for told in conditions:
+    def _ask(self, step: Step, queries: list[Query]) -> list[Denoised]:
+        first = queries[0]
+        if any(each is not None for each in (first.network, first.view, first.sample, first.level)):
+            return super()._ask(step, queries)
+        answers = self.denoiser.answers
+        for told in (query.condition for query in queries):
             with_graph = torch.is_grad_enabled() and told is step.condition
             if told.answer is None or with_graph:
-                answer = self.denoiser(step.sample, step.level, told)
+                answers[id(told)] = self.denoiser(step.sample, step.level, told)
             else:
-                answer = self.denoiser.read(told.answer, step.sample, step.level)
-            self.denoiser.answers[id(told)] = answer
-        return [self.denoiser.answers[id(told)] for told in conditions]
+                answers[id(told)] = self.denoiser.read(told.answer, step.sample, step.level)
+        return [answers[id(query.condition)] for query in queries]
