@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any
 
 import diffusers
@@ -19,11 +20,16 @@ from guided_diffusers.guidance import (
     CFGZeroStar,
     ClassifierFreeGuidance,
     ClassifierGuidance,
+    DynamicThresholding,
     Guidance,
     GuidanceInterval,
+    HistoryGuidance,
     LossGuidance,
+    NormCap,
     ProjectedGuidance,
     RescaledGuidance,
+    SlidingWindowGuidance,
+    TimestepGuidance,
 )
 from guided_diffusers.sampling import set_timesteps
 from guided_diffusers.schedulers import SUPPORTED_SCHEDULERS, prediction_type_of
@@ -65,9 +71,11 @@ def guided(term: type[Guidance], sample: Any, level: Any, **options: Any) -> Any
 
 def of(term: type[Guidance], **options: Any) -> Target:
     """The target of a term."""
+    declared = {field.name for field in fields(term)} | {"sample", "level"}
+    common = {name: COMMON[name] for name in COMMON if name in declared}
     return Target(
         call=lambda **given: guided(term, **given),
-        arguments={**COMMON, **options},
+        arguments={**common, **options},
         right=of_shape_of("sample"),
         called={"weak": "denoiser", "log_prob": "log_prob"},
     )
@@ -168,6 +176,30 @@ TARGETS: dict[str, Target] = {
         parallel=numbers(0, 1),
         momentum=st.floats(-0.9, 0.9),
         norm_threshold=st.none() | numbers(0.1, 10),
+    ),
+    "TimestepGuidance": of(
+        TimestepGuidance, noise=numbers(0.01, 1), exponent=numbers(0, 2), seed=st.integers(0, 9)
+    ),
+    "SlidingWindowGuidance": of(
+        SlidingWindowGuidance,
+        size=st.floats(0.6, 0.7),
+        windows=st.integers(2, 3),
+        masked=st.booleans(),
+        multiple=st.just(1),
+    ),
+    "HistoryGuidance": of(
+        HistoryGuidance,
+        rate=numbers(0.1, 1),
+        parallel=numbers(0, 1),
+        cutoff=st.none() | numbers(0, 1),
+        t_min=numbers(0, 0.4),
+        t_max=numbers(0.5, 1),
+    ),
+    "NormCap": of(
+        NormCap, maximum=numbers(0.1, 2), prediction_type=st.sampled_from(["sample", "v_prediction"])
+    ),
+    "DynamicThresholding": of(
+        DynamicThresholding, quantile=numbers(0.5, 1), maximum=st.none() | numbers(1, 3)
     ),
     "CFGZeroStar": of(CFGZeroStar, zero_init_steps=st.integers(0, 3)),
     "GuidanceInterval": Target(

@@ -59,7 +59,8 @@ class Query:
     Attributes:
         condition: The condition to predict under.
         network: The denoiser to ask; None is the guided denoiser itself.
-        sample: Where to ask, of any shape that the network takes; None is the step's x_t.
+        sample: Where to ask, of any shape that the network takes, or a function that makes it of the
+            denoiser's own answer; None is the step's x_t.
         level: The noise level of that sample; None is the step's.
         view: `with view(): ...` is a context in which the network is perturbed, such as with layers skipped;
             None is the network as it is.
@@ -68,7 +69,7 @@ class Query:
 
     condition: Any
     network: Denoiser | None = None
-    sample: Tensor | None = None
+    sample: Tensor | Callable[[Denoised], Tensor] | None = None
     level: NoiseLevel | None = None
     view: Callable[[], AbstractContextManager[Any]] | None = None
     grad: bool = False
@@ -310,10 +311,14 @@ class Guided:
         with_graph = {place for (place, _), query in zip(places, queries, strict=True) if query.grad}
         answers: dict[Any, Denoised] = {}
         for place, its in groups.items():
+            asked = list(its.values())
+            if callable(make := asked[0].sample):
+                sample = make(answers[places[0]])
+                asked = [replace(query, sample=sample) for query in asked]
             with torch.set_grad_enabled(place in with_graph):
-                got = self._ask(step, list(its.values()))
+                got = self._ask(step, asked)
             answers.update(zip(((place, condition) for condition in its), got, strict=True))
-        return [answers[asked] for asked in places]
+        return [answers[place] for place in places]
 
     def _ask(self, step: Step, queries: list[Query]) -> list[Denoised]:
         """The answers to queries that have all but the condition in common."""

@@ -57,8 +57,14 @@ class ProjectedGuidance(ClassifierFreeGuidance):
         if self.norm_threshold is not None:
             norm = torch.linalg.vector_norm(difference, dim=axes, keepdim=True)
             difference = difference * (self.norm_threshold / norm.clamp(min=1e-12)).clamp(max=1)
-        if self.parallel != 1:
-            along = (difference * own.x0).sum(axes, keepdim=True)
-            squared = own.x0.square().sum(axes, keepdim=True).clamp(min=1e-24)
-            difference = difference - (1 - self.parallel) * along / squared * own.x0
-        return (column(self.scale, own.x0) - 1) * difference
+        return (column(self.scale, own.x0) - 1) * across(difference, own.x0, self.parallel)
+
+
+def across(difference: Tensor, direction: Tensor, parallel: float) -> Tensor:
+    """A difference, `(batch, ...)`, of whose part along a direction only the share `parallel` is kept."""
+    if parallel == 1:
+        return difference
+    axes = tuple(range(1, difference.ndim))
+    along = (difference * direction).sum(axes, keepdim=True)
+    squared = direction.square().sum(axes, keepdim=True).clamp(min=1e-24)
+    return difference - (1 - parallel) * along / squared * direction

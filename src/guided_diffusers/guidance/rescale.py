@@ -15,14 +15,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated, Any
 
 from torch import Tensor
 
-from guided_diffusers.core.checks import check_choice, check_number
+from guided_diffusers.core.checks import check_choice
+from guided_diffusers.core.declared import Share
 from guided_diffusers.core.denoiser import Denoised
 from guided_diffusers.core.prediction import PREDICTION_TYPES, from_denoised, to_denoised
 from guided_diffusers.guidance.base import Step
 from guided_diffusers.guidance.classifier_free import ClassifierFreeGuidance
+
+
+def _known(value: Any) -> str:
+    return check_choice("prediction_type", value, PREDICTION_TYPES)
+
+
+PredictionType = Annotated[str, _known]
+"""One of `PREDICTION_TYPES`."""
 
 
 @dataclass(frozen=True)
@@ -39,30 +49,28 @@ class RescaledGuidance(ClassifierFreeGuidance):
         ValueError: `rescale` outside [0, 1], or an unknown prediction type; on use, one that nobody names.
     """
 
-    rescale: float = 0.7
-    prediction_type: str | None = None
-
-    def __post_init__(self) -> None:
-        """Check phi and the prediction type."""
-        super().__post_init__()
-        check_number("rescale", self.rescale, 0, 1)
-        if self.prediction_type is not None:
-            check_choice("prediction_type", self.prediction_type, PREDICTION_TYPES)
+    rescale: Share = 0.7
+    prediction_type: PredictionType | None = None
 
     def shift(self, step: Step, own: Denoised, answers: Sequence[Denoised]) -> Tensor:
         """x_0 of the rescaled output, less D_cond."""
-        prediction_type = self.prediction_type or step.prediction_type
-        if prediction_type is None:
-            raise ValueError(
-                "rescaling is defined on the model's output, and outside a sampling run nobody says what "
-                "that is: give prediction_type="
-            )
+        prediction_type = output_type(self.prediction_type, step)
         plain = super().shift(step, own, answers)
         conditional = from_denoised(own.x0, step.sample, step.level, prediction_type)
         guided = from_denoised(own.x0 + plain, step.sample, step.level, prediction_type)
         ratio = _deviation(conditional) / _deviation(guided).clamp(min=1e-12)
         rescaled = guided * (self.rescale * ratio + 1 - self.rescale)
         return to_denoised(rescaled, step.sample, step.level, prediction_type) - own.x0
+
+
+def output_type(named: str | None, step: Step) -> str:
+    """What the model predicts, as a term or else the run says it."""
+    if named is None and step.prediction_type is None:
+        raise ValueError(
+            "the term is defined on the model's output, and outside a sampling run nobody says what that is: "
+            "give prediction_type="
+        )
+    return named or step.prediction_type
 
 
 def _deviation(output: Tensor) -> Tensor:
