@@ -27,9 +27,9 @@ def test_the_null_carries_negative_and_is_one_object():
 def test_errors_name_what_is_wrong():
     with pytest.raises(ValueError, match="no negative"):
         _ = Condition({"states": torch.ones(2)}).null
-    with pytest.raises(TypeError, match="positive is a Tensor"):
+    with pytest.raises(ValueError, match="positive is a tensor .*; allowed: a mapping"):
         Condition(torch.ones(2))
-    with pytest.raises(TypeError, match="negative is a list"):
+    with pytest.raises(ValueError, match=r"negative is \[\]; allowed: None, or a mapping"):
         Condition({}, [])
 
 

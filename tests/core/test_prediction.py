@@ -127,5 +127,5 @@ def test_no_output_belongs_to_an_x0_without_noise():
 
 
 def test_an_unknown_type_is_named_with_the_known_ones():
-    with pytest.raises(ValueError, match="'noise'; allowed: epsilon, sample"):
+    with pytest.raises(ValueError, match="'noise'; allowed: 'epsilon', 'sample'"):
         coefficients(NoiseLevel(alpha=0.6, sigma=0.8), "noise")

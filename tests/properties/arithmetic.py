@@ -13,11 +13,10 @@ from properties.strategies import BATCH, SHAPE, TEXTS, integers, numbers, tensor
 from tiny import tiny_tokenizer
 
 from guided_diffusers import Condition, ModelDenoiser, NoiseLevel, from_denoised, to_denoised
-from guided_diffusers.core.condition import class_condition, tokenize, words_beyond
+from guided_diffusers.core.condition import tokenize, words_beyond
 from guided_diffusers.core.denoiser import DynamicThreshold
 from guided_diffusers.core.prediction import PREDICTION_TYPES, coefficients
 from guided_diffusers.core.process import Flow
-from guided_diffusers.core.randomness import generator_for, rand_for, randn_for, seed_for
 from guided_diffusers.losses import (
     log_normal_levels,
     min_snr_weight,
@@ -112,44 +111,7 @@ TARGETS: dict[str, Target] = {
         arguments={"quantile": st.floats(0.01, 1), "maximum": numbers(1, 50)},
         right=finite,
     ),
-    "seed_for": Target(
-        call=seed_for, arguments={"seed": st.integers(), "sample_index": st.integers()}, right=finite
-    ),
-    "generator_for": Target(
-        call=generator_for,
-        arguments={"seed": st.integers(), "sample_index": st.integers(), "device": st.just("cpu")},
-    ),
-    "randn_for": Target(
-        call=randn_for,
-        arguments={
-            "seed": st.integers(),
-            "sample_indices": INDICES,
-            "shape": SIDES,
-            "dtype": st.sampled_from([torch.float32, torch.float64]),
-        },
-        right=finite,
-        called={"sample_indices": "sample_index"},
-    ),
-    "rand_for": Target(
-        call=rand_for,
-        arguments={
-            "seed": st.integers(),
-            "sample_indices": INDICES,
-            "shape": SIDES,
-            "device": st.just("cpu"),
-        },
-        right=finite,
-        called={"sample_indices": "sample_index"},
-    ),
     "Condition": Target(call=_condition, arguments={"positive": MAPPINGS, "negative": st.none() | MAPPINGS}),
-    "class_condition": Target(
-        call=class_condition,
-        arguments={
-            "labels": integers(5, BATCH),
-            "known": st.booleans(),
-            "null_class": st.none() | st.integers(0, 9),
-        },
-    ),
     "tokenize": Target(
         call=lambda prompts, max_length: tokenize(tiny_tokenizer(), prompts, max_length),
         arguments={

@@ -11,43 +11,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from numbers import Integral, Real
-from typing import Any
+from numbers import Integral
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
 
+from guided_diffusers.core.declared import Range, read
+from guided_diffusers.core.shown import a_kind_of, as_number, one_line, shown  # noqa: F401 - all of one place
+
 MAX_COUNT = 65_536
 """The most images, steps or the like that one call takes: beyond it is a typing mistake, or an attack."""
-_SHOWN = 80
-
-
-def shown(value: Any) -> str:
-    """A value as messages show it: a tensor by shape and dtype, anything else as written, in a short line."""
-    if isinstance(value, Tensor):
-        return f"a tensor of shape {tuple(value.shape)} and {str(value.dtype).removeprefix('torch.')}"
-    if isinstance(value, bytes) or not (value is None or isinstance(value, _WRITTEN)):
-        return a_kind_of(value)
-    try:
-        line = " ".join(repr(value).split())
-    except ValueError:  # an integer of more digits than Python writes
-        line = f"a {type(value).__name__} that is too large"
-    return line if len(line) <= _SHOWN else f"{line[:_SHOWN]}..."
-
-
-_WRITTEN = (str, int, float, complex, list, tuple, dict)
-
-
-def a_kind_of(value: Any) -> str:
-    """The type of a value with its article: "an int", "a str"."""
-    name = type(value).__name__
-    return f"{'an' if name[:1].lower() in 'aeiou' else 'a'} {name}"
-
-
-def one_line(error: object) -> str:
-    """What an error says, or another text, in one line; of one that says nothing the name of its type."""
-    named = type(error).__name__ if isinstance(error, BaseException) else ""
-    return " ".join(str(error).split()) or named
 
 
 def check_that(fits: Any, name: str, value: Any, allowed: str) -> None:
@@ -74,50 +48,27 @@ def check_integers(name: str, value: Any, count: int, below: int) -> Tensor:
 
 def check_choice(name: str, value: Any, allowed: Sequence[str]) -> str:
     """A string that is one of `allowed`."""
-    if not isinstance(value, str) or value not in allowed:
-        raise ValueError(f"{name} is {shown(value)}; allowed: {', '.join(map(repr, allowed))}")
-    return value
+    return read(name, value, Literal[tuple(allowed)])
 
 
 def check_int(name: str, value: Any, low: int | None = None, high: int | None = MAX_COUNT) -> int:
     """An integer of any type but bool, from `low` to `high`; None is no limit."""
-    whole = isinstance(value, Integral) and not isinstance(value, bool)
-    if whole and (low is None or value >= low) and (high is None or value <= high):
-        return int(value)
-    limits = _range(low, high if whole and high is not None and value > high else None)
-    raise ValueError(f"{name} is {shown(value)}; allowed: an integer{limits}")
+    beyond = high is not None and isinstance(value, Integral) and value > high
+    limits = Range(-math.inf if low is None else low, high if beyond else math.inf)
+    return read(name, value, Annotated[int, limits])
 
 
 def check_number(
     name: str, value: Any, low: float | None = None, high: float | None = None, *, above: bool = False
 ) -> float:
     """A finite number of any type but bool, from `low` to `high`; `above` excludes `low`."""
-    number = as_number(value)
-    fits = number is not None and math.isfinite(number)
-    fits = fits and (low is None or number > low or (number == low and not above))
-    if not fits or (high is not None and number > high):
-        limits = f" above {low:g}" if above and high is None else _range(low, high)
-        raise ValueError(f"{name} is {shown(value)}; allowed: a finite number{limits}")
-    return number
-
-
-def as_number(value: Any) -> float | None:
-    """A real number, or a tensor or array that holds one, as a float; None for anything else."""
-    if isinstance(value, Tensor) and value.ndim == 0 and not value.is_complex() and value.dtype != torch.bool:
-        return float(value)
-    if not isinstance(value, Real) or isinstance(value, bool):
-        return None
-    try:
-        return float(value)
-    except (OverflowError, ValueError):
-        return None
+    ends = (-math.inf if low is None else low, math.inf if high is None else high)
+    return read(name, value, Annotated[float, Range(*ends, "(]" if above else "[]")])
 
 
 def check_bool(name: str, value: Any) -> bool:
     """True or False."""
-    if not isinstance(value, bool):
-        raise ValueError(f"{name} is {shown(value)}; allowed: True or False")
-    return value
+    return read(name, value, bool)
 
 
 def check_tensor(
@@ -134,9 +85,8 @@ def check_tensor(
     """
     expected = "" if shape is None else f" of shape ({', '.join(map(str, shape))}{',' * (len(shape) == 1)})"
     right = isinstance(value, Tensor) and (value.is_floating_point() or not floating)
-    if not right or (shape is not None and not _fits(value.shape, shape)):
-        kind = "floating-point tensor" if floating else "tensor"
-        raise ValueError(f"{name} is {shown(value)}; allowed: a {kind}{expected}")
+    right = right and (shape is None or _fits(value.shape, shape))
+    check_that(right, name, value, f"a {'floating-point ' * floating}tensor{expected}")
     return value
 
 
@@ -152,11 +102,9 @@ def check_finite(name: str, value: Tensor, most: float = math.inf) -> Tensor:
 
 def check_same_shape(name: str, value: Any, other: str, reference: Tensor) -> Tensor:
     """A floating-point tensor of the shape of another argument."""
-    if not isinstance(value, Tensor) or not value.is_floating_point() or value.shape != reference.shape:
-        raise ValueError(
-            f"{name} is {shown(value)}; allowed: a floating-point tensor of the shape of {other}, "
-            f"{tuple(reference.shape)}"
-        )
+    right = isinstance(value, Tensor) and value.is_floating_point() and value.shape == reference.shape
+    shape = f"{other}, {tuple(reference.shape)}"
+    check_that(right, name, value, f"a floating-point tensor of the shape of {shape}")
     return value
 
 
@@ -188,11 +136,11 @@ def check_numbers(
         falling: Whether each must be below the one before.
     """
     listed = values.tolist() if hasattr(values, "tolist") and getattr(values, "ndim", 0) == 1 else values
-    if not isinstance(listed, list | tuple | range) or not 0 < len(listed) <= MAX_COUNT:
-        raise ValueError(f"{name} is {shown(values)}; allowed: a list of at least one number")
+    several = isinstance(listed, list | tuple | range) and 0 < len(listed) <= MAX_COUNT
+    check_that(several, name, values, "a list of at least one number")
     numbers = [check_number(name, value, low, high) for value in listed]
-    if falling and any(after >= before for before, after in zip(numbers, numbers[1:], strict=False)):
-        raise ValueError(f"{name} is {shown(values)}; allowed: descending numbers")
+    falls = all(after < before for before, after in zip(numbers, numbers[1:], strict=False))
+    check_that(falls or not falling, name, values, "descending numbers")
     return numbers
 
 
@@ -202,9 +150,3 @@ def _fits(given: Sequence[int], wanted: Sequence[int | str]) -> bool:
         given = given[: len(wanted)]
     pairs = zip(given, wanted, strict=False)
     return len(given) == len(wanted) and all(isinstance(want, str) or side == want for side, want in pairs)
-
-
-def _range(low: float | None, high: float | None) -> str:
-    if low is None:
-        return "" if high is None else f" of at most {high:g}"
-    return f" of at least {low:,}" if high is None else f" from {low:,} to {high:,}"

@@ -10,14 +10,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from guided_diffusers.core.checks import a_kind_of, check_bool, check_int, check_tensor, shown
+from guided_diffusers.core.checks import a_kind_of, check_int, check_that, shown
+from guided_diffusers.core.declared import Declared
 
 MAX_CONTEXT = 65_536
+_NO_NULL = (
+    "this Condition has no negative, and guidance asks for the null condition: give "
+    "Condition(positive, negative)"
+)
 _AT_ONCE = 10_000  # texts, so that memory does not grow with a data set
 
 
 @dataclass(frozen=True, eq=False)
-class Condition:
+class Condition(Declared):
     """The keyword arguments of a network, with and without the condition.
 
     Args:
@@ -27,17 +32,8 @@ class Condition:
         negative: The same keys for the null condition (an empty or a negative prompt, the null class).
     """
 
-    positive: Mapping[str, Any]
-    negative: Mapping[str, Any] | None = None
-
-    def __post_init__(self) -> None:
-        """Check the types at once, where the mistake is."""
-        for name in ("positive", "negative"):
-            value = getattr(self, name)
-            if not isinstance(value, Mapping) and not (name == "negative" and value is None):
-                raise TypeError(
-                    f"{name} is a {type(value).__name__}; allowed: a mapping of the network's arguments"
-                )
+    positive: Mapping
+    negative: Mapping | None = None
 
     @cached_property
     def null(self) -> Condition:
@@ -47,10 +43,7 @@ class Condition:
             ValueError: There is no `negative`.
         """
         if self.negative is None:
-            raise ValueError(
-                "this Condition has no negative, and guidance asks for the null condition: give "
-                "Condition(positive, negative)"
-            )
+            raise ValueError(_NO_NULL)
         return Condition(self.negative)
 
 
@@ -96,12 +89,6 @@ def class_condition(labels: Tensor, known: bool = True, null_class: int | None =
     Returns:
         A ClassCondition; its `.null` raises ValueError where there is no null class.
     """
-    check_tensor("labels", labels, ("batch",), floating=False)
-    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
-        raise ValueError(f"labels is {shown(labels)}; allowed: a tensor of integers, one a sample")
-    check_bool("known", known)
-    if null_class is not None:
-        check_int("null_class", null_class, 0, None)
     if not known:
         return ClassCondition({}, labels=labels)
     null = None if null_class is None else {"class_labels": torch.full_like(labels, null_class)}
@@ -112,8 +99,8 @@ def check_text(name: str, prompt: Any) -> None:
     """Raise ValueError for what no tokenizer reads: no string, or one with half of a surrogate pair."""
     if not isinstance(prompt, str):
         raise ValueError(f"{name} is {a_kind_of(prompt)}; allowed: a string")
-    if any("\ud800" <= letter <= "\udfff" for letter in prompt):
-        raise ValueError(f"{name} is {shown(prompt)}, which has a lone surrogate; allowed: Unicode text")
+    whole = not any("\ud800" <= letter <= "\udfff" for letter in prompt)
+    check_that(whole, name, prompt, "Unicode text without a lone surrogate")
 
 
 def context_of(tokenizer: Any, max_length: int | None = None) -> int:
@@ -182,8 +169,8 @@ def tokenize(tokenizer: Any, prompts: Sequence[str], max_length: int | None = No
     Returns:
         Token ids and attention mask, both `(len(prompts), max_length)`, int64.
     """
-    if isinstance(prompts, str) or not isinstance(prompts, Sequence) or not prompts:
-        raise ValueError(f"prompts is {shown(prompts)}; allowed: a list of at least one string")
+    several = isinstance(prompts, Sequence) and not isinstance(prompts, str) and prompts
+    check_that(several, "prompts", prompts, "a list of at least one string")
     for index, prompt in enumerate(prompts):
         check_text(f"prompts[{index}]", prompt)
     tokens = tokenizer(

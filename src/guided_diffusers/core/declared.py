@@ -9,7 +9,6 @@
 
     Config(momentum=2)                      # momentum is 2; allowed: a finite number between -1 and 1
     build(Config, {"threshold": "1e-3"}, text=True)                     # of YAML, or the command line
-    allowed(Literal["score", "mean_shift"])                             # 'score', 'mean_shift': for --help
 
 In `Annotated` a `Range` limits a number, or how many items anything else has; a text says in words what is
 allowed; a function is the reader of a kind that has its own, as a dataclass's classmethod `of` is. Values of
@@ -30,7 +29,7 @@ from functools import cache
 from numbers import Integral
 from typing import Annotated, Any, Literal
 
-from guided_diffusers.core.checks import as_number, shown
+from guided_diffusers.core.shown import as_number, shown
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,7 @@ class Range:
     Args:
         low: The least.
         high: The greatest.
-        ends: Which of the two are in it, as in mathematics: "[]", "(]", "[)" or "()".
+        ends: Which of the two are in it: "[]", "(]", "[)" or "()".
         finite: Whether infinity is left out.
     """
 
@@ -57,15 +56,15 @@ class Range:
 
     def __str__(self) -> str:
         """In words, to follow those of the type: " above 0"."""
-        low, high = f"{self.low:,}", f"{self.high:,}"
+        low, high = f"{self.low:,.12g}", f"{self.high:,.12g}"
+        bottom = "above" if self.ends[0] == "(" else "of at least"
         if math.isinf(self.high):
-            return "" if math.isinf(self.low) else f" {_BOTTOM[self.ends[0]]} {low}"
+            return "" if math.isinf(self.low) else f" {bottom} {low}"
+        if math.isinf(self.low):
+            return f" of at most {high}"
         if self.ends in ("()", "[]"):
             return f" between {low} and {high}" if self.ends == "()" else f" from {low} to {high}"
-        return f" {_BOTTOM[self.ends[0]]} {low} and {'below' if self.ends[1] == ')' else 'at most'} {high}"
-
-
-_BOTTOM = {"[": "of at least", "(": "above"}
+        return f" {bottom} {low} and {'below' if self.ends[1] == ')' else 'at most'} {high}"
 
 
 def Within(low: float, high: float, ends: str = "[]") -> Range:
@@ -94,16 +93,10 @@ Share = Annotated[float, Within(0, 1)]
 Count = Annotated[int, AtLeast(1)]
 Whole = Annotated[int, AtLeast(0)]
 Text = Annotated[str, AtLeast(1), "text that is not empty"]
-Text = Annotated[str, AtLeast(1), "text that is not empty"]
 
 
 class Declared:
-    """Base of frozen dataclasses whose fields are checked, and converted, by their annotations when made.
-
-    Raises:
-        ValueError: A value that its annotation does not allow.
-        TypeError: What has to be called and cannot be.
-    """
+    """Base of frozen dataclasses whose fields are checked, and converted, by `read` when they are made."""
 
     def __post_init__(self) -> None:
         """Read every field. What concerns several fields is checked by a subclass, after this."""
@@ -222,6 +215,7 @@ _WORDS = {
     tuple: "a list",
     list: "a list",
     dict: "a mapping",
+    Mapping: "a mapping",
     Callable: "a function",
 }
 
@@ -233,7 +227,6 @@ def _origin(kind: Any) -> Any:
 
 
 def _is_called(kind: Any) -> bool:
-    """Whether an annotation is of something to call, or of that among other things."""
     return Callable in (kind, _origin(kind)) or any(map(_is_called, typing.get_args(kind)))
 
 
@@ -273,7 +266,7 @@ def _as(kind: Any, value: Any, name: str, text: bool) -> Any:
         return _that(any(type(value) is type(choice) and value == choice for choice in parts), value)
     if Callable in (origin, kind):
         return _that(callable(value), value)
-    return _that(kind not in (bool, type(None), dict, tuple, list) or isinstance(value, kind), value)
+    return _that(kind not in (bool, type(None), dict, Mapping, tuple, list) or isinstance(value, kind), value)
 
 
 def _that(fits: bool, value: Any) -> Any:

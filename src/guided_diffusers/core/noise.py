@@ -20,33 +20,36 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from guided_diffusers.core.checks import shown
+from guided_diffusers.core.checks import check_that
 
 _ROUNDING = 1e-6
 
 
-def _float64(name: str, value: Tensor | float) -> Tensor:
-    """A value as a float64 tensor; where that can be seen without waiting for a device, in its range."""
+def _float64(value: Any) -> Tensor | None:
+    """A number, or one a sample, as a float64 tensor; None for anything else."""
+    if isinstance(value, str | bytes | bool | complex) or (torch.is_tensor(value) and value.is_complex()):
+        return None
     try:
-        if isinstance(value, str | bytes | bool | complex) or (torch.is_tensor(value) and value.is_complex()):
-            raise TypeError
         tensor = torch.as_tensor(value, dtype=torch.float64)
     except (TypeError, ValueError, RuntimeError, OverflowError):
-        raise ValueError(f"{name} is {shown(value)}; allowed: a number, or one a sample") from None
-    most = 1 + _ROUNDING if name == "alpha" else torch.inf
-    if tensor.ndim > 1 or (tensor.device.type == "cpu" and not _within(tensor, most)):
-        limits = "from 0 to 1" if name == "alpha" else "of at least 0"
-        raise ValueError(f"{name} is {shown(value)}; allowed: a number {limits}, or one a sample")
-    return tensor
+        return None
+    return tensor if tensor.ndim < 2 else None
 
 
 def _within(tensor: Tensor, most: float) -> bool:
-    """Whether all are from 0 to `most`; one number is compared as such, which is quicker."""
-    if tensor.ndim == 0:
+    """Whether all are from 0 to `most`, where that can be seen without waiting for a device."""
+    if tensor.device.type != "cpu":
+        return True
+    if tensor.ndim == 0:  # one number is compared as such, which is quicker
         return 0 <= tensor.item() <= most
     return bool(((tensor >= 0) & (tensor <= most)).all())
 
 
+_RANGES = (
+    ("alpha", 1 + _ROUNDING, "from 0 to 1"),
+    ("sigma", torch.inf, "of at least 0"),
+    ("input_scale", torch.inf, "of at least 0"),
+)
 Coefficient = Tensor | float
 """A number, or float64 numbers one a sample."""
 
@@ -74,14 +77,18 @@ class NoiseLevel:
 
     def __post_init__(self) -> None:
         """Convert numbers and tensors of any dtype to float64 tensors."""
-        for name in ("alpha", "sigma", "input_scale"):
-            object.__setattr__(self, name, _float64(name, getattr(self, name)))
-        if self.alpha.ndim and self.sigma.ndim and self.alpha.shape != self.sigma.shape:
-            raise ValueError(
-                f"sigma is {shown(self.sigma)}; allowed: alpha's shape, {tuple(self.alpha.shape)}"
-            )
-        if not (self.timestep is None or isinstance(self.timestep, Tensor | int | float | np.number)):
-            raise ValueError(f"timestep is {shown(self.timestep)}; allowed: None, a number, or one a sample")
+        for name, most, limits in _RANGES:
+            given = getattr(self, name)
+            value = _float64(given)
+            fits = value is not None and _within(value, most)
+            check_that(fits, name, given, f"a number {limits}, or one a sample")
+            object.__setattr__(self, name, value)
+        shape, told = tuple(self.alpha.shape), self.timestep
+        check_that(
+            not shape or self.sigma.shape in ((), shape), "sigma", self.sigma, f"alpha's shape, {shape}"
+        )
+        known = told is None or isinstance(told, Tensor | int | float | np.number)
+        check_that(known, "timestep", told, "None, a number, or one a sample")
 
     @cached_property
     def scalars(self) -> tuple[Coefficient, Coefficient, Coefficient]:
@@ -140,14 +147,10 @@ def broadcast(coefficient: Tensor | float, sample: Tensor, name: str = "a per-sa
     Raises:
         ValueError: Neither one value nor one a sample.
     """
-    if not isinstance(sample, Tensor):
-        raise ValueError(f"sample is {shown(sample)}; allowed: a tensor (batch, ...)")
     coefficient = torch.as_tensor(coefficient)
     if coefficient.ndim == 0:
         return coefficient.to(sample.dtype)  # a 0-dim CPU tensor multiplies a tensor of any device
     count = sample.shape[0] if sample.ndim else 1
     if coefficient.ndim > 1 or coefficient.shape[0] not in (1, count):
-        raise ValueError(
-            f"{name} has shape {tuple(coefficient.shape)}; allowed: () or ({count},), one a sample"
-        )
+        raise ValueError(f"{name} has shape {tuple(coefficient.shape)}; allowed: () or ({count},)")
     return coefficient.to(sample.device, sample.dtype).reshape(-1, *[1] * (sample.ndim - 1))

@@ -33,19 +33,22 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from guided_diffusers.core.checks import shown
+from guided_diffusers.core.checks import check_choice, check_same_shape, check_that
 from guided_diffusers.core.noise import Coefficient, NoiseLevel, factor
 
 Row = Callable[[Coefficient, Coefficient, Coefficient], tuple[Coefficient, Coefficient]]
 """`(alpha, sigma, input_scale) -> (c_skip, c_out)`: of floats, or of tensors of one shape."""
 
 
+_NO_SIGNAL = (
+    "epsilon prediction says nothing about x_0 at alpha = 0 (zero terminal SNR): use a model with "
+    "prediction_type 'v_prediction' or 'sample', or a schedule that keeps some signal"
+)
+
+
 def _epsilon(alpha: Coefficient, sigma: Coefficient, _: Coefficient) -> tuple[Coefficient, Coefficient]:
     if _any(alpha == 0):
-        raise ValueError(
-            "epsilon prediction says nothing about x_0 at alpha = 0 (zero terminal SNR): use a model with "
-            "prediction_type 'v_prediction' or 'sample', or a schedule that keeps some signal"
-        )
+        raise ValueError(_NO_SIGNAL)
     return 1 / alpha, -sigma / alpha
 
 
@@ -128,13 +131,7 @@ def coefficients(level: NoiseLevel, prediction_type: str) -> tuple[Tensor, Tenso
 
 
 def _checked_row(level: NoiseLevel, prediction_type: str) -> tuple[Coefficient, Coefficient]:
-    if not isinstance(prediction_type, str) or prediction_type not in _ROWS:
-        raise ValueError(
-            f"prediction_type is {shown(prediction_type)}; allowed: {', '.join(PREDICTION_TYPES)}"
-        )
-    if not isinstance(level, NoiseLevel):
-        raise TypeError(f"level is {shown(level)}; allowed: a NoiseLevel")
-    return _ROWS[prediction_type](*level.scalars)
+    return _ROWS[check_choice("prediction_type", prediction_type, PREDICTION_TYPES)](*level.scalars)
 
 
 def denoised_of(output: Tensor, sample: Tensor, level: NoiseLevel, prediction_type: str) -> Tensor:
@@ -168,11 +165,8 @@ def to_denoised(output: Tensor, sample: Tensor, level: NoiseLevel, prediction_ty
     """
     _checked_row(level, prediction_type)
     sample = at_least_float32(sample)
-    if not isinstance(output, Tensor) or output.is_complex() or output.shape[-sample.ndim :] != sample.shape:
-        raise ValueError(
-            f"output is {shown(output)}; allowed: a tensor of sample's shape, {tuple(sample.shape)}, or "
-            "several"
-        )
+    alike = output.shape[-sample.ndim :] == sample.shape
+    check_that(alike, "output", output, f"a tensor of sample's shape, {tuple(sample.shape)}, or several")
     return denoised_of(output, sample, level, prediction_type)
 
 
@@ -193,17 +187,10 @@ def from_denoised(x0: Tensor, sample: Tensor, level: NoiseLevel, prediction_type
     """
     _checked_row(level, prediction_type)
     sample = at_least_float32(sample)
-    if not isinstance(x0, Tensor) or x0.is_complex() or x0.shape != sample.shape:
-        raise ValueError(f"x0 is {shown(x0)}; allowed: a tensor of sample's shape, {tuple(sample.shape)}")
+    check_same_shape("x0", x0, "sample", sample)
     return output_of(x0, sample, level, prediction_type)
 
 
-def at_least_float32(sample: Tensor, name: str = "sample") -> Tensor:
-    """Half precision to float32; float32 and float64 as they are.
-
-    Raises:
-        TypeError: No tensor, or one of complex numbers; it names the argument.
-    """
-    if not isinstance(sample, Tensor) or sample.is_complex():
-        raise TypeError(f"{name} is {shown(sample)}; allowed: a tensor of real numbers")
+def at_least_float32(sample: Tensor) -> Tensor:
+    """Half precision to float32; float32 and float64 as they are."""
     return sample if sample.dtype in (torch.float32, torch.float64) else sample.float()

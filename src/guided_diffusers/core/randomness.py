@@ -9,12 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from enum import IntEnum
+from operator import index
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from guided_diffusers.core.checks import check_device, check_int, shown
+from guided_diffusers.core.checks import check_device, check_that
 
 _MASK = (1 << 64) - 1
 _MOST = 1 << 32
@@ -75,9 +76,7 @@ def seed_for(seed: int, sample_index: int) -> int:
     Returns:
         An integer in [0, 2^63), which `torch.Generator.manual_seed` takes as it is.
     """
-    seed = check_int("seed", seed, high=None)
-    sample_index = check_int("sample_index", sample_index, high=None)
-    return _mix(_mix(seed & _MASK) ^ (sample_index & _MASK)) >> 1
+    return _mix(_mix(index(seed) & _MASK) ^ (index(sample_index) & _MASK)) >> 1
 
 
 def generator_for(seed: int, sample_index: int, device: torch.device | str = "cpu") -> torch.Generator:
@@ -107,8 +106,8 @@ def randn_for(
     """
     noise = _empty(sample_indices, shape, dtype)
     generator = torch.Generator()
-    for row, index in zip(noise, sample_indices, strict=True):
-        row.normal_(generator=generator.manual_seed(seed_for(seed, index)))
+    for row, number in zip(noise, sample_indices, strict=True):
+        row.normal_(generator=generator.manual_seed(seed_for(seed, number)))
     return noise.to(check_device("device", device))
 
 
@@ -123,8 +122,8 @@ def rand_for(
     """Uniform numbers in [0, 1); otherwise as `randn_for`."""
     numbers = _empty(sample_indices, shape, dtype)
     generator = torch.Generator()
-    for row, index in zip(numbers, sample_indices, strict=True):
-        row.uniform_(generator=generator.manual_seed(seed_for(seed, index)))
+    for row, number in zip(numbers, sample_indices, strict=True):
+        row.uniform_(generator=generator.manual_seed(seed_for(seed, number)))
     return numbers.to(check_device("device", device))
 
 
@@ -134,12 +133,6 @@ def as_generators(value: Any) -> torch.Generator | list[torch.Generator] | None:
 
 
 def _empty(sample_indices: Sequence[int], shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    for name, value in (("sample_indices", sample_indices), ("shape", shape)):
-        if not isinstance(value, Sequence) or isinstance(value, str | bytes):
-            raise ValueError(f"{name} is {shown(value)}; allowed: a list of integers")
-    sides = [check_int("shape", side, 0, None) for side in shape]
-    if math.prod(sides) * len(sample_indices) > _MOST:
-        raise ValueError(f"shape is {shown(tuple(sides))}; allowed: at most {_MOST:,} numbers in all")
-    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-        raise ValueError(f"dtype is {shown(dtype)}; allowed: a floating-point dtype of torch")
-    return torch.empty(len(sample_indices), *sides, dtype=dtype)
+    fits = math.prod(shape) * len(sample_indices) <= _MOST
+    check_that(fits, "shape", tuple(shape), f"at most {_MOST:,} numbers in all")
+    return torch.empty(len(sample_indices), *shape, dtype=dtype)
