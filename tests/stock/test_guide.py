@@ -7,14 +7,23 @@ import copy
 import diffusers
 import pytest
 import torch
+from own_loop import by_our_loop, drawn
 from stock_families import FAMILIES, GAMMA, STEPS, embeds, made, stable_diffusion
 
 from guided_diffusers import ModelDenoiser, guide
 from guided_diffusers.guidance import (
     AutoGuidance,
+    CFGPlusPlus,
     ClassifierFreeGuidance,
     ClassifierGuidance,
+    DynamicThresholding,
+    HistoryGuidance,
+    LossGuidance,
+    NormCap,
     ProjectedGuidance,
+    RectifiedCFGPlusPlus,
+    SlidingWindowGuidance,
+    TimestepGuidance,
 )
 
 
@@ -115,6 +124,35 @@ class TestHandles:
         with guide(pipeline, ClassifierFreeGuidance(1.0)):
             assert_same(ours, case.call(pipeline))
         assert run.calls == [1] * len(run.record)
+
+
+LOSS = LossGuidance(lambda images: images.square().flatten(1).mean(1), 3.0, recurrence=2)
+
+
+class TestEveryTerm:
+    """Terms that ask at other samples, levels and again: as our own loop on the same network."""
+
+    @pytest.mark.parametrize(
+        ("name", "term"),
+        [
+            ("sd3", RectifiedCFGPlusPlus(0.5)),
+            ("sd3", TimestepGuidance(2.0)),
+            ("sd3", SlidingWindowGuidance(1.0, multiple=2)),
+            ("sd3", ClassifierFreeGuidance(GAMMA) + NormCap(0.5)),
+            ("sd3", ClassifierFreeGuidance(GAMMA) + HistoryGuidance()),
+            ("sd3", LOSS + ClassifierFreeGuidance(GAMMA)),
+            ("sd1", TimestepGuidance(2.0)),
+            ("sd1", ClassifierFreeGuidance(GAMMA) + DynamicThresholding(0.9)),
+            ("sd2 v", CFGPlusPlus(0.6)),
+            ("sd2 v", LOSS),
+        ],
+        ids=lambda value: value if isinstance(value, str) else type(value.terms[-1]).__name__,
+    )
+    def test_it_draws_what_our_own_loop_draws(self, name, term):
+        case, pipeline = FAMILIES[name], made(name)
+        with guide(pipeline, term):
+            ours = drawn(case, pipeline, STEPS)
+        assert_same(ours, by_our_loop(case, pipeline, term, STEPS))
 
 
 class TestRefused:

@@ -12,14 +12,16 @@ from tiny import WIDTH, stable_diffusion_schedule, tiny_autoencoder, tiny_unet
 from tiny_classifier import tiny_classifier, tiny_noise_aware_classifier
 
 import guided_diffusers
-from guided_diffusers import Condition, ModelDenoiser, noise_level, sampling_loop
+from guided_diffusers import Condition, ModelDenoiser, guide, noise_level, sampling_loop
 from guided_diffusers.guidance import (
+    AutoGuidance,
     CFGPlusPlus,
-    CFGZeroStar,
     ClassifierFreeGuidance,
     ClassifierGuidance,
+    LossGuidance,
     ProjectedGuidance,
     RescaledGuidance,
+    views,
 )
 from guided_diffusers.stock import ClassifierFreeGuider, ClassifierGuidanceBlock, classifier_guided_step
 from guided_diffusers.stock.blocks import _loops
@@ -219,17 +221,36 @@ class TestTheGuider:
         assert "RescaledGuidance" in repr(guider)
         assert guided_diffusers.ClassifierFreeGuider is ClassifierFreeGuider
 
-    @pytest.mark.parametrize("term", [CFGPlusPlus, ProjectedGuidance, CFGZeroStar])
-    def test_terms_that_need_more_than_two_outputs(self, term):
-        with pytest.raises(ValueError, match=f"has a {term.__name__}.*allowed in a guider: Classifier"):
-            ClassifierFreeGuider(term(0.5))
+    @pytest.mark.parametrize("how", ["guider", "guide"])
+    @pytest.mark.parametrize("name", ["projected", "cfg++", "classifier", "loss", "view"])
+    def test_any_term_is_our_loop(self, components, name, how):
+        view = AutoGuidance(views.skip_layers(components["unet"], "mid_block"), 2.0)
+        term = {
+            "projected": ProjectedGuidance(3.0, (0.5, None)),
+            "cfg++": CFGPlusPlus(0.6),
+            "classifier": classifier_term(components, 4.0) + ClassifierFreeGuidance(2.0),
+            "loss": LossGuidance(lambda x: x.square().flatten(1).mean(1), 3.0, through="denoised"),
+            "view": view,
+        }[name]
+        pipeline = modular(
+            components, guided=False, guider=ClassifierFreeGuider(term) if how == "guider" else None
+        )
+        handle = pipeline.guider.attach(pipeline).handle if how == "guider" else guide(pipeline, term)
+        torch.testing.assert_close(run(pipeline), by_hand(components, term), rtol=0, atol=1e-4)
+        assert len(handle.record) == STEPS and handle.calls[0] == 2
+        handle.remove()
+
+    def test_a_term_that_needs_more_than_outputs(self, components):
+        pipeline = modular(components, guided=False, guider=ClassifierFreeGuider(ProjectedGuidance(3.0)))
+        with pytest.raises(ValueError, match=r"has a ProjectedGuidance.*guider.attach\(pipeline\)"):
+            run(pipeline)
 
     def test_an_interval_without_a_scheduler_and_a_prediction_type(self):
         guider = ClassifierFreeGuider(ClassifierFreeGuidance(2.0, (0.5, 2.0)))
         with pytest.raises(ValueError, match=r"call guider.attach\(pipeline.scheduler\)"):
             guider.forward(*self.outputs())
-        with pytest.raises(ValueError, match="prediction_type of RescaledGuidance is 'epsilon'"):
-            ClassifierFreeGuider(RescaledGuidance(2.0, prediction_type="epsilon"))
+        with pytest.raises(ValueError, match="has a RescaledGuidance"):
+            ClassifierFreeGuider(RescaledGuidance(2.0, prediction_type="epsilon")).forward(*self.outputs())
 
     def test_why_classifier_guidance_is_no_guider(self, components):
         """Stable Diffusion XL's block gives a guider conditions and a timestep: no latents, no scheduler."""

@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
+from diffusers.modular_pipelines import ModularPipeline
 
 from guided_diffusers.core.checks import check_bool, check_number, shown
 from guided_diffusers.core.networks import unwrapped
@@ -44,7 +45,7 @@ _REPLACED = {
 
 
 def guide(
-    pipeline: DiffusionPipeline,
+    pipeline: DiffusionPipeline | ModularPipeline,
     guidance: Guidance | Mapping[str, Guidance],
     condition: Mapping[str, Any] | None = None,
     sequential: bool = False,
@@ -91,7 +92,7 @@ class Handle:
 
     def __init__(
         self,
-        pipeline: DiffusionPipeline,
+        pipeline: DiffusionPipeline | ModularPipeline,
         guidance: Guidance | Mapping[str, Guidance],
         condition: Mapping[str, Any] | None,
         sequential: bool,
@@ -216,8 +217,8 @@ class Handle:
 
 
 def _check_pipeline(pipeline: Any) -> None:
-    if not isinstance(pipeline, DiffusionPipeline):
-        raise ValueError(f"pipeline is {shown(pipeline)}; allowed: a DiffusionPipeline of diffusers")
+    if not isinstance(pipeline, DiffusionPipeline | ModularPipeline):
+        raise ValueError(f"pipeline is {shown(pipeline)}; allowed: a pipeline of diffusers, modular or not")
     name = type(pipeline).__name__
     if getattr(type(pipeline), "_handle", None) is not None:
         raise ValueError(f"the {name} is guided already: remove that guidance first, or add the terms")
@@ -279,7 +280,7 @@ def _guided_class(base: type, handle: Handle) -> type:
             return base.__call__(self, *args, **kwargs)
         call = inspect.signature(base.__call__).bind_partial(self, *args, **kwargs)
         call.apply_defaults()
-        with handle.running(call.arguments):
+        with handle.running({**call.arguments, **call.arguments.get("kwargs", {})}):
             return base.__call__(self, *args, **kwargs)
 
     named = {name: getattr(base, name) for name in ("__module__", "__qualname__", "__doc__")}

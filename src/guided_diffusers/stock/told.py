@@ -159,7 +159,9 @@ def _timestep(level: NoiseLevel, told: Told) -> Tensor:
         raise ValueError("a term asks the network at a level without a timestep, which it has to be told")
     given = torch.as_tensor(told.arguments[told.facts.timestep])
     timestep = torch.as_tensor(level.timestep).reshape(-1)
-    scaled = told_timesteps(told.facts, told.network, timestep, float(given.double().max())).to(given)
+    scaled = told_timesteps(told.facts, told.network, timestep, float(given.double().max()))
+    whole = given.is_floating_point() or bool((scaled == scaled.round()).all())
+    scaled = scaled.to(given.device, given.dtype if whole else torch.float32)
     if given.ndim == 0:
         return scaled[0]
     return scaled.reshape(-1, *[1] * (given.ndim - 1)).expand_as(given)
