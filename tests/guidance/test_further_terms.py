@@ -147,7 +147,7 @@ def test_timestep_guidance_tells_another_timestep_at_each_step():
 
     memory: dict[Any, Any] = {}
     for step in range(3):
-        level = NoiseLevel(alpha=0.6, sigma=0.8, timestep=400 - 100 * step)
+        level = NoiseLevel(alpha=0.6, sigma=0.8, timestep=400.0 - 100 * step)
         x0 = TimestepGuidance(3.0, noise=0.05, seed=7)(denoiser).run(
             Step(sample=NOISE, level=level, memory=memory)
         )
@@ -155,6 +155,12 @@ def test_timestep_guidance_tells_another_timestep_at_each_step():
         own = 400.0 - 100 * step
         assert told[-2:] == pytest.approx([own, own * (1 + 0.05 * n)])
         torch.testing.assert_close(x0.x0, torch.full_like(NOISE, told[-1] + 3 * (own - told[-1])))
+
+
+def test_timestep_guidance_tells_whole_timesteps_where_they_are():
+    level = NoiseLevel(alpha=0.6, sigma=0.8, timestep=torch.tensor([400, 0]))
+    told = TimestepGuidance(3.0, seed=2).perturbed(level, -0.713).timestep
+    assert told.tolist() == [371, 0] and not told.is_floating_point()
 
 
 def test_timestep_guidance_is_the_derivative_along_the_noise():
@@ -197,8 +203,9 @@ def test_windows_are_put_together_as_they_lie(masked):
 @pytest.mark.parametrize(
     ("term", "sample", "message"),
     [
-        (SlidingWindowGuidance(1.0), NOISE, "8 x 8, do not slide over an image of 6 x 8"),
-        (SlidingWindowGuidance(1.0, size=0.3, multiple=1), NOISE, "do not slide over"),
+        (SlidingWindowGuidance(1.0), NOISE, "8 x 8, do not overlap in an image of 6 x 8"),
+        (SlidingWindowGuidance(1.0, size=0.5, multiple=1), NOISE, "3 x 4, do not overlap in"),
+        (SlidingWindowGuidance(1.0, size=0.4, multiple=1), NOISE, "2 x 3, do not overlap in"),
         (WINDOWS, NOISE[..., 0], "is of images"),
         (HistoryGuidance(), NOISE[..., 0], "cutoff filters images"),
         (NormCap(), NOISE, "give prediction_type="),

@@ -182,7 +182,7 @@ TARGETS: dict[str, Target] = {
     ),
     "SlidingWindowGuidance": of(
         SlidingWindowGuidance,
-        size=st.floats(0.6, 0.7),
+        size=st.floats(0.75, 0.9),
         windows=st.integers(2, 3),
         masked=st.booleans(),
         multiple=st.just(1),

@@ -42,8 +42,8 @@ class SlidingWindowGuidance(Guidance):
         multiple: Of what a window's sides are multiples, such as the network's factor of downsampling.
 
     Raises:
-        ValueError: An argument out of its range; on use, a sample that is no image, or windows that leave
-            places out or are the whole image.
+        ValueError: An argument out of its range; on use, a sample that is no image, or windows that do not
+            overlap or are as large as it.
     """
 
     scale: Scale
@@ -74,10 +74,11 @@ class SlidingWindowGuidance(Guidance):
         height, width = sample.shape[-2:]
         sides = [max(int(self.size * side) // self.multiple, 1) * self.multiple for side in (height, width)]
         pairs = list(zip(sides, (height, width), strict=True))
-        if any(side >= whole or side * self.windows < whole for side, whole in pairs):
+        overlaps = [self.windows * side - whole for side, whole in pairs]
+        if min(overlaps) < 0 or not any(overlaps) or any(side >= whole for side, whole in pairs):
             raise ValueError(
-                f"{self.windows} windows a side, of {sides[0]} x {sides[1]}, do not slide over an image of "
-                f"{height} x {width}; change size, {self.size}, or multiple, {self.multiple}"
+                f"{self.windows} windows a side, of {sides[0]} x {sides[1]}, do not overlap in an image of "
+                f"{height} x {width}, or fill it: change size, {self.size}, or multiple, {self.multiple}"
             )
         starts = [
             [round(k * (whole - side) / (self.windows - 1)) for k in range(self.windows)]

@@ -41,7 +41,8 @@ class TimestepGuidance(Guidance):
         exponent: a, at least 0.
         seed: Of n.
 
-    A denoiser that is told no timestep is asked at a sigma that differs by a factor of e^(s n).
+    Where timesteps are integers t~ is one. A denoiser that is told no timestep is asked at a sigma that
+    differs by a factor of e^(s n).
     """
 
     neutral: ClassVar[float] = 1.0
@@ -62,9 +63,11 @@ class TimestepGuidance(Guidance):
         """A level as the network is told it."""
         if level.timestep is None:
             return replace(level, sigma=level.sigma * torch.tensor(self.noise * n, dtype=torch.float64).exp())
-        timestep = torch.as_tensor(level.timestep, dtype=torch.float64)
+        given = torch.as_tensor(level.timestep)
+        timestep = given.double()
         told = timestep + self.noise * timestep.abs() ** self.exponent * n
-        return replace(level, timestep=torch.where(timestep >= 0, told.clamp(min=0), told))
+        told = torch.where(timestep >= 0, told.clamp(min=0), told)
+        return replace(level, timestep=told if given.is_floating_point() else told.round().to(given.dtype))
 
     def shift(self, step: Step, own: Denoised, answers: Sequence[Denoised]) -> Tensor:
         """(w - 1) (D(x_t, t) - D(x_t, t~))."""
