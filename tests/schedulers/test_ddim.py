@@ -11,7 +11,7 @@ from diffusers import (
     UNet2DModel,
 )
 
-from guided_diffusers.schedulers import GuidedDDIMScheduler, GuidedDDPMScheduler
+from guided_diffusers.schedulers import GuidedDDIMScheduler, GuidedDDPMScheduler, next_noise_level
 from guided_diffusers.schedulers.variance_preserving import TIMESTEP_SPACINGS
 
 
@@ -103,6 +103,9 @@ def test_arrives_at_the_first_level_of_training_if_alpha_is_not_set_to_one():
     arrived = scheduler.step(noise, timestep, level.alpha * x0 + level.sigma * noise).prev_sample
     first = GuidedDDIMScheduler().noise_level(0)
     torch.testing.assert_close(arrived, first.alpha * x0 + first.sigma * noise, atol=1e-10, rtol=0)
+    end = next_noise_level(scheduler, 49)
+    torch.testing.assert_close((end.alpha, end.sigma), (first.alpha, first.sigma), atol=0, rtol=1e-12)
+    assert end.timestep is None and next_noise_level(scheduler, 48).timestep == timestep
 
 
 @pytest.mark.parametrize("use_clipped", [False, True])

@@ -17,13 +17,11 @@ from torch import Tensor
 
 from guided_diffusers.core.checks import as_number, check_same_shape, shown
 from guided_diffusers.core.noise import NoiseLevel
-from guided_diffusers.schedulers.families import FAMILIES, REFUSED, family_of, is_reversed, known_as
+from guided_diffusers.schedulers.families import FAMILIES, family_of, known_as, why_unsupported
 from guided_diffusers.schedulers.protocol import AnyScheduler
 
 SUPPORTED_SCHEDULERS = tuple(FAMILIES)
 """The classes of diffusers that are adapted; ours, and any that says its noise levels, need no list."""
-
-_NEEDED = ("set_timesteps", "step", "noise_level")
 
 
 def noise_level(scheduler: AnyScheduler, timestep: Tensor | float) -> NoiseLevel:
@@ -165,31 +163,9 @@ def sigmas_for(scheduler: AnyScheduler, sigmas: list[float]) -> Any:
 
 def check_supported(scheduler: AnyScheduler) -> None:
     """Raise ValueError for a scheduler without an x_0 or without known noise levels; it says why."""
-    name, own, known = type(scheduler).__name__, hasattr(scheduler, "noise_level"), known_as(scheduler)
-    if own:
-        lacking = [each for each in _NEEDED if not callable(getattr(scheduler, each, None))]
-        if lacking:
-            lacks = ", ".join(lacking)
-            raise ValueError(f"scheduler is a {name} with a noise_level, and lacks {lacks} to call")
-    elif known in REFUSED:
-        raise ValueError(f"scheduler is a {name}, which is not supported: {REFUSED[known]}")
-    elif known is None:
-        raise ValueError(
-            f"scheduler is a {name}, whose noise levels are not known here; supported: any that has "
-            f"noise_level(timestep), and {', '.join(SUPPORTED_SCHEDULERS)} and their subclasses"
-        )
-    elif is_reversed(scheduler) and (
-        known == "FlowMatchLCMScheduler" or config_of(scheduler, "stochastic_sampling")
-    ):
-        raise ValueError(
-            f"a {name} with invert_sigmas=True and new noise at each step is not supported: it takes the "
-            "signal's scale for the noise's, and makes a wrong x_0"
-        )
-    elif getattr(scheduler, "_scale_factors", None):
-        raise ValueError(
-            f"a {name} with scale_factors is not supported: its steps change the sample's size, and a run "
-            "here keeps it; leave scale_factors out"
-        )
+    reason = why_unsupported(scheduler)
+    if reason is not None:
+        raise ValueError(f"scheduler is a {type(scheduler).__name__}{reason}")
 
 
 def config_of(scheduler: AnyScheduler, name: str, default: Any = None) -> Any:

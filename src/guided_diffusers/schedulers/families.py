@@ -233,5 +233,35 @@ def family_of(scheduler: Any) -> Family | None:
     return FAMILIES.get(known_as(scheduler) or "")
 
 
+_NEEDED = ("set_timesteps", "step", "noise_level")
+
+
+def why_unsupported(scheduler: Any) -> str | None:
+    """Why a scheduler cannot be worked with, in words that follow its name; None where it can."""
+    known = known_as(scheduler)
+    if hasattr(scheduler, "noise_level"):
+        lacking = [each for each in _NEEDED if not callable(getattr(scheduler, each, None))]
+        return f" with a noise_level, and lacks {', '.join(lacking)} to call" if lacking else None
+    if known is None:
+        return (
+            ", whose noise levels are not known here; supported: any that has noise_level(timestep), and "
+            f"{', '.join(FAMILIES)} and their subclasses"
+        )
+    if known in REFUSED:
+        return f", which is not supported: {REFUSED[known]}"
+    renewed = known == "FlowMatchLCMScheduler" or scheduler.config.get("stochastic_sampling", False)
+    if is_reversed(scheduler) and renewed:
+        return (
+            " with invert_sigmas=True and new noise at each step, which is not supported: it takes the "
+            "signal's scale for the noise's, and makes a wrong x_0"
+        )
+    if getattr(scheduler, "_scale_factors", None):
+        return (
+            " with scale_factors, which is not supported: its steps change the sample's size, and a run here "
+            "keeps it; leave scale_factors out"
+        )
+    return None
+
+
 QUARTER_TURN = {"IPNDMScheduler": 1.0, "SCMScheduler": math.pi / 2}
 """The timestep that means pure noise, of the trigonometric processes."""

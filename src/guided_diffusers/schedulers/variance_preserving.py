@@ -142,14 +142,19 @@ class VariancePreservingMixin:
         self._following(timestep)
         return self.process.at(timestep)
 
+    def next_noise_level(self, index: int) -> NoiseLevel:
+        """The level that step `index` arrives at; its timestep is the next listed, None after the last."""
+        return self._step_from(self.timesteps[index])[1]
+
     def _step_from(self, timestep: Tensor | int) -> tuple[NoiseLevel, NoiseLevel, Posterior]:
         """The level at listed timesteps, where a step from them arrives, and the way between."""
         several = isinstance(timestep, Tensor) and timestep.ndim > 0
         if not several and (known := self._listed.steps.get(int(timestep))) is not None:
             return known
-        following = self._following(timestep)
+        following, level = self._following(timestep), self.process.at(timestep)
         abar = torch.where(following < 0, self._final_abar(), self.process.abar[following.clamp_min(0)])
-        level, next_level = self.process.at(timestep), NoiseLevel(alpha=abar.sqrt(), sigma=(1 - abar).sqrt())
+        told = None if several or following < 0 else following
+        next_level = NoiseLevel(alpha=abar.sqrt(), sigma=(1 - abar).sqrt(), timestep=told)
         step = level, next_level, posterior(level, next_level)
         if not several:
             self._listed.steps[int(timestep)] = step
