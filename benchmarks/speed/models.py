@@ -29,6 +29,14 @@ SIZES = {
     "tiny": Size(widths=(32, 32), layers=1, latent_size=8, text_width=32, vae_widths=(8, 8)),
     "4M": Size(widths=(64, 128), layers=1, latent_size=8, text_width=128),
     "27M": Size(widths=(64, 192, 288), layers=2, latent_size=16, text_width=256),
+    "27M-256": Size(  # the same denoiser on latents of 256 pixels, by Stable Diffusion's factor 8
+        widths=(64, 192, 288),
+        layers=2,
+        latent_size=32,
+        text_width=256,
+        vae_widths=(32, 64, 128, 128),
+        image_channels=3,
+    ),
     "860M": Size(  # Stable Diffusion 1's UNet, at its 512 x 512 pixels
         widths=(320, 640, 1280, 1280),
         layers=2,

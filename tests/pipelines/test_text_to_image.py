@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -292,6 +293,43 @@ def test_interrupt_ends_the_run(pipeline: TextToImagePipeline) -> None:
     assert len(kept) == 2 and torch.equal(interrupted, kept[1])
     latents_of(pipeline)
     assert not pipeline.interrupt
+
+
+def test_interrupt_from_outside_ends_the_run(pipeline: TextToImagePipeline) -> None:
+    """As another thread may, without a callback."""
+    steps: list[int] = []
+
+    def stop(module: Any, args: Any) -> None:
+        steps.append(1)
+        pipeline._interrupt = len(steps) == 2
+
+    hook = pipeline.unet.register_forward_pre_hook(stop)
+    latents_of(pipeline)
+    hook.remove()
+    assert len(steps) == 2
+
+
+def test_two_threads_in_one_pipeline_draw_what_they_draw_alone(pipeline: TextToImagePipeline) -> None:
+    def loud(pipe: Any, index: int, timestep: Any, tensors: dict) -> dict:
+        return {"latents": 1.01 * tensors["latents"]}
+
+    calls = [
+        {"guidance_scale": 1.0, "num_inference_steps": 12},
+        {"guidance_scale": 6.0, "num_inference_steps": 17, "negative_prompt": "a bag"},
+        {"guidance_scale": 3.0, "num_inference_steps": 12, "callback_on_step_end": loud},
+    ]
+    alone = [latents_of(pipeline, **call) for call in calls]
+    with ThreadPoolExecutor(len(calls)) as threads:
+        together = list(threads.map(lambda call: latents_of(pipeline, **call), calls))
+    for one, other in zip(together, alone, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
+
+
+def test_a_component_that_is_replaced_is_checked_at_the_next_call(pipeline: TextToImagePipeline) -> None:
+    latents_of(pipeline, num_inference_steps=1)
+    pipeline.unet = tiny_unet(num_class_embeds=3)
+    with pytest.raises(ValueError, match="unet .* has to be told class_labels"):
+        latents_of(pipeline)
 
 
 def test_clip_sample_is_switched_off_in_a_copy() -> None:

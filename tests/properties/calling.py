@@ -13,8 +13,9 @@ from subjects import made
 from tiny import CONTEXT, LATENT, WIDTH
 
 from guided_diffusers.pipelines import inputs
-from guided_diffusers.pipelines.guided import default_guidance_config
+from guided_diffusers.pipelines.call import default_guidance_config
 from guided_diffusers.pipelines.labels import class_count, class_indices, class_names, labels_of
+from guided_diffusers.pipelines.prompts import Prompts
 
 PROMPTS = TEXTS | st.lists(TEXTS, min_size=1, max_size=3)
 SIDE = st.sampled_from([8, 16, 24])
@@ -29,9 +30,8 @@ def pipeline(name: str) -> Any:
     return made(name)
 
 
-def _checked(prompt: Any, **given: Any) -> None:
-    pipe = pipeline("TextToImagePipeline")
-    pipe.check_inputs(prompt, **given)
+def _checked(**given: Any) -> None:
+    Prompts(**given).check(WIDTH)
 
 
 def _encoded(**given: Any) -> Any:
@@ -53,27 +53,18 @@ def _count(**config: Any) -> Any:
 PICTURES = uniform(1, 1, 16, 16).map(lambda images: 2 * images - 1)
 
 TARGETS: dict[str, Target] = {
-    "check_inputs": Target(
+    "prompts": Target(
         call=_checked,
         arguments={
             "prompt": PROMPTS.filter(lambda prompt: isinstance(prompt, str)),
-            "height": SIDE,
-            "width": SIDE,
             "negative_prompt": st.none() | TEXTS,
-            "num_images_per_prompt": st.just(BATCH),
-            "generator": generators(BATCH),
-            "eta": numbers(0, 1),
-            "output_type": OUTPUT_TYPES,
-            "callback_on_step_end_tensor_inputs": st.just(["latents"]) | st.just(()),
         },
-        called={"num_images_per_prompt": "generator", "prompt": "generator negative_prompt"},
+        called={"prompt": "negative_prompt"},
     ),
     "embeddings": Target(
         call=_checked,
         arguments={
             "prompt": st.none(),
-            "height": SIDE,
-            "width": SIDE,
             "prompt_embeds": EMBEDS,
             "negative_prompt_embeds": st.none() | EMBEDS,
         },
@@ -102,7 +93,7 @@ TARGETS: dict[str, Target] = {
     ),
     "check_latents": Target(
         call=lambda latents: inputs.check_latents(latents, (BATCH, *LATENT)),
-        arguments={"latents": st.none() | tensors(BATCH, *LATENT)},
+        arguments={"latents": tensors(BATCH, *LATENT)},
     ),
     "class_indices": Target(
         call=lambda labels: class_indices(labels, NAMED, "labels"),

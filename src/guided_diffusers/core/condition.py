@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from threading import Lock
 from typing import Any
 
 import torch
@@ -18,6 +19,8 @@ _NO_NULL = (
     "this Condition has no negative, and guidance asks for the null condition: give "
     "Condition(positive, negative)"
 )
+_TOKENIZING = Lock()
+"""One thread at a time: a fast tokenizer keeps the padding of a call, and refuses two at once."""
 _AT_ONCE = 10_000  # texts, so that memory does not grow with a data set
 
 
@@ -127,7 +130,8 @@ def words_beyond(tokenizer: Any, prompt: str, max_length: int | None = None) -> 
     """
     max_length = context_of(tokenizer, max_length)
     check_text("prompt", prompt)
-    ids = tokenizer(prompt, truncation=False, add_special_tokens=True, verbose=False).input_ids
+    with _TOKENIZING:
+        ids = tokenizer(prompt, truncation=False, add_special_tokens=True, verbose=False).input_ids
     if len(ids) <= max_length:
         return ""
     end = int(ids[-1] in tokenizer.all_special_ids)  # the end mark stays where words fall off
@@ -145,11 +149,13 @@ def cut_texts(tokenizer: Any, texts: Sequence[str], max_length: int | None = Non
     Returns:
         The sentence; empty where every text fits.
     """
-    length, different = context_of(tokenizer, max_length), list(dict.fromkeys(texts))
+    length = context_of(tokenizer) if max_length is None else max_length
+    different = list(dict.fromkeys(texts))
     cut: list[str] = []
     for start in range(0, len(different), _AT_ONCE):
         part = different[start : start + _AT_ONCE]
-        ids = tokenizer(part, truncation=False, verbose=False).input_ids
+        with _TOKENIZING:
+            ids = tokenizer(part, truncation=False, verbose=False).input_ids
         cut += [text for text, its in zip(part, ids, strict=True) if len(its) > length]
     if not cut:
         return ""
@@ -173,13 +179,15 @@ def tokenize(tokenizer: Any, prompts: Sequence[str], max_length: int | None = No
     check_that(several, "prompts", prompts, "a list of at least one string")
     for index, prompt in enumerate(prompts):
         check_text(f"prompts[{index}]", prompt)
-    tokens = tokenizer(
-        list(prompts),
-        padding="max_length",
-        max_length=context_of(tokenizer, max_length),
-        truncation=True,
-        return_tensors="pt",
-    )
+    return token_ids(tokenizer, prompts, context_of(tokenizer, max_length))
+
+
+def token_ids(tokenizer: Any, prompts: Sequence[str], length: int) -> tuple[Tensor, Tensor]:
+    """`tokenize` of what has been checked: token ids and attention mask, `(len(prompts), length)`."""
+    with _TOKENIZING:
+        tokens = tokenizer(
+            list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt"
+        )
     return tokens.input_ids, tokens.attention_mask
 
 

@@ -1,8 +1,8 @@
 """Images of a class, by a denoiser and the gradient of a classifier.
 
-Thin by design: it checks inputs, builds a condition and a denoiser, calls the sampling loop, decodes. What
-the forms and options of classifier guidance mean, and how their scales relate, is in
-`guided_diffusers.guidance.classifier`.
+Thin by design: it checks the classes, and makes a condition of them. How images are drawn under a network's
+log p is in `pipelines.classifier_call`; what the forms and options of classifier guidance mean, and how their
+scales relate, in `guided_diffusers.guidance.classifier`.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ import torch
 from diffusers import ImagePipelineOutput
 from torch import Tensor
 
+from guided_diffusers.core.checks import check_int
 from guided_diffusers.core.condition import ClassCondition, class_condition
-from guided_diffusers.core.denoiser import ModelDenoiser
 from guided_diffusers.core.noise import NoiseLevel
 from guided_diffusers.guidance import Guidance, GuidanceInterval
 from guided_diffusers.models.parts import check_vae
-from guided_diffusers.pipelines import inputs
-from guided_diffusers.pipelines.clipping import clip_before_guidance
-from guided_diffusers.pipelines.guided import default_guidance_config, takes_eta
+from guided_diffusers.pipelines import unprompted
+from guided_diffusers.pipelines.call import default_guidance_config
+from guided_diffusers.pipelines.classifier_call import OwnClassifier, Scales, begin, call_guidance, draw
+from guided_diffusers.pipelines.drawing import Drawing
+from guided_diffusers.pipelines.guided import GuidedPipeline
 from guided_diffusers.pipelines.labels import Labels, class_count, class_indices, labels_of, value_of
-from guided_diffusers.pipelines.run import GuidedRun
-from guided_diffusers.pipelines.steered import Scales, SteeredPipeline
 
 
-class ClassifierGuidedPipeline(SteeredPipeline):
+class ClassifierGuidedPipeline(GuidedPipeline):
     """Draws images of a class, guided by a classifier.
 
     The denoiser may know the classes or not, and work on pixels or on latents. Where it knows them, it is
@@ -56,6 +56,7 @@ class ClassifierGuidedPipeline(SteeredPipeline):
     model_cpu_offload_seq = "unet->vae"
     _optional_components = ["vae"]
     _exclude_from_cpu_offload = ["classifier"]
+    _callback_tensor_inputs = ["latents"]
 
     def __init__(
         self, unet: Any, scheduler: Any, classifier: Any, vae: Any = None, default_guidance: Any = None
@@ -77,9 +78,31 @@ class ClassifierGuidedPipeline(SteeredPipeline):
         return self.classifier.log_prob(sample, level, condition.labels)
 
     @property
-    def steering(self) -> Any:
-        """The classifier."""
-        return self.classifier
+    def own_classifier(self) -> OwnClassifier:
+        """The classifier as the terms of a call go by it."""
+        return OwnClassifier(self.classifier, self.log_prob)
+
+    def _guidance_networks(self) -> dict[str, Any]:
+        return {"log_prob": self.log_prob}
+
+    def call_guidance(
+        self, guidance_scale: Scales | None = None, guidance_interval: Any = None, **options: Any
+    ) -> Guidance:
+        """The guidance of a call; the checkpoint's default where no scale, form or other option is given.
+
+        Args:
+            guidance_scale: Of classifier-free guidance.
+            guidance_interval: Where all terms are active; None for where they say.
+            options: `classifier_scale` and what else a call takes of classifier guidance.
+
+        Raises:
+            ValueError: One that is out of range.
+        """
+        options["guidance_scale"] = guidance_scale
+        return call_guidance(self, self.own_classifier, guidance_interval, options)
+
+    def _check_unet(self) -> None:
+        unprompted.check_parts(self.unet, self.vae)
 
     @torch.no_grad()
     def __call__(
@@ -147,47 +170,41 @@ class ClassifierGuidedPipeline(SteeredPipeline):
                 is computed.
         """
         if batch_size is not None:
-            inputs.check_count("batch_size", batch_size)
+            check_int("batch_size", batch_size, 1)
         labels = labels_of(class_indices(class_labels, self.classifier.config), batch_size)
         self._check_networks()
-        inputs.check_callback(callback_on_step_end)
-        names = inputs.tensor_inputs(callback_on_step_end, callback_on_step_end_tensor_inputs)
-        self._check_call(len(labels), latents, generator, eta, output_type, names)
-        self._begin_classifier_guidance(
-            guidance,
-            len(labels),
-            classifier_scale=classifier_scale,
-            guidance_scale=guidance_scale,
-            guidance_interval=guidance_interval,
-            form=form,
-            through=through,
-            at=at,
-            max_gradient_norm=max_gradient_norm,
-        )
-        self._check_null_class()
-        prediction_type = self._begin_schedule(num_inference_steps, timesteps, sigmas)
-
-        scheduler, clip = clip_before_guidance(self.scheduler, latents=self.vae is not None)
-        condition = class_condition(
-            labels.to(self._execution_device), self._knows_classes(), self._null_class()
-        )
-        sample = self._sample(
-            GuidedRun(self, ModelDenoiser(self.unet, prediction_type, clip), condition),
-            scheduler,
-            self._noise(len(labels), generator, latents),
-            (callback_on_step_end, names),
-            num_inference_steps=num_inference_steps,
-            timesteps=timesteps,
-            sigmas=sigmas,
+        drawing = Drawing(
+            schedule={"num_inference_steps": num_inference_steps, "timesteps": timesteps, "sigmas": sigmas},
+            eta=eta,
             generator=generator,
-            step_kwargs={"eta": eta} if takes_eta(scheduler) else None,
+            latents=latents,
+            output_type=output_type,
+            return_dict=return_dict,
+            callback=callback_on_step_end,
+            tensor_inputs=getattr(callback_on_step_end, "tensor_inputs", callback_on_step_end_tensor_inputs),
         )
-        images = self._images(sample, output_type, generator)
-        self.maybe_free_model_hooks()
-        return ImagePipelineOutput(images=images) if return_dict else (images,)
+        shape = unprompted.sample_shape(self.unet, len(labels))
+        drawing.check(shape, self._callback_tensor_inputs)
+        options = {
+            "classifier_scale": classifier_scale,
+            "guidance_scale": guidance_scale,
+            "guidance_interval": guidance_interval,
+            "form": form,
+            "through": through,
+            "at": at,
+            "max_gradient_norm": max_gradient_norm,
+        }
+        call = begin(self, self.own_classifier, len(labels), guidance, options)
+        self._check_null_class(call.guidance)
 
-    def _check_null_class(self) -> None:
-        asking = [term for term in self._guidance.terms if term.needs_null]
+        def condition() -> ClassCondition:
+            ids = labels.to(self._execution_device)
+            return class_condition(ids, self._knows_classes(), self._null_class())
+
+        return draw(self, self.own_classifier, call, drawing, len(labels), condition)
+
+    def _check_null_class(self, guidance: Guidance) -> None:
+        asking = [term for term in guidance.terms if term.needs_null]
         if asking and self._null_class() is None:
             gamma, name = asking[0].gamma, type(asking[0]).__name__
             given = f"guidance has {name}" if gamma is None else f"guidance_scale is {gamma!r}"
@@ -209,7 +226,7 @@ class ClassifierGuidedPipeline(SteeredPipeline):
     def _check_networks(self) -> None:
         """Raise ValueError where classifier and denoiser differ in the samples or the classes they know."""
         self._check_unet()
-        self._check_channels("classifier", value_of(self.classifier.config, "in_channels"))
+        unprompted.check_channels("classifier", value_of(self.classifier.config, "in_channels"), self.unet)
         classes, embeds = class_count(self.classifier.config), self.unet.config.num_class_embeds
         if embeds is not None and embeds not in (classes, classes + 1):
             raise ValueError(

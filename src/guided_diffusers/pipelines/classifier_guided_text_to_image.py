@@ -1,8 +1,9 @@
 """Images of any prompt by a denoiser that knows no text, steered by a noise-aware CLIP.
 
-Thin by design: it checks inputs, builds a condition and a denoiser, calls the sampling loop, decodes. What
-the similarity of an image and a text is the log p of is in `guided_diffusers.models.noise_aware_clip`; what
-the forms and options of classifier guidance mean in `guided_diffusers.guidance.classifier`.
+Thin by design: it checks the prompts, and makes a condition of them. How images are drawn under a network's
+log p is in `pipelines.classifier_call`; what the similarity of an image and a text is the log p of in
+`guided_diffusers.models.noise_aware_clip`; what the forms and options of classifier guidance mean in
+`guided_diffusers.guidance.classifier`.
 """
 
 from __future__ import annotations
@@ -16,19 +17,18 @@ from torch import Tensor
 
 from guided_diffusers.core.checks import shown
 from guided_diffusers.core.condition import TextCondition, tokenize
-from guided_diffusers.core.denoiser import ModelDenoiser
 from guided_diffusers.core.noise import NoiseLevel
 from guided_diffusers.guidance import Guidance, GuidanceInterval
 from guided_diffusers.models.parts import check_vae
-from guided_diffusers.pipelines import inputs
-from guided_diffusers.pipelines.clipping import clip_before_guidance
-from guided_diffusers.pipelines.guided import default_guidance_config, takes_eta
+from guided_diffusers.pipelines import inputs, unprompted
+from guided_diffusers.pipelines.call import default_guidance_config
+from guided_diffusers.pipelines.classifier_call import OwnClassifier, Scales, begin, call_guidance, draw
+from guided_diffusers.pipelines.drawing import Drawing
+from guided_diffusers.pipelines.guided import GuidedPipeline
 from guided_diffusers.pipelines.prompts import warn_of_prompts
-from guided_diffusers.pipelines.run import GuidedRun
-from guided_diffusers.pipelines.steered import Scales, SteeredPipeline
 
 
-class ClassifierGuidedTextToImagePipeline(SteeredPipeline):
+class ClassifierGuidedTextToImagePipeline(GuidedPipeline):
     """Draws images of prompts, guided by the similarity of noised image and text.
 
     The denoiser knows no text; it may know classes, and is then told one an image. It works on pixels or on
@@ -47,12 +47,14 @@ class ClassifierGuidedTextToImagePipeline(SteeredPipeline):
             is the similarity at scale 1.
 
     Raises:
-        ValueError: A `clip` without `log_prob` or `encode_text`, or a default guidance that is none.
+        ValueError: A `clip` without `log_prob` or `encode_text`, a denoiser that has to be told more than a
+            class, or a default guidance that is none.
     """
 
     model_cpu_offload_seq = "unet->vae"
     _optional_components = ["vae"]
     _exclude_from_cpu_offload = ["clip"]
+    _callback_tensor_inputs = ["latents"]
 
     def __init__(
         self,
@@ -73,13 +75,31 @@ class ClassifierGuidedTextToImagePipeline(SteeredPipeline):
         )
 
     @property
-    def steering(self) -> Any:
-        """The noise-aware CLIP."""
-        return self.clip
+    def own_classifier(self) -> OwnClassifier:
+        """The noise-aware CLIP as the terms of a call go by it."""
+        return OwnClassifier(self.clip, self.log_prob)
+
+    def _guidance_networks(self) -> dict[str, Any]:
+        return {"log_prob": self.log_prob}
+
+    def call_guidance(self, guidance_interval: Any = None, **options: Any) -> Guidance:
+        """The guidance of a call; the checkpoint's default where no scale, form or other option is given.
+
+        Args:
+            guidance_interval: Where all terms are active; None for where they say.
+            options: `classifier_scale` and what else a call takes of classifier guidance.
+
+        Raises:
+            ValueError: One that is out of range.
+        """
+        return call_guidance(self, self.own_classifier, guidance_interval, options)
 
     def log_prob(self, sample: Tensor, level: NoiseLevel, condition: TextCondition) -> Tensor:
         """The similarity, or log of the share among contrasts, `(batch,)`, for `ClassifierGuidance`."""
         return self.clip.log_prob(sample, level, condition)
+
+    def _check_unet(self) -> None:
+        unprompted.check_parts(self.unet, self.vae)
 
     @torch.no_grad()
     def __call__(
@@ -148,46 +168,43 @@ class ClassifierGuidedTextToImagePipeline(SteeredPipeline):
                 it. Raised before anything is computed.
         """
         inputs.check_prompts("prompt", prompt)
-        inputs.check_count("num_images_per_prompt", num_images_per_prompt)
         if contrast_prompts is not None:
             inputs.check_prompts("contrast_prompts", contrast_prompts)
-        inputs.check_callback(callback_on_step_end)
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        inputs.check_images(len(prompts) * num_images_per_prompt)
+        inputs.checked_images(len(prompts), num_images_per_prompt)
         prompts = [text for text in prompts for _ in range(num_images_per_prompt)]
         self._check_networks()
         classes = self._classes(class_labels, len(prompts))
-        names = inputs.tensor_inputs(callback_on_step_end, callback_on_step_end_tensor_inputs)
-        self._check_call(len(prompts), latents, generator, eta, output_type, names)
-        self._begin_classifier_guidance(
-            guidance,
-            len(prompts),
-            classifier_scale=classifier_scale,
-            guidance_interval=guidance_interval,
-            form=form,
-            through=through,
-            at=at,
-            max_gradient_norm=max_gradient_norm,
-        )
-        self._check_null()
-        prediction_type = self._begin_schedule(num_inference_steps, timesteps, sigmas)
-
-        scheduler, clip = clip_before_guidance(self.scheduler, latents=self.vae is not None)
-        condition = self._condition(prompts, contrast_prompts, classes)
-        sample = self._sample(
-            GuidedRun(self, ModelDenoiser(self.unet, prediction_type, clip), condition),
-            scheduler,
-            self._noise(len(prompts), generator, latents),
-            (callback_on_step_end, names),
-            num_inference_steps=num_inference_steps,
-            timesteps=timesteps,
-            sigmas=sigmas,
+        drawing = Drawing(
+            schedule={"num_inference_steps": num_inference_steps, "timesteps": timesteps, "sigmas": sigmas},
+            eta=eta,
             generator=generator,
-            step_kwargs={"eta": eta} if takes_eta(scheduler) else None,
+            latents=latents,
+            output_type=output_type,
+            return_dict=return_dict,
+            callback=callback_on_step_end,
+            tensor_inputs=getattr(callback_on_step_end, "tensor_inputs", callback_on_step_end_tensor_inputs),
         )
-        images = self._images(sample, output_type, generator)
-        self.maybe_free_model_hooks()
-        return ImagePipelineOutput(images=images) if return_dict else (images,)
+        shape = unprompted.sample_shape(self.unet, len(prompts))
+        drawing.check(shape, self._callback_tensor_inputs)
+        options = {
+            "classifier_scale": classifier_scale,
+            "guidance_interval": guidance_interval,
+            "form": form,
+            "through": through,
+            "at": at,
+            "max_gradient_norm": max_gradient_norm,
+        }
+        call = begin(self, self.own_classifier, len(prompts), guidance, options)
+        self._check_null(call.guidance)
+        return draw(
+            self,
+            self.own_classifier,
+            call,
+            drawing,
+            len(prompts),
+            lambda: self._condition(prompts, contrast_prompts, classes),
+        )
 
     def encode_prompt(self, prompts: Sequence[str]) -> Tensor:
         """Prompts as directions, `(prompts, width)` of length 1, float32; equal ones are encoded once.
@@ -229,8 +246,8 @@ class ClassifierGuidedTextToImagePipeline(SteeredPipeline):
             raise ValueError(f"class_labels is {shown(labels)}; allowed: {allowed}")
         return ids.long().expand(images).to(self._execution_device)
 
-    def _check_null(self) -> None:
-        asking = [type(term).__name__ for term in self._guidance.terms if term.needs_null]
+    def _check_null(self, guidance: Guidance) -> None:
+        asking = [type(term).__name__ for term in guidance.terms if term.needs_null]
         if asking:
             raise ValueError(
                 f"guidance has {asking[0]}; allowed: terms without the null condition, because the denoiser "
@@ -241,8 +258,8 @@ class ClassifierGuidedTextToImagePipeline(SteeredPipeline):
         """Raise ValueError where `clip` and denoiser, or `clip` and tokenizer, do not fit."""
         self._check_unet()
         image, text = self.clip.image_encoder.config, self.clip.text_encoder.config
-        self._check_channels("clip", image.in_channels)
-        sizes = self._sample_shape(1)[2:]
+        unprompted.check_channels("clip", image.in_channels, self.unet)
+        sizes = inputs.sample_sides(self.unet)
         if image.pool == "attention" and sizes != (image.sample_size,) * 2:
             raise ValueError(f"clip has sample_size {image.sample_size}; allowed: {sizes}, the denoiser's")
         context = self.tokenizer.model_max_length

@@ -12,18 +12,17 @@ import torch
 from diffusers import ImagePipelineOutput
 from torch import Tensor
 
-from guided_diffusers.core.checks import shown
+from guided_diffusers.core.checks import check_int, shown
 from guided_diffusers.core.denoiser import ModelDenoiser
 from guided_diffusers.models.labels import class_ids
 from guided_diffusers.models.parts import check_vae
-from guided_diffusers.pipelines import inputs
+from guided_diffusers.pipelines import inputs, unprompted
 from guided_diffusers.pipelines.safe import SafePipeline
-from guided_diffusers.pipelines.unprompted import UnpromptedMixin
-from guided_diffusers.sampling import sampling_loop, set_timesteps
-from guided_diffusers.schedulers.adapt import prediction_type_of, run_timesteps
+from guided_diffusers.sampling import Run
+from guided_diffusers.schedulers.adapt import prediction_type_of
 
 
-class ImagePipeline(UnpromptedMixin, SafePipeline):
+class ImagePipeline(SafePipeline):
     """Draws images from a `UNet2DModel`.
 
     Args:
@@ -43,6 +42,9 @@ class ImagePipeline(UnpromptedMixin, SafePipeline):
         super().__init__()
         check_vae(unet, vae)
         self.register_modules(unet=unet, scheduler=scheduler, vae=vae)
+
+    def _check_unet(self) -> None:
+        unprompted.check_parts(self.unet, self.vae)
 
     @torch.no_grad()
     def __call__(
@@ -70,28 +72,22 @@ class ImagePipeline(UnpromptedMixin, SafePipeline):
         """
         self._check_unet()
         inputs.check_choice("output_type", output_type, inputs.OUTPUT_TYPES)
-        inputs.check_count("batch_size", batch_size)
+        check_int("batch_size", batch_size, 1)
         inputs.check_generator(generator, batch_size)
         labels = self._labels(class_labels, batch_size)
-        noise = self._noise(batch_size, generator)
-        denoiser = ModelDenoiser(self.unet, prediction_type_of(self.scheduler))
-        set_timesteps(self.scheduler, num_inference_steps)
-        with self.progress_bar(total=len(run_timesteps(self.scheduler))) as progress:
-
-            def after_step(index: int, timestep: Tensor, sample: Tensor) -> Tensor:
+        run = Run(
+            ModelDenoiser(self.unet, prediction_type_of(self.scheduler)),
+            self.scheduler,
+            unprompted.noise_for(self.unet, batch_size, generator, self._execution_device),
+            labels,
+            num_inference_steps=num_inference_steps,
+            generator=generator,
+        )
+        with self.progress_bar(total=len(run.timesteps)) as progress:
+            for step in run:
+                run.advance(step)
                 progress.update()
-                return sample
-
-            sample = sampling_loop(
-                denoiser,
-                self.scheduler,
-                noise,
-                labels,
-                num_inference_steps,
-                generator=generator,
-                callback=after_step,
-            )
-        images = self._images(sample, output_type, generator)
+        images = unprompted.images_of(self.vae, run.sample, output_type, generator)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 

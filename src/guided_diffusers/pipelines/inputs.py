@@ -14,7 +14,6 @@ from guided_diffusers.core.checks import (
     a_kind_of,
     check_finite,
     check_int,
-    check_number,
     shown,
 )
 from guided_diffusers.core.checks import check_choice as check_choice  # pipelines find all their checks here
@@ -26,22 +25,14 @@ MAX_SIDE = 16_384
 """The longest side of an image, in pixels."""
 
 
-def check_count(name: str, value: Any) -> None:
-    """Raise ValueError where `value` is not an integer of at least 1, nor too large for one call."""
-    check_int(name, value, 1)
-
-
-def check_images(images: int) -> None:
-    """Raise ValueError where one call is to draw more images than it can hold."""
+def checked_images(prompts: int, times: Any) -> int:
+    """How many images one call is to draw, where it can hold them: `num_images_per_prompt` of each prompt."""
+    images = prompts * check_int("num_images_per_prompt", times, 1)
     if images > MAX_COUNT:
         raise ValueError(
             f"prompt and num_images_per_prompt make {images} images; allowed: {MAX_COUNT:,} a call"
         )
-
-
-def check_fraction(name: str, value: Any) -> None:
-    """Raise ValueError where `value` is not a number in [0, 1]."""
-    check_number(name, value, 0, 1)
+    return images
 
 
 def check_size(name: str, value: Any, multiple: int) -> None:
@@ -71,18 +62,14 @@ def check_prompts(name: str, value: Any) -> None:
         check_text(place, prompt)
 
 
-def check_one_of(first: str, first_value: Any, second: str, second_value: Any, *, required: bool) -> None:
-    """Raise ValueError where two exclusive arguments are both given or, if one is required, both missing."""
+def check_one_of(first: str, first_value: Any, second: str, second_value: Any) -> None:
+    """Raise ValueError where two exclusive arguments are both given."""
     if first_value is not None and second_value is not None:
         raise ValueError(f"{first} and {second} were both given; allowed: one of them")
-    if required and first_value is None and second_value is None:
-        raise ValueError(f"neither {first} nor {second} was given; give one of them")
 
 
 def check_embeds(name: str, value: Any, width: int | None) -> None:
     """Raise ValueError where embeddings are not `(batch, length, width)`; a width of None allows any."""
-    if value is None:
-        return
     if not isinstance(value, Tensor) or not value.is_floating_point():
         given = a_kind_of(value) if not isinstance(value, Tensor) else shown(value)
         raise ValueError(f"{name} is {given}; allowed: a floating-point tensor (batch, length, width)")
@@ -93,9 +80,7 @@ def check_embeds(name: str, value: Any, width: int | None) -> None:
 
 
 def check_latents(value: Any, expected: Sequence[int], name: str = "latents") -> None:
-    """Raise ValueError where latents are not a floating-point tensor of a shape; None passes."""
-    if value is None:
-        return
+    """Raise ValueError where latents are not a floating-point tensor of a shape."""
     floating = isinstance(value, Tensor) and value.is_floating_point()
     if not floating or tuple(value.shape) != tuple(expected):
         given = tuple(value.shape) if floating else shown(value)
@@ -117,17 +102,14 @@ def check_generator(value: Any, batch_size: int) -> None:
         )
 
 
-def check_names(name: str, values: Any, allowed: Sequence[str]) -> None:
-    """Raise ValueError where `values` are not names among the allowed ones."""
-    if not isinstance(values, list | tuple):
-        raise ValueError(f"{name} is {shown(values)}; allowed: a list of {', '.join(map(repr, allowed))}")
-    unknown = [value for value in values if not isinstance(value, str) or value not in allowed]
+def check_callback(value: Any, names: Any, allowed: Sequence[str]) -> None:
+    """Raise ValueError where `callback_on_step_end` is none of these pipelines, or asks for others."""
+    name, listed = "callback_on_step_end_tensor_inputs", ", ".join(map(repr, allowed))
+    if not isinstance(names, list | tuple):
+        raise ValueError(f"{name} is {shown(names)}; allowed: a list of {listed}")
+    unknown = [each for each in names if not isinstance(each, str) or each not in allowed]
     if unknown:
-        raise ValueError(f"{name} has {shown(unknown[0])}; allowed: {', '.join(map(repr, allowed))}")
-
-
-def check_callback(value: Any) -> None:
-    """Raise ValueError where `callback_on_step_end` is neither None nor a function for these pipelines."""
+        raise ValueError(f"{name} has {shown(unknown[0])}; allowed: {listed}")
     if value is not None and not callable(value):
         raise ValueError(f"callback_on_step_end is {shown(value)}; allowed: None, or a function")
     if any(isinstance(each, IPAdapterScaleCutoffCallback) for each in getattr(value, "callbacks", [value])):
@@ -135,11 +117,6 @@ def check_callback(value: Any) -> None:
             "callback_on_step_end has an IPAdapterScaleCutoffCallback; allowed: others, because this "
             "pipeline has no IP-Adapter"
         )
-
-
-def tensor_inputs(callback: Any, names: Sequence[str]) -> Sequence[str]:
-    """Which tensors a callback gets: diffusers' own say so themselves, others are given the names."""
-    return getattr(callback, "tensor_inputs", names)
 
 
 def checked_return(value: Any, allowed: Sequence[str]) -> Mapping[str, Any]:

@@ -1,21 +1,206 @@
-"""Prompts to embeddings, with Stable Diffusion's signature."""
+"""Prompts to embeddings: the part of a pipeline that a text encoder and its tokenizer are."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
 from diffusers.utils import logging
 from torch import Tensor
 
-from guided_diffusers.core.checks import MAX_COUNT, a_kind_of, check_bool, check_int
-from guided_diffusers.core.condition import cut_texts, encode_text, final_norm, tokenize
-from guided_diffusers.core.denoiser import dtype_of
+from guided_diffusers.core.checks import MAX_COUNT, a_kind_of, check_int
+from guided_diffusers.core.condition import (
+    Condition,
+    context_of,
+    cut_texts,
+    encode_text,
+    final_norm,
+    token_ids,
+)
 from guided_diffusers.pipelines import inputs
 from guided_diffusers.store.caption_words import unseen_words
 
 logger = logging.get_logger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompts:
+    """What images are to show and what not: texts, or their embeddings.
+
+    Attributes:
+        prompt: One text or several; None with `prompt_embeds`.
+        negative_prompt: One for all prompts, or one each; None is the empty text.
+        prompt_embeds: `(prompts, length, width)`.
+        negative_prompt_embeds: Likewise.
+    """
+
+    prompt: str | Sequence[str] | None
+    negative_prompt: str | Sequence[str] | None = None
+    prompt_embeds: Tensor | None = None
+    negative_prompt_embeds: Tensor | None = None
+
+    def __len__(self) -> int:
+        """How many prompts there are."""
+        if self.prompt is None:
+            return len(self.prompt_embeds)
+        return 1 if isinstance(self.prompt, str) else len(self.prompt)
+
+    @property
+    def positives(self) -> Sequence[str]:
+        """The prompts, one each."""
+        return [self.prompt] if isinstance(self.prompt, str) else self.prompt
+
+    @property
+    def negatives(self) -> Sequence[str]:
+        """The negative prompts, one a prompt."""
+        text = self.negative_prompt or ""
+        return [text] * len(self) if isinstance(text, str) else text
+
+    def check(self, width: int | None = None) -> None:
+        """Raise ValueError where they are none, contradict each other, or are embeddings of another width."""
+        for text, embeds in (("prompt", "prompt_embeds"), ("negative_prompt", "negative_prompt_embeds")):
+            asked, given = getattr(self, text), getattr(self, embeds)
+            if given is not None:
+                inputs.check_one_of(text, asked, embeds, given)
+                inputs.check_embeds(embeds, given, width)
+            elif asked is not None:
+                inputs.check_prompts(text, asked)
+            elif text == "prompt":
+                raise ValueError("neither prompt nor prompt_embeds was given; give one of them")
+        self._check_as_many()
+
+    def _check_as_many(self) -> None:
+        """Raise ValueError where what images are not to show is of other prompts than what they are."""
+        count = len(self)
+        for name in ("negative_prompt", "negative_prompt_embeds"):
+            several = getattr(self, name)
+            if several is not None and not isinstance(several, str) and len(several) != count:
+                raise ValueError(
+                    f"{name} has {len(several)} entries for {count} prompts; allowed: one for each prompt"
+                )
+        embeds, null = self.prompt_embeds, self.negative_prompt_embeds
+        if embeds is not None and null is not None and embeds.shape != null.shape:
+            raise ValueError(
+                f"prompt_embeds has shape {tuple(embeds.shape)} and negative_prompt_embeds "
+                f"{tuple(null.shape)}; allowed: one shape"
+            )
+
+
+@dataclass(frozen=True)
+class PromptEncoder:
+    """A text encoder with its tokenizer, as Stable Diffusion asks them: a part that pipelines hold.
+
+    Attributes:
+        tokenizer: None where embeddings are given.
+        text_encoder: Likewise.
+    """
+
+    tokenizer: Any
+    text_encoder: Any
+
+    def __call__(
+        self,
+        prompts: Prompts,
+        device: torch.device,
+        with_null: bool = True,
+        clip_skip: int | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Embeddings of prompts and, with the null, of negative prompts: each `(prompts, length, width)`.
+
+        A warning says what the network does not see of the texts, or has never seen.
+
+        Args:
+            prompts: Those whose embeddings are given keep them.
+            device: Where the text encoder is.
+            with_null: Whether the null is wanted.
+            clip_skip: Layers of a CLIP text encoder to leave out at its end, for the prompts.
+
+        Raises:
+            ValueError: A text without a text encoder or a tokenizer.
+        """
+        embeds, null = prompts.prompt_embeds, prompts.negative_prompt_embeds if with_null else None
+        asked: dict[str, Sequence[str]] = {}
+        if embeds is None:
+            asked["prompt"] = prompts.positives
+        if with_null and null is None:
+            asked["negative_prompt"] = prompts.negatives
+        if not asked:
+            return embeds, null
+        if self.text_encoder is None or self.tokenizer is None:
+            self._refuse(next(iter(asked)))
+        texts = list(dict.fromkeys(text for several in asked.values() for text in several))
+        length = context_of(self.tokenizer) if embeds is None else embeds.shape[1]
+        ids, mask = (tokens.to(device) for tokens in token_ids(self.tokenizer, texts, length))
+        warn_of_prompts(self.tokenizer, texts, length)
+        for name, several in asked.items():
+            own = list(dict.fromkeys(several))  # equal ones are encoded once
+            rows = [texts.index(text) for text in own]
+            skip = clip_skip if name == "prompt" else None
+            encoded = encode_text(self.text_encoder, ids[rows], mask[rows], skip)
+            encoded = encoded[[own.index(text) for text in several]]
+            embeds, null = (encoded, null) if name == "prompt" else (embeds, encoded)
+        return embeds, null
+
+    def repeated(
+        self,
+        prompts: Prompts,
+        device: torch.device,
+        dtype: torch.dtype,
+        times: int,
+        with_null: bool = True,
+        clip_skip: int | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """The embeddings in a network's dtype, so many times each: `(prompts * times, length, width)`."""
+        both = self(prompts, device, with_null, clip_skip)
+        embeds, null = (
+            None if each is None else each.to(device, dtype).repeat_interleave(times, dim=0) for each in both
+        )
+        return embeds, null
+
+    def condition(
+        self,
+        prompts: Prompts,
+        device: torch.device,
+        dtype: torch.dtype,
+        times: int,
+        with_null: bool,
+        clip_skip: int | None,
+        arguments: Mapping[str, Any],
+    ) -> PromptCondition:
+        """What a network is told of prompts, beside arguments that are the same with and without them.
+
+        Without the null it is encoded when a term first asks for it.
+        """
+        embeds, null = self.repeated(prompts, device, dtype, times, with_null, clip_skip)
+
+        def encode_null() -> Tensor:
+            encoded = replace(prompts, prompt=None, prompt_embeds=embeds[::times])
+            return self.repeated(encoded, device, dtype, times)[1]
+
+        positive = {"encoder_hidden_states": embeds, **arguments}
+        negative = None if null is None else {"encoder_hidden_states": null, **arguments}
+        return PromptCondition(positive, negative, encode_null)
+
+    def _refuse(self, name: str) -> None:
+        """Raise ValueError: there is nothing to encode a text with."""
+        missing = "text_encoder" if self.text_encoder is None else "tokenizer"
+        otherwise = ", or guidance_scale=1" if name == "negative_prompt" else ""
+        raise ValueError(
+            f"{name} is to be encoded, and the pipeline has no {missing}; give {name}_embeds{otherwise}"
+        )
+
+    def check_clip_skip(self, clip_skip: Any) -> None:
+        """Raise ValueError where so many layers cannot be left out; there may be no text encoder."""
+        config = getattr(self.text_encoder, "config", None)
+        check_int("clip_skip", clip_skip, 0, getattr(config, "num_hidden_layers", MAX_COUNT))
+        if clip_skip and config is not None and final_norm(self.text_encoder) is None:
+            raise ValueError(
+                f"clip_skip is {clip_skip}, which is of CLIP's text encoders, and text_encoder is "
+                f"{a_kind_of(self.text_encoder)}; allowed: None"
+            )
 
 
 def warn_of_prompts(tokenizer: Any, prompts: Sequence[str], max_length: int | None = None) -> None:
@@ -29,110 +214,42 @@ def warn_of_prompts(tokenizer: Any, prompts: Sequence[str], max_length: int | No
             logger.warning(told)
 
 
-class PromptEncoding:
-    """A pipeline's `encode_prompt`; it uses the components `tokenizer`, `text_encoder` and `unet`."""
+@dataclass(frozen=True, eq=False)
+class PromptCondition(Condition):
+    """What a network is told of prompts; the null's embeddings are encoded when a term first asks for them.
 
-    tokenizer: Any
-    text_encoder: Any
-    unet: Any
+    Args:
+        positive: The network's arguments, `encoder_hidden_states` `(images, length, width)` among them.
+        negative: The same of the null, where its embeddings are known.
+        encode_null: What gives them where they are not.
+    """
 
-    def encode_prompt(
-        self,
-        prompt: str | list[str] | None,
-        device: torch.device,
-        num_images_per_prompt: int = 1,
-        do_classifier_free_guidance: bool = True,
-        negative_prompt: str | list[str] | None = None,
-        prompt_embeds: Tensor | None = None,
-        negative_prompt_embeds: Tensor | None = None,
-        lora_scale: float | None = None,
-        clip_skip: int | None = None,
-    ) -> tuple[Tensor, Tensor | None]:
-        """Encode prompts as Stable Diffusion does.
+    encode_null: Callable[[], Tensor] | None = None
 
-        Args:
-            prompt: One prompt or several; None with `prompt_embeds`.
-            device: Where the embeddings go.
-            num_images_per_prompt: How often each embedding is repeated.
-            do_classifier_free_guidance: Whether to encode the negative prompt too.
-            negative_prompt: One for all prompts, or one each; empty by default.
-            prompt_embeds: `(prompts, length, width)`, instead of `prompt`.
-            negative_prompt_embeds: Likewise, instead of `negative_prompt`.
-            lora_scale: Part of the signature; this pipeline loads no LoRA, so anything but None raises.
-            clip_skip: Layers of the text encoder to leave out at its end.
+    @property
+    def embeds(self) -> Tensor:
+        """The prompts' embeddings."""
+        return self.positive["encoder_hidden_states"]
 
-        Returns:
-            Two tensors `(prompts * num_images_per_prompt, length, width)` in the network's dtype; the second
-            is None without classifier-free guidance.
+    @property
+    def known_null_embeds(self) -> Tensor | None:
+        """The null's embeddings, where they are known already."""
+        known = self.negative or (self.null.positive if "null" in vars(self) else {})
+        return known.get("encoder_hidden_states")
 
-        Raises:
-            ValueError: A `lora_scale`, prompts that are none, more layers to leave out than there are, or as
-                many negative prompts as do not fit the prompts.
-        """
-        if lora_scale is not None:
-            raise ValueError("lora_scale was given, and this pipeline loads no LoRA: leave it out")
-        check_bool("do_classifier_free_guidance", do_classifier_free_guidance)
-        self._check_encoding(prompt, num_images_per_prompt, negative_prompt, clip_skip)
-        if prompt_embeds is None:
-            inputs.check_prompts("prompt", prompt)
-            prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-            self._check_encodes("prompt")
-            prompt_embeds = self._embed(prompts, device, clip_skip=clip_skip)
-        inputs.check_embeds("prompt_embeds", prompt_embeds, None)
-        inputs.check_embeds("negative_prompt_embeds", negative_prompt_embeds, None)
-        if do_classifier_free_guidance and negative_prompt_embeds is None:
-            negative = "" if negative_prompt is None else negative_prompt
-            negatives = [negative] * len(prompt_embeds) if isinstance(negative, str) else list(negative)
-            if len(negatives) != len(prompt_embeds):
-                raise ValueError(
-                    f"negative_prompt has {len(negatives)} entries for {len(prompt_embeds)} prompts; "
-                    "allowed: one for all, or one a prompt"
-                )
-            self._check_encodes("negative_prompt", ", or guidance_scale=1")
-            negative_prompt_embeds = self._embed(negatives, device, prompt_embeds.shape[1])
-        prompt_embeds = self._repeated(prompt_embeds, device, num_images_per_prompt)
-        if do_classifier_free_guidance:
-            negative_prompt_embeds = self._repeated(negative_prompt_embeds, device, num_images_per_prompt)
-        else:
-            negative_prompt_embeds = None
-        return prompt_embeds, negative_prompt_embeds
+    @cached_property
+    def null(self) -> Condition:
+        """The condition of the null's embeddings."""
+        if self.negative is not None:
+            return Condition(self.negative)
+        return Condition({**self.positive, "encoder_hidden_states": self.encode_null()})
 
-    def _check_encoding(self, prompt: Any, count: Any, negative_prompt: Any, clip_skip: Any) -> None:
-        inputs.check_count("num_images_per_prompt", count)
-        for name, value in (("prompt", prompt), ("negative_prompt", negative_prompt)):
-            if value is not None:
-                inputs.check_prompts(name, value)
-        if clip_skip is not None:
-            config = getattr(self.text_encoder, "config", None)  # there may be embeddings and no text encoder
-            check_int("clip_skip", clip_skip, 0, getattr(config, "num_hidden_layers", MAX_COUNT))
-            if clip_skip and config is not None and final_norm(self.text_encoder) is None:
-                raise ValueError(
-                    f"clip_skip is {clip_skip}, which is of CLIP's text encoders, and text_encoder is "
-                    f"{a_kind_of(self.text_encoder)}; allowed: None"
-                )
+    def with_embeds(self, embeds: Tensor) -> PromptCondition:
+        """The same with other embeddings of the prompts."""
+        null = self.known_null_embeds
+        changed = replace(self, positive={**self.positive, "encoder_hidden_states": embeds}, negative=None)
+        return changed if null is None else changed.with_null(null)
 
-    def _check_encodes(self, name: str, otherwise: str = "") -> None:
-        """Raise ValueError where there is nothing to encode a prompt with."""
-        missing = [part for part in ("text_encoder", "tokenizer") if getattr(self, part) is None]
-        if missing:
-            raise ValueError(
-                f"{name} is to be encoded, and the pipeline has no {missing[0]}; give {name}_embeds"
-                f"{otherwise}"
-            )
-
-    def _embed(
-        self,
-        prompts: list[str],
-        device: torch.device,
-        max_length: int | None = None,
-        clip_skip: int | None = None,
-    ) -> Tensor:
-        unique = list(dict.fromkeys(prompts))
-        ids, mask = tokenize(self.tokenizer, unique, max_length)
-        warn_of_prompts(self.tokenizer, unique, max_length)
-        embeds = encode_text(self.text_encoder, ids.to(device), mask.to(device), clip_skip)
-        return embeds[[unique.index(prompt) for prompt in prompts]]
-
-    def _repeated(self, embeds: Tensor, device: torch.device, times: int) -> Tensor:
-        dtype = dtype_of(self.unet, embeds.dtype)
-        return embeds.to(device, dtype).repeat_interleave(times, dim=0)
+    def with_null(self, embeds: Tensor) -> PromptCondition:
+        """The same with other embeddings of the null."""
+        return replace(self, negative={**self.positive, "encoder_hidden_states": embeds})

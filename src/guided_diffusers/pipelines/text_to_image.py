@@ -19,28 +19,24 @@ from diffusers.utils import logging
 from torch import Tensor
 from transformers import CLIPVisionModelWithProjection, PreTrainedModel, PreTrainedTokenizerBase
 
+from guided_diffusers.core.checks import check_bool, check_int, check_number
 from guided_diffusers.core.denoiser import ModelDenoiser, dtype_of
 from guided_diffusers.core.networks import guidance_embedding, needed_arguments
-from guided_diffusers.guidance import (
-    ClassifierFreeGuidance,
-    Guidance,
-    GuidanceInterval,
-    GuidanceSum,
-    RescaledGuidance,
-)
+from guided_diffusers.guidance import Guidance, GuidanceInterval
 from guided_diffusers.models.latents import decode, spatial_factor
 from guided_diffusers.models.parts import check_text_width, check_vae, check_weak
 from guided_diffusers.pipelines import inputs
-from guided_diffusers.pipelines.guided import GuidedPipeline, default_guidance_config, takes_eta
+from guided_diffusers.pipelines.call import Call, default_guidance_config, rescaled, told_scale
+from guided_diffusers.pipelines.drawing import Drawing
+from guided_diffusers.pipelines.guided import GuidedPipeline
 from guided_diffusers.pipelines.noise import noise_of
-from guided_diffusers.pipelines.prompts import PromptEncoding
-from guided_diffusers.pipelines.run import PromptedRun
+from guided_diffusers.pipelines.prompts import PromptEncoder, Prompts
 from guided_diffusers.schedulers.adapt import config_of, prediction_type_of
 
 logger = logging.get_logger(__name__)
 
 
-class TextToImagePipeline(PromptEncoding, GuidedPipeline, StableDiffusionMixin):
+class TextToImagePipeline(GuidedPipeline, StableDiffusionMixin):
     """Text-to-image generation with classifier-free and any other guidance.
 
     A folder saved by StableDiffusionPipeline loads here. Guidance is classifier-free by `guidance_scale`, or
@@ -116,12 +112,28 @@ class TextToImagePipeline(PromptEncoding, GuidedPipeline, StableDiffusionMixin):
         self.vae_scale_factor = spatial_factor(vae) if vae is not None else 8
         self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor)
         self._cross_attention_kwargs: Mapping[str, Any] | None = None
+        self._fits: Any = None  # the configuration of the components that were last found to fit
 
     def _check_parts(self) -> None:
         """Raise ValueError where networks are of other latents than each other; each message names both."""
         inputs.check_sees_noise(self.unet)
         check_vae(self.unet, self.vae)
         check_weak(self.unet, self.weak_unet)
+
+    def _check_unet(self) -> None:
+        """Raise ValueError where a network does not fit, or needs what this pipeline does not tell it."""
+        for name, network in (("unet", self.unet), ("weak_unet", self.weak_unet)):
+            inputs.check_unet(network, ("encoder_hidden_states", "timestep_cond"), name)
+        if self.weak_unet is not None and needed_arguments(self.weak_unet) != needed_arguments(self.unet):
+            raise ValueError("weak_unet and unet differ in time_cond_proj_dim; allowed: both alike")
+        self._check_parts()
+        check_text_width(self.unet, self.text_encoder)
+        self._fits = self.config
+
+    @property
+    def prompt_encoder(self) -> PromptEncoder:
+        """The text encoder with its tokenizer."""
+        return PromptEncoder(self.tokenizer, self.text_encoder)
 
     @property
     def cross_attention_kwargs(self) -> Mapping[str, Any] | None:
@@ -143,17 +155,52 @@ class TextToImagePipeline(PromptEncoding, GuidedPipeline, StableDiffusionMixin):
             return None
         return ModelDenoiser(self.weak_unet, prediction_type_of(self.scheduler))
 
-    def _check_unet(self) -> None:
-        """Raise ValueError where a network does not fit, or needs what this pipeline does not tell it."""
-        for name, network in (("unet", self.unet), ("weak_unet", self.weak_unet)):
-            inputs.check_unet(network, ("encoder_hidden_states", "timestep_cond"), name)
-        if self.weak_unet is not None and needed_arguments(self.weak_unet) != needed_arguments(self.unet):
-            raise ValueError("weak_unet and unet differ in time_cond_proj_dim; allowed: both alike")
-        self._check_parts()
-        check_text_width(self.unet, self.text_encoder)
-
     def _guidance_networks(self) -> dict[str, Any]:
         return {} if self.weak_unet is None else {"weak": self.weak_denoiser}
+
+    def encode_prompt(
+        self,
+        prompt: str | list[str] | None,
+        device: torch.device,
+        num_images_per_prompt: int = 1,
+        do_classifier_free_guidance: bool = True,
+        negative_prompt: str | list[str] | None = None,
+        prompt_embeds: Tensor | None = None,
+        negative_prompt_embeds: Tensor | None = None,
+        lora_scale: float | None = None,
+        clip_skip: int | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Encode prompts as Stable Diffusion does, by `prompt_encoder`; arguments are those of a call.
+
+        Returns:
+            Two tensors `(prompts * num_images_per_prompt, length, width)` in the network's dtype; the second
+            is None without classifier-free guidance.
+
+        Raises:
+            ValueError: A `lora_scale` (this pipeline loads no LoRA), prompts that are none, more layers to
+                leave out than there are, or as many negative prompts as do not fit the prompts.
+        """
+        if lora_scale is not None:
+            raise ValueError("lora_scale was given, and this pipeline loads no LoRA: leave it out")
+        check_bool("do_classifier_free_guidance", do_classifier_free_guidance)
+        check_int("num_images_per_prompt", num_images_per_prompt, 1)
+        prompts = Prompts(
+            prompt=prompt,
+            negative_prompt=negative_prompt,
+            prompt_embeds=prompt_embeds,
+            negative_prompt_embeds=negative_prompt_embeds,
+        )
+        prompts.check()
+        if clip_skip is not None:
+            self.prompt_encoder.check_clip_skip(clip_skip)
+        return self.prompt_encoder.repeated(
+            prompts,
+            torch.device(device),
+            dtype_of(self.unet, getattr(self.text_encoder, "dtype", torch.float32)),
+            num_images_per_prompt,
+            do_classifier_free_guidance,
+            clip_skip,
+        )
 
     def prepare_latents(
         self,
@@ -248,203 +295,103 @@ class TextToImagePipeline(PromptEncoding, GuidedPipeline, StableDiffusionMixin):
             ValueError: An argument that is out of range, of the wrong type or shape, or contradicts another;
                 each message names it. Raised before anything is computed.
         """
-        self._check_unet()
-        names = inputs.tensor_inputs(callback_on_step_end, callback_on_step_end_tensor_inputs)
-        height, width = self._default_size(height, width)
-        self.check_inputs(
-            prompt,
-            height,
-            width,
-            negative_prompt,
-            num_images_per_prompt,
-            prompt_embeds,
-            negative_prompt_embeds,
-            generator,
-            eta,
-            output_type,
-            names,
+        if self._fits is not self.config:  # the first call, or one after a component was replaced
+            self._check_unet()
+        prompts = Prompts(
+            prompt=prompt,
+            negative_prompt=negative_prompt,
+            prompt_embeds=prompt_embeds,
+            negative_prompt_embeds=negative_prompt_embeds,
         )
-        prompts = 1 if isinstance(prompt, str) else len(prompt) if prompt is not None else len(prompt_embeds)
-        images = prompts * num_images_per_prompt
-        inputs.check_callback(callback_on_step_end)
-        inputs.check_mapping("cross_attention_kwargs", cross_attention_kwargs)
-        self._check_latents(latents, images, height, width)
-        inputs.check_fraction("guidance_rescale", guidance_rescale)
-        if guidance_rescale and guidance is None:
-            guidance = self._rescaled(guidance_rescale, guidance_scale, guidance_interval)
-            guidance_scale = guidance_interval = None
-        elif guidance_rescale:
-            raise ValueError("guidance and guidance_rescale were both given; allowed: one of them")
-        self._begin_guidance(guidance, guidance_scale, guidance_interval, images)
-        prediction_type = self._begin_schedule(num_inference_steps, timesteps, sigmas)
-        self._cross_attention_kwargs = cross_attention_kwargs
-        device = self._execution_device
-        given_null = (negative_prompt, negative_prompt_embeds)
-        prompt_embeds, negative_prompt_embeds = self.encode_prompt(
-            prompt,
-            device,
-            num_images_per_prompt,
-            self._wants_null(negative_prompt, callback_on_step_end),
-            negative_prompt,
-            prompt_embeds,
-            negative_prompt_embeds,
-            None,
-            clip_skip,
-        )
-
-        def encode_null() -> Tensor:
-            once = prompt_embeds[::num_images_per_prompt]
-            return self.encode_prompt(
-                None, device, num_images_per_prompt, True, given_null[0], once, given_null[1]
-            )[1]
-
-        noise = self.prepare_latents(images, height, width, prompt_embeds.dtype, device, generator, latents)
-        denoiser = ModelDenoiser(self.unet, prediction_type)
-        arguments = self._network_arguments(images)
-        run = PromptedRun(self, denoiser, prompt_embeds, negative_prompt_embeds, encode_null, arguments)
-        sample = self._sample(
-            run,
-            self.scheduler,
-            noise,
-            (callback_on_step_end, names),
-            num_inference_steps=num_inference_steps,
-            timesteps=timesteps,
-            sigmas=sigmas,
+        drawing = Drawing(
+            schedule={"num_inference_steps": num_inference_steps, "timesteps": timesteps, "sigmas": sigmas},
+            eta=eta,
             generator=generator,
-            step_kwargs={"eta": eta} if takes_eta(self.scheduler) else None,
+            latents=latents,
+            output_type=output_type,
+            return_dict=return_dict,
+            callback=callback_on_step_end,
+            tensor_inputs=getattr(callback_on_step_end, "tensor_inputs", callback_on_step_end_tensor_inputs),
         )
-        decoded, flagged = self._decode(sample, output_type, generator)
-        self.maybe_free_model_hooks()
-        if not return_dict:
-            return decoded, flagged
-        return StableDiffusionPipelineOutput(images=decoded, nsfw_content_detected=flagged)
-
-    def check_inputs(
-        self,
-        prompt: Any,
-        height: Any,
-        width: Any,
-        negative_prompt: Any = None,
-        num_images_per_prompt: Any = 1,
-        prompt_embeds: Any = None,
-        negative_prompt_embeds: Any = None,
-        generator: Any = None,
-        eta: Any = 0.0,
-        output_type: Any = "pil",
-        callback_on_step_end_tensor_inputs: Any = ("latents",),
-    ) -> None:
-        """Check the arguments of a call; ValueError names the first that is wrong."""
-        inputs.check_choice("output_type", output_type, inputs.OUTPUT_TYPES)
-        names = callback_on_step_end_tensor_inputs
-        inputs.check_names("callback_on_step_end_tensor_inputs", names, self._callback_tensor_inputs)
-        inputs.check_fraction("eta", eta)
-        inputs.check_size("height", height, self.vae_scale_factor)
-        inputs.check_size("width", width, self.vae_scale_factor)
-        inputs.check_count("num_images_per_prompt", num_images_per_prompt)
-        inputs.check_one_of("prompt", prompt, "prompt_embeds", prompt_embeds, required=True)
-        inputs.check_one_of(
-            "negative_prompt",
-            negative_prompt,
-            "negative_prompt_embeds",
-            negative_prompt_embeds,
-            required=False,
-        )
-        if prompt is not None:
-            inputs.check_prompts("prompt", prompt)
-        if negative_prompt is not None:
-            inputs.check_prompts("negative_prompt", negative_prompt)
-        attends_to = self.unet.config.cross_attention_dim
-        embed_width = (
-            attends_to if isinstance(attends_to, int) and self.unet.config.encoder_hid_dim is None else None
-        )
-        inputs.check_embeds("prompt_embeds", prompt_embeds, embed_width)
-        inputs.check_embeds("negative_prompt_embeds", negative_prompt_embeds, embed_width)
-        prompts = 1 if isinstance(prompt, str) else len(prompt if prompt is not None else prompt_embeds)
-        for name, value in (
-            ("negative_prompt", negative_prompt),
-            ("negative_prompt_embeds", negative_prompt_embeds),
-        ):
-            if value is not None and not isinstance(value, str) and len(value) != prompts:
-                raise ValueError(
-                    f"{name} has {len(value)} entries for {prompts} prompts; allowed: one for each prompt"
-                )
-        if prompt_embeds is not None and negative_prompt_embeds is not None:
-            if prompt_embeds.shape != negative_prompt_embeds.shape:
-                raise ValueError(
-                    f"prompt_embeds has shape {tuple(prompt_embeds.shape)} and negative_prompt_embeds "
-                    f"{tuple(negative_prompt_embeds.shape)}; allowed: one shape"
-                )
-        inputs.check_images(prompts * num_images_per_prompt)
-        inputs.check_generator(generator, prompts * num_images_per_prompt)
-
-    def _wants_null(self, negative_prompt: Any, callback: Any) -> bool:
-        """Whether the call needs the null condition from its first step on."""
-        wanted = self.do_classifier_free_guidance
-        if negative_prompt is not None and not wanted and callback is None:
+        shape = self._checked_shape(prompts, num_images_per_prompt, height, width)
+        drawing.check(shape, self._callback_tensor_inputs)
+        if cross_attention_kwargs is not None:
+            inputs.check_mapping("cross_attention_kwargs", cross_attention_kwargs)
+        if clip_skip is not None:
+            self.prompt_encoder.check_clip_skip(clip_skip)
+        call = self._call_of(guidance, guidance_scale, guidance_interval, guidance_rescale, shape[0])
+        if negative_prompt is not None and callback_on_step_end is None and not call.current.needs_null:
             logger.warning(
                 "negative_prompt has no part in this call: its guidance does nothing at this scale"
             )
-        return wanted
+        told: dict[str, Any] = {"return_dict": False}
+        self._cross_attention_kwargs = cross_attention_kwargs
+        if cross_attention_kwargs is not None:
+            told["cross_attention_kwargs"] = cross_attention_kwargs
+        return self._draw(prompts, drawing, call, shape, clip_skip, told)
 
-    def _network_arguments(self, images: int) -> dict[str, Any]:
-        """What the network is told beside the embeddings, the same with and without the condition."""
-        arguments: dict[str, Any] = {"return_dict": False}
-        if self.cross_attention_kwargs is not None:
-            arguments["cross_attention_kwargs"] = self.cross_attention_kwargs
-        if self._scale_width is not None:
-            told = guidance_embedding(self._guidance_scale, images, self._scale_width)
-            arguments["timestep_cond"] = told.to(self._execution_device, dtype_of(self.unet, told.dtype))
-        return arguments
+    def _draw(
+        self,
+        prompts: Prompts,
+        drawing: Drawing,
+        call: Call,
+        shape: tuple[int, int, int, int],
+        clip_skip: int | None,
+        told: dict[str, Any],
+    ) -> StableDiffusionPipelineOutput | tuple:
+        """The images of a checked call; a schedule that cannot be is refused before prompts are encoded."""
+        device, dtype = self._execution_device, dtype_of(self.unet, torch.float32)
+        height, width = (side * self.vae_scale_factor for side in shape[2:])
+        noise = self.prepare_latents(
+            shape[0], height, width, dtype, device, drawing.generator, drawing.latents
+        )
+        denoiser = ModelDenoiser(self.unet, prediction_type_of(self.scheduler))
+        run = drawing.run(denoiser, self.scheduler, noise, call)
+        if (width := self.unet.config.get("time_cond_proj_dim")) is not None:
+            told["timestep_cond"] = guidance_embedding(call.scale, len(noise), width).to(device, dtype)
+        times, with_null = len(noise) // len(prompts), call.current.needs_null
+        encoder = self.prompt_encoder
+        run.condition = encoder.condition(prompts, device, dtype, times, with_null, clip_skip, told)
+        sample = drawing.sample(self, run, call)
+        images, flagged = self._decode(sample, drawing.output_type, drawing.generator)
+        self.maybe_free_model_hooks()
+        if not drawing.return_dict:
+            return images, flagged
+        return StableDiffusionPipelineOutput(images=images, nsfw_content_detected=flagged)
 
-    @property
-    def _scale_width(self) -> int | None:
-        """The width of the embedding by which a distilled network is told the scale; None for others."""
-        return self.unet.config.get("time_cond_proj_dim")
-
-    def _settle_guidance(self, guidance: Any, images: int) -> None:
-        """As always; a distilled network is told the scale, and the term that has it is left out."""
-        super()._settle_guidance(guidance, images)
-        if self._scale_width is None:
-            return
-        terms = self._guidance.terms
-        free = [term for term in terms if isinstance(term, ClassifierFreeGuidance)]
-        if len(free) != 1 or type(free[0]) is not ClassifierFreeGuidance or free[0].interval is not None:
-            names = " + ".join(type(term).__name__ for term in terms) or "none"
-            raise ValueError(
-                f"guidance is {names}{' in an interval' * any(term.interval for term in free)}; allowed: "
-                "guidance_scale alone, beside terms of other kinds, because the unet (time_cond_proj_dim "
-                f"{self._scale_width}) is told the scale, and not guided by it"
-            )
-        self._guidance = GuidanceSum(tuple(term for term in terms if term is not free[0]))
-
-    def _rescaled(self, rescale: float, scale: Any, interval: Any) -> Guidance:
-        """The guidance of a call with these arguments, rescaled."""
-        terms = self.call_guidance(scale, interval).terms
-        if [type(term) for term in terms] != [ClassifierFreeGuidance]:
-            names = " + ".join(type(term).__name__ for term in terms)
-            raise ValueError(
-                f"guidance_rescale is {rescale}, and the checkpoint's default guidance is {names}; allowed: "
-                "0, or guidance_scale beside it (RescaledGuidance)"
-            )
-        return RescaledGuidance(terms[0].scale, terms[0].interval, rescale=rescale)
-
-    def _default_size(self, height: int | None, width: int | None) -> tuple[int, int]:
+    def _checked_shape(
+        self, prompts: Prompts, times: Any, height: Any, width: Any
+    ) -> tuple[int, int, int, int]:
+        """The shape of a call's samples."""
+        config, factor = self.unet.config, self.vae_scale_factor
+        attended = config.cross_attention_dim
+        prompts.check(attended if isinstance(attended, int) and config.encoder_hid_dim is None else None)
+        images = inputs.checked_images(len(prompts), times)
+        for name, side in (("height", height), ("width", width)):
+            if side is not None:
+                inputs.check_size(name, side, factor)
         if height is not None and width is not None:
-            return height, width
+            return images, config.in_channels, height // factor, width // factor
         rows, columns = inputs.sample_sides(self.unet, "give height and width")
-        return (
-            height if height is not None else rows * self.vae_scale_factor,
-            width if width is not None else columns * self.vae_scale_factor,
-        )
+        rows, columns = height // factor if height else rows, width // factor if width else columns
+        return images, config.in_channels, rows, columns
 
-    def _check_latents(self, latents: Tensor | None, images: int, height: int, width: int) -> None:
-        expected = (
-            images,
-            self.unet.config.in_channels,
-            height // self.vae_scale_factor,
-            width // self.vae_scale_factor,
-        )
-        inputs.check_latents(latents, expected)
+    def _call_of(self, guidance: Any, scale: Any, interval: Any, rescale: Any, images: int) -> Call:
+        """Which guidance a call uses."""
+        check_number("guidance_rescale", rescale, 0, 1)
+        if guidance is not None:
+            others = {
+                "guidance_scale": scale,
+                "guidance_interval": interval,
+                "guidance_rescale": rescale or None,
+            }
+            for name, other in others.items():
+                inputs.check_one_of("guidance", guidance, name, other)
+        else:
+            guidance = self.call_guidance(scale, interval)
+            guidance = rescaled(guidance, rescale) if rescale else guidance
+        call, told = Call.of(guidance, images), self.unet.config.get("time_cond_proj_dim")
+        return call if told is None else told_scale(call, told)
 
     def _decode(self, sample: Tensor, output_type: str, generator: Any) -> tuple[Any, list[bool] | None]:
         if output_type == "latent":

@@ -23,7 +23,7 @@ from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
 from torch import Tensor
 
-from guided_diffusers.core.checks import check_finite, check_number, check_tensor, shown
+from guided_diffusers.core.checks import check_finite, check_int, check_number, check_tensor, shown
 from guided_diffusers.models.latents import decode, encode
 from guided_diffusers.pipelines import inputs
 from guided_diffusers.pipelines.noise import noise_of
@@ -88,7 +88,7 @@ class VAEPipeline(SafePipeline):
         """
         inputs.check_choice("output_type", output_type, OUTPUT_TYPES)
         if latents is None:
-            inputs.check_count("batch_size", batch_size)
+            check_int("batch_size", batch_size, 1)
             inputs.check_generator(generator, batch_size)
             self._check_prior("give latents, such as draws from a distribution fitted to its codes")
             for name, side in (("height", height), ("width", width)):

@@ -117,6 +117,11 @@ def prediction_type_of(scheduler: AnyScheduler) -> str:
             formula: v_prediction of a scheduler that uses flow sigmas, flow_prediction of one that does not.
     """
     check_supported(scheduler)
+    return row_of(scheduler)
+
+
+def row_of(scheduler: AnyScheduler) -> str:
+    """`prediction_type_of` a scheduler that is known to be supported."""
     family = family_of(scheduler)
     if family is not None:
         return family.row(scheduler)

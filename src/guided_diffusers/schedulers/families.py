@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -115,7 +116,7 @@ def _edm_row(scheduler: Any) -> str:
 
 def is_reversed(scheduler: Any) -> bool:
     """Whether a flow-matching scheduler's timesteps, and its velocity, go from noise to data."""
-    return scheduler.config.get("invert_sigmas", False) or known_as(scheduler) == "MiniMaxH3Scheduler"
+    return scheduler.config.get("invert_sigmas", False) or _name_of(type(scheduler)) == "MiniMaxH3Scheduler"
 
 
 def _flow(scheduler: Any, sigma: Tensor) -> Triple:
@@ -224,13 +225,18 @@ REFUSED: dict[str, str] = {
 
 def known_as(scheduler: Any) -> str | None:
     """The class in `FAMILIES` or `REFUSED` that a scheduler is or comes from; None of others."""
-    bases = [cls.__name__ for cls in type(scheduler).__mro__ if cls.__module__.startswith("diffusers.")]
-    return next((name for name in bases if name in FAMILIES or name in REFUSED), None)
+    return _name_of(type(scheduler))
 
 
 def family_of(scheduler: Any) -> Family | None:
     """The family of a scheduler's class; None of one of another kind."""
-    return FAMILIES.get(known_as(scheduler) or "")
+    return FAMILIES.get(_name_of(type(scheduler)) or "")
+
+
+@lru_cache(maxsize=256)
+def _name_of(kind: type) -> str | None:
+    bases = [cls.__name__ for cls in kind.__mro__ if cls.__module__.startswith("diffusers.")]
+    return next((name for name in bases if name in FAMILIES or name in REFUSED), None)
 
 
 _NEEDED = ("set_timesteps", "step", "noise_level")

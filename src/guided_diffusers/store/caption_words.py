@@ -58,7 +58,7 @@ def new_words(tokenizer: Any, texts: Iterable[str]) -> list[str]:
     known = known_words(tokenizer)
     if known is None:
         return []
-    return list(dict.fromkeys(word for text in texts for word in words_of(text) if word not in known))
+    return list(dict.fromkeys(word for word in words_of("\n".join(texts)) if word not in known))
 
 
 def unseen_words(tokenizer: Any, prompts: Sequence[str]) -> str:
