@@ -56,6 +56,14 @@ class Stream(IntEnum):
     """Of latents as a denoiser gives them, which an autoencoder's decoder learns from."""
     DENOISED_NOISE = 102
 
+    AUGMENTATION_LEVEL = 103
+    """Of the small pictures that an upsampler sees."""
+    AUGMENTATION_NOISE = 104
+    AUGMENTATION_BLUR = 105
+    UPSAMPLER_ROW = 106
+    """Where the square lies that an upsampler learns from."""
+    UPSAMPLER_COLUMN = 107
+
 
 def _mix(value: int) -> int:
     """The finaliser of SplitMix64 (Steele, Lea and Flood, 2014): a well-mixing bijection of 64 bits."""

@@ -153,7 +153,13 @@ def check_rows(
 
 
 def check_unet(unet: Any, told: Sequence[str], name: str = "unet") -> None:
-    """Raise ValueError where a pipeline has a network that it cannot run; None passes.
+    """Raise ValueError where a pipeline has a network that it cannot run; see `check_told`."""
+    check_told(unet, told, name)
+    check_sees_noise(unet, name)
+
+
+def check_told(unet: Any, told: Sequence[str], name: str = "unet") -> None:
+    """Raise ValueError where a network has to be told what its pipeline does not tell it; None passes.
 
     Args:
         unet: A network of diffusers; others may be anything.
@@ -167,7 +173,6 @@ def check_unet(unet: Any, told: Sequence[str], name: str = "unet") -> None:
                 f"{name} is a {kind} that has to be told {argument} ({why}), and is not by this pipeline; "
                 f"use {_INSTEAD.get(argument, _ITS_OWN)}, or sampling_loop with a Condition that has it"
             )
-    check_sees_noise(unet, name)
 
 
 def check_sees_noise(unet: Any, name: str = "unet") -> None:
@@ -189,7 +194,7 @@ _INSTEAD = {
     "class_labels": "ImagePipeline (classes of a UNet2DModel), diffusers' StableUnCLIPPipeline",
 }
 _SEEING = {
-    3: "diffusers' StableDiffusionUpscalePipeline",
+    3: "UpsamplePipeline",
     4: "diffusers' StableDiffusionInstructPix2PixPipeline",
     5: "diffusers' StableDiffusionInpaintPipeline",
 }

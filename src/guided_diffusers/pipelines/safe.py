@@ -199,7 +199,7 @@ class SafePipeline(PushMixin, DiffusionPipeline):
 def _check_kind(component: Any, where: str, name: str) -> None:
     """Raise OSError for a component that is of another kind than its name says, such as a tokenizer's."""
     kinds = {"scheduler": SchedulerMixin, "tokenizer": PreTrainedTokenizerBase, "feature_extractor": object}
-    kind = kinds.get(name, torch.nn.Module)
+    kind = kinds.get(name.removeprefix("low_res_"), torch.nn.Module)
     if component is not None and not isinstance(component, kind):
         raise OSError(f"{where} is a {type(component).__name__}; allowed: a {kind.__name__}")
     if isinstance(component, PreTrainedTokenizerBase):

@@ -68,6 +68,10 @@ class Images:
     shape: tuple[int, ...]
     latent: bool = False
 
+    def at(self, indices: Sequence[int], positions: Sequence[int], noise: Tensor) -> Tensor:
+        """The images of some rows at their positions in training, `(batch, *shape)`, drawn with `noise`."""
+        return self.images.sample(indices, noise)
+
     def first(self, count: int | None) -> Tensor:
         """The first rows, each the mean of its posterior where it has one; (count, ...)."""
         rows = list(range(len(self.images)))[:count]

@@ -77,15 +77,21 @@ class Conditioning(Protocol):
         posterior_first: of the two draws of a latent's sample, the posterior's comes before eps.
         drawing_stream: of the noise of the pictures.
         export_dtype: of unet and vae in what is saved.
+        further_channels: of the network's input, beside those of the noised image.
     """
 
     trained: Mapping[str, nn.Module] = MappingProxyType({})
     posterior_first: bool = False
     drawing_stream: Stream = Stream.IMAGES_DRAWN
     export_dtype: str = "float32"
+    further_channels: int = 0
 
     def check(self, unet: nn.Module) -> None:
         """Raise ValueError where the network is not for this condition."""
+
+    def network(self, unet: nn.Module) -> nn.Module:
+        """What is called as `network(x_t, timestep, **inputs)`."""
+        return unet
 
     def begin(self, folder: Path) -> None:
         """Write what belongs to the run beside its weights."""

@@ -60,6 +60,7 @@ class DenoisingTask:
         self.allows_bfloat16 = objective.objective.loss == "simple"  # a bound of likelihoods is of exact ones
         self._check_channels()
         condition.check(unet)
+        self.network = condition.network(unet)
         self.modules: dict[str, nn.Module] = {"unet": unet, **condition.trained}
         self.averaged = tuple(self.modules)
         parameters = [parameter for module in self.modules.values() for parameter in module.parameters()]
@@ -69,11 +70,12 @@ class DenoisingTask:
 
     def _check_channels(self) -> None:
         config, variance = self.unet.config, self.scheduler.config.get("variance_type")
-        expected = config.in_channels * (2 if learned_variance(self.scheduler) else 1)
+        noised = config.in_channels - self.condition.further_channels
+        expected = noised * (2 if learned_variance(self.scheduler) else 1)
         if config.out_channels != expected:
             raise ValueError(
                 f"unet.out_channels is {config.out_channels}; variance_type {variance!r} with "
-                f"{config.in_channels} in_channels needs {expected}"
+                f"{noised} in_channels needs {expected}"
             )
 
     def begin(self, folder: Path) -> None:
@@ -88,7 +90,7 @@ class DenoisingTask:
             noise = noise.flip(1)
         uniform = uniform_for(seed_for(self.seed, Stream.LEVEL), positions)
         return {
-            "images": self.images.images.sample(indices, noise[:, -1]),
+            "images": self.images.at(indices, positions, noise[:, -1]),
             "noise": noise[:, 0],
             "condition": self.condition.rows(indices, positions, self.seed),
             **({"uniform": uniform} if self.objective.sampler else self.objective.draw(uniform)),
@@ -103,7 +105,7 @@ class DenoisingTask:
         timestep = level.timestep.to(x0.device)
         told = self.condition.inputs(batch["condition"])
         scaled = broadcast(level.input_scale, sample) * sample
-        output = self.unet(scaled, timestep, **told, return_dict=False)[0]
+        output = self.network(scaled, timestep, **told, return_dict=False)[0]
         parts = self.objective.losses(output.float(), x0, noise, sample, level)
         each = parts["loss"]
         by_noise = {f"{name}_by_noise": ByBin(values.detach(), bins) for name, values in parts.items()}
@@ -134,6 +136,8 @@ class DenoisingTask:
         """Write the pipeline; a text encoder is float32, for transformers keeps a file's dtype."""
         pipeline = self.pipeline(modules)
         if self.condition.export_dtype == "float16":
-            half = {name: copy.deepcopy(getattr(pipeline, name)).half() for name in ("unet", "vae")}
-            pipeline.register_modules(**half)
+            half = {
+                name: copy.deepcopy(part) for name in ("unet", "vae") if (part := getattr(pipeline, name))
+            }
+            pipeline.register_modules(**{name: part.half() for name, part in half.items()})
         pipeline.save_pretrained(folder)
