@@ -13,21 +13,19 @@ from typing import Any
 import torch
 from diffusers import UNet2DConditionModel
 
-from guided_diffusers.core.condition import sees_padding
 from guided_diffusers.hub.component import load_network
 from guided_diffusers.models.latents import latent_channels, latent_shape, spatial_factor
 from guided_diffusers.models.parts import check_sample, check_text_width
-from guided_diffusers.training.data.cache import cached_embeddings
 from guided_diffusers.training.data.dataset import DataConfig, ImageTextDataset
 from guided_diffusers.training.data.images import Images, image_arguments, load_autoencoder
 from guided_diffusers.training.engine.config import TrainingConfig, arguments, option
 from guided_diffusers.training.engine.script import run_script
 from guided_diffusers.training.engine.setup import make_scheduler
-from guided_diffusers.training.tasks.conditioning import Captions, DrawingConfig, TextDenoisingConfig
+from guided_diffusers.training.tasks.captions import make_captions
+from guided_diffusers.training.tasks.conditioning import DrawingConfig, TextDenoisingConfig
 from guided_diffusers.training.tasks.denoiser import DenoisingTask
-from guided_diffusers.training.tasks.encoded_text import FrozenText, JointText
 from guided_diffusers.training.tasks.objective import Objective, ObjectiveConfig, learned_variance
-from guided_diffusers.training.tasks.text import TextConfig, make_text
+from guided_diffusers.training.tasks.text import TextConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,31 +64,23 @@ def make_task(config: TextToImageConfig, device: torch.device) -> DenoisingTask:
     torch.manual_seed(config.training.seed)
     vae = load_autoencoder(config.autoencoder, config.data.channels)
     data = ImageTextDataset(config.data)
-    captions = ["", *(text for text in data.all_captions() if text)]
-    tokenizer, text_encoder = make_text(
-        config.text, captions, config.training, base=config.unet_pretrained is not None
+    condition = make_captions(
+        data,
+        config.text,
+        config.training,
+        vae,
+        device,
+        base=config.unet_pretrained is not None,
+        dropout=config.denoising.caption_dropout,
+        drawing=config.drawing,
     )
+    text_encoder = condition.components["text_encoder"]
     scheduler = make_scheduler(config.scheduler, config.scheduler_arguments)
     unet = make_unet(config, vae, text_encoder, learned_variance(scheduler))
     check_sample(unet, "unet", latent_shape(vae, *data.shape[1:]), "the autoencoder's latent")
     check_text_width(unet, text_encoder)
     objective = Objective(config.objective, config.denoising, scheduler)
     images = Images(**image_arguments(data, vae.to(device)))
-    joint = config.text.encoder == "joint"
-    if joint:
-        text = JointText(tokenizer, captions, masked=not sees_padding(text_encoder))
-    else:
-        text_encoder.requires_grad_(False).eval()
-        embeddings = cached_embeddings(text_encoder.to(device), tokenizer, captions, config.data.cache_dir)
-        text = FrozenText(captions, embeddings)
-    condition = Captions(
-        components={"vae": vae, "text_encoder": text_encoder, "tokenizer": tokenizer},
-        captions=lambda indices, positions: data.captions(indices, positions, config.training.seed),
-        text=text,
-        dropout=config.denoising.caption_dropout,
-        drawing=config.drawing,
-        joint=joint,
-    )
     return DenoisingTask(unet, images, condition, objective, config.training)
 
 
