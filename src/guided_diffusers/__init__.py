@@ -22,10 +22,12 @@ if TYPE_CHECKING:
     from guided_diffusers.models.image_classifier import ImageClassifier
     from guided_diffusers.models.noise_aware_classifier import NoiseAwareClassifier
     from guided_diffusers.models.noise_aware_clip import NoiseAwareCLIP
+    from guided_diffusers.pipelines.cascade import CascadePipeline
     from guided_diffusers.pipelines.classifier_guided import ClassifierGuidedPipeline
     from guided_diffusers.pipelines.classifier_guided_text_to_image import ClassifierGuidedTextToImagePipeline
     from guided_diffusers.pipelines.image import ImagePipeline
     from guided_diffusers.pipelines.text_to_image import TextToImagePipeline
+    from guided_diffusers.pipelines.upsample import UpsamplePipeline
     from guided_diffusers.pipelines.vae import VAEPipeline
     from guided_diffusers.sampling import sampling_loop
     from guided_diffusers.schedulers import GuidedDDIMScheduler, GuidedDDPMScheduler, noise_level
@@ -37,6 +39,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "ADMUNet2DModel",
+    "CascadePipeline",
     "ClassifierFreeGuider",
     "ClassifierGuidedPipeline",
     "ClassifierGuidedTextToImagePipeline",
@@ -51,6 +54,7 @@ __all__ = [
     "NoiseAwareClassifier",
     "NoiseLevel",
     "TextToImagePipeline",
+    "UpsamplePipeline",
     "VAEPipeline",
     "VariationalAutoencoder",
     "from_denoised",
@@ -63,6 +67,7 @@ __all__ = [
 
 _HOME = {
     "ADMUNet2DModel": "guided_diffusers.models.adm_unet",
+    "CascadePipeline": "guided_diffusers.pipelines.cascade",
     "ClassifierFreeGuider": "guided_diffusers.stock.guider",
     "ClassifierGuidedPipeline": "guided_diffusers.pipelines.classifier_guided",
     "ClassifierGuidedTextToImagePipeline": "guided_diffusers.pipelines.classifier_guided_text_to_image",
@@ -77,6 +82,7 @@ _HOME = {
     "NoiseAwareClassifier": "guided_diffusers.models.noise_aware_classifier",
     "NoiseLevel": "guided_diffusers.core.noise",
     "TextToImagePipeline": "guided_diffusers.pipelines.text_to_image",
+    "UpsamplePipeline": "guided_diffusers.pipelines.upsample",
     "VAEPipeline": "guided_diffusers.pipelines.vae",
     "VariationalAutoencoder": "guided_diffusers.models.autoencoder",
     "from_denoised": "guided_diffusers.core.prediction",
@@ -125,10 +131,12 @@ def __dir__() -> list[str]:
 
 _registration.register(
     pipelines=(
+        "CascadePipeline",
         "ClassifierGuidedPipeline",
         "ClassifierGuidedTextToImagePipeline",
         "ImagePipeline",
         "TextToImagePipeline",
+        "UpsamplePipeline",
         "VAEPipeline",
     )
 )

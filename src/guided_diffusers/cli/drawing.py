@@ -49,8 +49,11 @@ CLASSIFIER_GUIDED = ("ClassifierGuidedPipeline", "ClassifierGuidedTextToImagePip
 PROMPTLESS = ("DDPMPipeline", "ImagePipeline")
 """Those that training leaves and that draw for no prompt; ImagePipeline reads both."""
 
-UNDENOISED = ("VAEPipeline",)
-"""Those without a denoiser."""
+CASCADE = "CascadePipeline"
+"""Draws for what its first stage draws for."""
+
+DRAWS_NOTHING_NEW = ("VAEPipeline", "UpsamplePipeline")
+"""Those without a denoiser, or that need a picture to begin with."""
 
 
 def load_pipeline(
@@ -62,8 +65,8 @@ def load_pipeline(
 ) -> GuidedPipeline | ImagePipeline:
     """The pipeline of a folder, a shipped checkpoint or a Hub repository (owner/name), sought in this order.
 
-    It is one of `CLASSIFIER_GUIDED` where the checkpoint says so, an ImagePipeline for it or diffusers'
-    DDPMPipeline, and else a TextToImagePipeline, which reads Stable Diffusion's folders too.
+    It is a cascade or one of `CLASSIFIER_GUIDED` where the checkpoint says so, an ImagePipeline for it or
+    diffusers' DDPMPipeline, and else a TextToImagePipeline, which reads Stable Diffusion's folders too.
 
     Args:
         checkpoint: Which.
@@ -116,18 +119,21 @@ def _pipeline_class(
 ) -> type[GuidedPipeline | ImagePipeline]:
     import guided_diffusers
     from guided_diffusers import TextToImagePipeline
+    from guided_diffusers.hub.entry_point import plain_class_name
     from guided_diffusers.hub.errors import hub_errors
 
     with hub_errors(str(source), revision):
-        name = TextToImagePipeline.load_config(source, revision=revision).get("_class_name")
-    if name in UNDENOISED or (prompted and name in PROMPTLESS):
+        index = TextToImagePipeline.load_config(source, revision=revision)
+    name = plain_class_name(index)
+    draws = index["base"][1] if name == CASCADE else name
+    if name in DRAWS_NOTHING_NEW or (prompted and draws in PROMPTLESS):
         raise ValueError(
             f"{source} holds the pipeline {name}, which draws for no prompt: load it in Python, with "
             "diffusers.DiffusionPipeline.from_pretrained"
         )
     if name in PROMPTLESS:
         return guided_diffusers.ImagePipeline
-    return getattr(guided_diffusers, name) if name in CLASSIFIER_GUIDED else TextToImagePipeline
+    return getattr(guided_diffusers, name) if name in (CASCADE, *CLASSIFIER_GUIDED) else TextToImagePipeline
 
 
 def local_folder(checkpoint: str) -> Path | None:
@@ -239,7 +245,7 @@ def prompt_arguments(pipeline: GuidedPipeline, texts: list[str], negative: str |
     Raises:
         ValueError: A negative prompt for a pipeline that takes none.
     """
-    taken = inspect.signature(pipeline.__call__).parameters
+    taken = inspect.signature(getattr(pipeline, "base", pipeline).__call__).parameters
     if negative is not None and "negative_prompt" not in taken:
         raise ValueError(f"a negative prompt is given, and a {type(pipeline).__name__} takes none")
     if "class_labels" in taken and "prompt" not in taken:

@@ -185,7 +185,8 @@ def _check_overrides(given: set[str]) -> None:
 
 def default_steps(pipeline: GuidedPipeline) -> int:
     """The steps of a call that names none."""
-    return inspect.signature(pipeline.__call__).parameters["num_inference_steps"].default
+    default = inspect.signature(pipeline.__call__).parameters["num_inference_steps"].default
+    return pipeline.config.num_inference_steps if default is None else default
 
 
 def describe(pipeline: GuidedPipeline, guidance: dict[str, Any], **call: Any) -> ImageRecord:
@@ -199,7 +200,8 @@ def describe(pipeline: GuidedPipeline, guidance: dict[str, Any], **call: Any) ->
     from guided_diffusers.pipelines.record import ImageRecord, made_with, scheduler_config
 
     given = {name: value for name, value in guidance.items() if value is not None}
-    if "classifier_scale" in given and type(pipeline).__name__ not in CLASSIFIER_GUIDED:
+    drawn_by = type(getattr(pipeline, "base", pipeline)).__name__
+    if "classifier_scale" in given and drawn_by not in CLASSIFIER_GUIDED:
         raise typer.BadParameter(
             f"{call['checkpoint']} has no classifier that guides; allowed: --guidance-scale",
             param_hint="--classifier-scale",

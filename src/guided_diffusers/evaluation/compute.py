@@ -102,6 +102,16 @@ def _first_tensor(output: Any) -> Tensor:
     return next(value for value in values if isinstance(value, Tensor))
 
 
+def all_components(components: Mapping[str, Any]) -> dict[str, Any]:
+    """A pipeline's components; of a cascade those of its stages, as "base.unet" and so on."""
+    found: dict[str, Any] = {}
+    for name, component in components.items():
+        parts = getattr(component, "components", None)
+        several = all_components(parts) if isinstance(parts, Mapping) else {}
+        found |= {f"{name}.{part}": each for part, each in several.items()} or {name: component}
+    return found
+
+
 _PARTS = (("encoder", "decoder"), ("image_encoder", "text_encoder"))
 
 
@@ -111,7 +121,7 @@ def networks_of(components: Mapping[str, Any]) -> dict[str, nn.Module]:
     An autoencoder's `encode` and `decode` are no forward of it, but its parts have their own; so has a CLIP.
     """
     networks: dict[str, nn.Module] = {}
-    for name, component in components.items():
+    for name, component in all_components(components).items():
         if not isinstance(component, torch.nn.Module):
             continue
         for pair in _PARTS:

@@ -96,9 +96,17 @@ def _task(content: Mapping[str, Any], facts: CardFacts) -> str | None:
     name = str(content["class"])
     if facts.task is not None:
         return facts.task
-    if name.endswith(("TextToImagePipeline", "StableDiffusionPipeline")):
+    if _draws_text(content):
         return "text-to-image"
+    if name == "UpsamplePipeline":
+        return "image-to-image"
     return "unconditional-image-generation" if name in _WITHOUT_PROMPT else None
+
+
+def _draws_text(content: Mapping[str, Any]) -> bool:
+    """Whether its pipeline, or the first stage of a cascade, draws for a prompt."""
+    name = next(iter(content.get("stages", {}).values()), str(content["class"]))
+    return str(name).endswith(("TextToImagePipeline", "StableDiffusionPipeline"))
 
 
 def _metadata(content: Mapping[str, Any], repo_id: str, facts: CardFacts) -> ModelCardData:
@@ -163,8 +171,10 @@ def _use(content: Mapping[str, Any], repo_id: str, facts: CardFacts, with_code: 
 def _call(content: Mapping[str, Any], facts: CardFacts) -> str:
     """The line that draws, for pipelines whose arguments are known."""
     name, configs = str(content["class"]), [component["config"] for component in content["components"]]
-    if name.endswith(("TextToImagePipeline", "StableDiffusionPipeline")):
+    if _draws_text(content):
         return f'\nimage = pipeline("{facts.prompt or "a prompt"}").images[0]'
+    if name == "UpsamplePipeline":
+        return '\nimage = pipeline("small.png").images[0]'
     if name not in _WITHOUT_PROMPT:
         return ""
     classes = any("num_class_embeds" in config for config in configs)

@@ -42,7 +42,8 @@ def inventory(folder: str | Path) -> dict[str, Any]:
     Returns:
         class, components (each with name, library, class, parameters, bytes, dtypes, variants, files and
         sizes of its configuration), parameters, bytes, schedule, default_guidance, image_size. What a
-        checkpoint does not say is None.
+        checkpoint does not say is None. Of a cascade the components are those of all stages ("base/unet"),
+        and `stages` has the class of each.
 
     Raises:
         OSError: It is no checkpoint, or a file of weights is cut short.
@@ -50,6 +51,8 @@ def inventory(folder: str | Path) -> dict[str, Any]:
     folder = Path(folder)
     if (folder / INDEX).is_file():
         index = read_json(folder / INDEX)
+        if stages := [name for name in _pairs(index, folder) if (folder / name / INDEX).is_file()]:
+            return _of_stages({name: inventory(folder / name) for name in stages}, plain_class_name(index))
         components = [_component(folder / name, name, *pair) for name, pair in _pairs(index, folder).items()]
         name, guidance = plain_class_name(index), index.get("default_guidance")
     elif (folder / "config.json").is_file():
@@ -66,6 +69,26 @@ def inventory(folder: str | Path) -> dict[str, Any]:
         "schedule": _schedule(folder),
         "default_guidance": guidance,
         "image_size": _image_size(folder),
+    }
+
+
+def _of_stages(stages: Mapping[str, Mapping[str, Any]], name: str) -> dict[str, Any]:
+    """Of a cascade: all components, the first stage's schedule and guidance, the last one's size."""
+    first, last = next(iter(stages.values())), list(stages.values())[-1]
+    components = [
+        {**component, "name": f"{stage}/{component['name']}"}
+        for stage, content in stages.items()
+        for component in content["components"]
+    ]
+    return {
+        "class": name,
+        "components": components,
+        "parameters": sum(component["parameters"] for component in components),
+        "bytes": sum(component["bytes"] for component in components),
+        "schedule": first["schedule"],
+        "default_guidance": first["default_guidance"],
+        "image_size": last["image_size"],
+        "stages": {stage: content["class"] for stage, content in stages.items()},
     }
 
 

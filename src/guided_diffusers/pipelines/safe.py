@@ -36,7 +36,7 @@ from guided_diffusers.store.weight_files import superseding
 
 logger = logging.get_logger(__name__)
 
-_OF_THE_HUB = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "token")
+OF_THE_HUB = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "token")
 """Arguments of from_pretrained about where a repository is found."""
 
 
@@ -102,7 +102,7 @@ class SafePipeline(PushMixin, DiffusionPipeline):
                 path = folder / cls.config_name
                 index = read_json(path) if path.is_file() else {}
             else:
-                index = cls.load_config(where, **{key: kwargs[key] for key in _OF_THE_HUB if key in kwargs})
+                index = cls.load_config(where, **{key: kwargs[key] for key in OF_THE_HUB if key in kwargs})
             wanted = {name: value for name, value in index.items() if name not in kwargs}
             check_model_index(wanted, where, wanted if code else ())
             left_out = cls._leave_out(where, index, kwargs)

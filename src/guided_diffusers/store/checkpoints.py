@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 _FOLDER = Path(__file__).parents[1] / "checkpoints_data"
@@ -46,7 +46,8 @@ def fingerprint(folder: str | Path) -> str:
     """What identifies the components of a pipeline's folder: a hash over their weights and configurations.
 
     Left out is what a call may replace (scheduler, default guidance), weights of a variant, and the words of
-    the training captions, which decide no pixel.
+    the training captions, which decide no pixel. Of a cascade that is of its first stage; of the others the
+    scheduler and the defaults count, for no call of the whole replaces them.
 
     Args:
         folder: A folder in diffusers' format.
@@ -63,16 +64,27 @@ def fingerprint(folder: str | Path) -> str:
     folder = Path(folder)
     components = components_of(json.loads((folder / "model_index.json").read_text(encoding="utf-8")))
     total = hashlib.sha256()
-    for path in sorted(path for name in components for path in (folder / name).glob("*.*")):
-        kind = weights_kind(path.name)
-        if path.parent.name == "scheduler" or path.suffix not in _DECIDING or (kind and kind[1]):
+    first = min(components, default="")
+    for path in sorted(path for name in components for path in _files_of(folder / name)):
+        kind, (stage, *_, part, name) = weights_kind(path.name), ("", *path.relative_to(folder).parts)[-3:]
+        replaced = (part == "scheduler" or name == "model_index.json") and stage in ("", first)
+        if replaced or path.suffix not in _DECIDING or (kind and kind[1]):
             continue
         total.update(f"{path.relative_to(folder).as_posix()} {_digest(path)}\n".encode())
     return f"sha256:{total.hexdigest()}"
 
 
+def _files_of(part: Path) -> Iterator[Path]:
+    """The files of a component; of a cascade's stage those of its components too."""
+    return part.rglob("*.*") if (part / "model_index.json").is_file() else part.glob("*.*")
+
+
 def _digest(path: Path) -> str:
     """A file's hash; of a tokenizer's configuration that has captions' words, that of the rest."""
+    if path.name == "model_index.json":
+        index = json.loads(path.read_text(encoding="utf-8"))
+        plain = {name: value for name, value in index.items() if not name.startswith("_")}
+        return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
     if path.name == "tokenizer_config.json":
         from guided_diffusers.store.config_safety import read_json
 

@@ -71,6 +71,9 @@ def check_checkpoint(
     check_model_index(index, path, own)
     check_configs(path, code=code)
     for name in pairs:  # a loader seeks a component without a folder in the pipeline's
+        if (folder / name / "model_index.json").is_file():  # a pipeline that is a stage of this one
+            check_checkpoint(folder / name, (), code, variant)
+            continue
         check_component(folder / name if (folder / name).is_dir() else folder, code, variant)
 
 

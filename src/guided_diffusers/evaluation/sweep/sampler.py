@@ -12,7 +12,7 @@ from torch import Tensor
 
 from guided_diffusers.core.denoiser import ModelDenoiser
 from guided_diffusers.core.randomness import generator_for
-from guided_diffusers.evaluation.compute import Compute, count_compute, networks_of
+from guided_diffusers.evaluation.compute import Compute, all_components, count_compute, networks_of
 from guided_diffusers.evaluation.images import ImageSet
 from guided_diffusers.evaluation.prompts import Prompts, stratified_prompts
 from guided_diffusers.evaluation.sweep.spec import Point
@@ -44,7 +44,7 @@ class PipelineSampler:
         self.pipeline, self.weak = pipeline, weak
         self.pipeline.set_progress_bar_config(disable=True)
         self._make_scheduler, self._own = make_scheduler, pipeline.scheduler
-        self._parameters = inspect.signature(pipeline.__call__).parameters
+        self._parameters = inspect.signature(getattr(pipeline, "base", pipeline).__call__).parameters
         classes = self._parameters.get("class_labels")
         knows_classes = getattr(pipeline.unet, "class_embedding", None) is not None
         self.takes_text = "prompt" in self._parameters
@@ -108,11 +108,14 @@ class PipelineSampler:
     def identity(self) -> dict[str, Any]:
         """A hash of all weights and the scheduler's configuration."""
         digest = hashlib.sha256(repr(sorted(dict(self._own.config).items(), key=str)).encode())
-        networks = dict(self.pipeline.components) | {"weak": self.weak}
+        networks = all_components(self.pipeline.components) | {"weak": self.weak}
         for name, network in sorted(networks.items()):
             if isinstance(network, torch.nn.Module):
                 digest.update(name.encode())
                 for key, tensor in sorted(network.state_dict().items()):
                     digest.update(key.encode())
                     digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        for stage in getattr(self.pipeline, "stages", ())[1:]:  # what no point replaces
+            settings = [{**stage.config}, {**stage.scheduler.config}]
+            digest.update(repr([sorted(each.items(), key=str) for each in settings]).encode())
         return {"pipeline": type(self.pipeline).__name__, "weights": digest.hexdigest()[:16]}
