@@ -200,6 +200,58 @@ def images(draw: Any) -> dict[str, Any]:
     )
 
 
+@st.composite
+def upsampled(draw: Any) -> dict[str, Any]:
+    """Arguments that go together, of UpsamplePipeline."""
+    count, sides = draw(st.integers(1, 2)), draw(st.sampled_from([(8, 8), (5, 9)]))
+    image = st.integers(0, 99).map(lambda seed: torch.rand(count, 1, *sides, generator=seeded(seed)))
+    arguments = draw(
+        st.fixed_dictionaries(
+            {
+                "scheduler": st.sampled_from(NAMES),
+                "image": image,
+                "augmentation_level": st.none() | st.integers(0, 350),
+                "num_inference_steps": st.integers(4, 5),
+                "eta": numbers(0, 1),
+                "height": st.sampled_from([None, 36, 40]),
+                "tile_size": st.sampled_from([None, 32]),
+                "generator": generators(count),
+                "output_type": OUTPUT_TYPES,
+                **CALLBACKS,
+            }
+        )
+    )
+    if draw(st.booleans()):
+        arguments["guidance"] = draw(terms(False, arguments["scheduler"]))
+    return arguments
+
+
+def seeded(seed: int) -> torch.Generator:
+    """A generator of a seed."""
+    return torch.Generator().manual_seed(seed)
+
+
+@st.composite
+def cascaded(draw: Any) -> dict[str, Any]:
+    """Arguments that go together, of CascadePipeline."""
+    prompts, repeats = draw(st.lists(TEXTS, min_size=1, max_size=2)), draw(st.integers(1, 2))
+    own = [{"num_inference_steps": 4}, {"augmentation_level": 9, "num_inference_steps": 2}]
+    return draw(
+        st.fixed_dictionaries(
+            {
+                "prompt": st.just(prompts),
+                "num_inference_steps": st.integers(4, 5),
+                "num_images_per_prompt": st.just(repeats),
+                "guidance_scale": st.none() | st.floats(0, 6),
+                "negative_prompt": st.none() | TEXTS,
+                "generator": generators(len(prompts) * repeats),
+                "stage_arguments": st.sampled_from([(), [None, own[1]], own]),
+                "output_type": OUTPUT_TYPES,
+            }
+        )
+    )
+
+
 def of(name: str, arguments: SearchStrategy[dict[str, Any]], called: Mapping[str, str]) -> Target:
     """The target of a pipeline."""
 
@@ -244,6 +296,20 @@ TARGETS: dict[str, Target] = {
     ),
     "ImagePipeline": of(
         "ImagePipeline", images(), {"batch_size": "class_labels generator", "class_labels": "batch_size"}
+    ),
+    "UpsamplePipeline": of(
+        "UpsamplePipeline",
+        upsampled(),
+        {"image": "generator height width latents", "guidance": "guidance_scale classifier_scale"},
+    ),
+    "CascadePipeline": of(
+        "CascadePipeline",
+        cascaded(),
+        {
+            "prompt": "prompt_embeds generator negative_prompt",
+            "num_images_per_prompt": "generator guidance_scale",
+            "stage_arguments": "num_inference_steps",
+        },
     ),
     "ClassifierGuidedPipeline": of("ClassifierGuidedPipeline", classifier_guided(False), STEERING),
     "ClassifierGuidedTextToImagePipeline": of(

@@ -10,11 +10,13 @@ from properties.pipelines import TARGETS
 
 CALLS = int(os.environ.get("GUIDED_DIFFUSERS_CALLS", "300"))
 OF_EACH = {  # in 300, by how much there is to combine
-    "TextToImagePipeline": 100,
+    "TextToImagePipeline": 80,
     "ImagePipeline": 40,
-    "ClassifierGuidedPipeline": 70,
-    "ClassifierGuidedTextToImagePipeline": 60,
-    "VAEPipeline": 30,
+    "ClassifierGuidedPipeline": 60,
+    "ClassifierGuidedTextToImagePipeline": 50,
+    "VAEPipeline": 20,
+    "UpsamplePipeline": 30,
+    "CascadePipeline": 20,
 }
 
 

@@ -9,6 +9,7 @@ import torch
 from tiny import tiny_autoencoder, tiny_components, tiny_tokenizer, tiny_unet
 from tiny_classifier import NAMES, tiny_image_unet
 from tiny_clip import tiny_clip
+from tiny_upsampler import tiny_cascade, tiny_upsampler
 
 from guided_diffusers import (
     ADMUNet2DModel,
@@ -102,6 +103,8 @@ PIPELINES: dict[str, Callable[..., Any]] = {
     "ClassifierGuidedPipeline": classifier_guided,
     "ClassifierGuidedTextToImagePipeline": classifier_guided_text_to_image,
     "VAEPipeline": autoencoders,
+    "UpsamplePipeline": lambda **overrides: tiny_upsampler(num_inference_steps=2, **overrides),
+    "CascadePipeline": tiny_cascade,
 }
 MODELS: dict[str, Callable[..., Any]] = {
     "VariationalAutoencoder": tiny_autoencoder,

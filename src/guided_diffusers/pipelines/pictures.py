@@ -30,8 +30,8 @@ def read_pictures(image: Any, channels: int, name: str = "image") -> Tensor:
         name: The argument's, for messages.
 
     Raises:
-        ValueError: Nothing of these, other channels, values out of range, or several sizes.
-        OSError: A file that cannot be read.
+        ValueError: Nothing of these, a file that cannot be read, other channels, values out of range, or
+            several sizes.
     """
     several = list(image) if isinstance(image, list | tuple) else [image]
     if not several:
@@ -45,7 +45,11 @@ def read_pictures(image: Any, channels: int, name: str = "image") -> Tensor:
 
 def _tensor(image: Any, channels: int, name: str) -> Tensor:
     if isinstance(image, str | Path):
-        image = read_image(Path(image), channels)
+        try:
+            image = read_image(Path(image), channels)
+        except Exception as error:  # Pillow raises anything for a damaged file
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise ValueError(f"{name} is {shown(str(image))}, which cannot be read: {reason}") from error
     if isinstance(image, Image.Image):
         if channels not in (1, 3):
             raise ValueError(f"{name} is a picture file, and the network sees {channels}: give a tensor")

@@ -38,7 +38,7 @@ from guided_diffusers.pipelines.guided import GuidedPipeline, default_guidance_c
 from guided_diffusers.pipelines.noise import noise_of
 from guided_diffusers.pipelines.pictures import read_pictures, resized
 from guided_diffusers.pipelines.prompts import warn_of_prompts
-from guided_diffusers.sampling import StopSampling, sampling_loop
+from guided_diffusers.sampling import Run
 from guided_diffusers.schedulers.adapt import prediction_type_of
 
 UPSCALER_LEVEL, UPSCALER_MOST, UPSCALER_GUIDANCE = 20, 350, 9.0
@@ -234,58 +234,66 @@ class UpsamplePipeline(GuidedPipeline):
         inputs.check_generator(generator, images)
         level = self._level(augmentation_level)
         self._check_told(prompt, negative_prompt, class_labels, images)
-        self._begin_guidance(guidance, guidance_scale, guidance_interval, images)
-        small = self._padded(small)
+        guidance = self._guidance_of(guidance, guidance_scale, guidance_interval, images)
+        small = self._padded(small).to(self._execution_device)
         shape = (images, self.channels.sample, *(self._times * side for side in small.shape[2:]))
         inputs.check_latents(latents, shape)
-        if self.do_classifier_free_guidance:
-            self._check_null()
-        steps = self.config.num_inference_steps if num_inference_steps is None else num_inference_steps
-        self._begin_schedule(steps, timesteps, sigmas)
         scheduler, clip = clip_before_guidance(self.scheduler, latents=self.vae is not None)
-        denoiser = self._tiled(self._denoiser(self.unet, clip), tile_size, tile_overlap)
-
-        device = self._execution_device
+        steps = self.config.num_inference_steps if num_inference_steps is None else num_inference_steps
         dtype = dtype_of(self.unet, small.dtype)
-        seen = self._seen(small.to(device), level, generator, shape[2:], dtype)
-        condition = self._condition(seen, prompt, negative_prompt, class_labels, images)
-        noise = noise_of(shape, generator, device, dtype) if latents is None else latents.to(device)
-        with self.progress_bar(total=self._num_timesteps) as progress:
-
-            def after_step(index: int, timestep: Tensor, sample: Tensor) -> Tensor:
+        seen = self._seen(small, level, generator, shape[2:], dtype)
+        run = Run(
+            self._tiled(self._denoiser(self.unet, clip), tile_size, tile_overlap),
+            scheduler,
+            noise_of(shape, generator, small.device, dtype) if latents is None else latents.to(small.device),
+            guidance=guidance,
+            num_inference_steps=steps,
+            timesteps=timesteps,
+            sigmas=sigmas,
+            generator=generator,
+            step_kwargs={"eta": eta} if takes_eta(scheduler) else None,
+        )
+        run.condition = self._condition(
+            seen, prompt, negative_prompt, class_labels, images, guidance.needs_null
+        )
+        self._interrupt, self._num_timesteps = False, len(run)
+        with self.progress_bar(total=len(run)) as progress:
+            for index, step in enumerate(run):
+                run.advance(step)
                 progress.update()
-                return (
-                    sample
-                    if not callback_on_step_end
-                    else self._call_back(callback_on_step_end, names, index, timestep, sample)
-                )
-
-            sample = sampling_loop(
-                self._current_guidance()(denoiser),
-                scheduler,
-                noise,
-                condition,
-                steps,
-                timesteps,
-                sigmas,
-                generator,
-                after_step,
-                {"eta": eta} if takes_eta(scheduler) else None,
-            )
+                if callback_on_step_end is not None:
+                    self._call_back(callback_on_step_end, names, index, run)
+                if self._interrupt:
+                    run.check()
+                    break
+        sample = run.sample
         images = self._images(sample, sides, output_type, generator)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
-    def _call_back(
-        self, function: Callable, names: Sequence[str], index: int, timestep: Tensor, sample: Tensor
-    ) -> Tensor:
-        """The sample after the user's callback."""
-        changed = function(self, index, timestep, {name: sample for name in names})
-        latents = inputs.checked_return(changed, self._callback_tensor_inputs).get("latents", sample)
-        inputs.check_latents(latents, sample.shape, "callback_on_step_end's latents")
-        if self.interrupt:
-            raise StopSampling(latents.to(sample))
-        return latents.to(sample)
+    def _guidance_of(self, guidance: Any, scale: Any, interval: Any, images: int) -> Guidance:
+        """The guidance of a call; ValueError where it is none, or asks for what the network has not."""
+        inputs.check_one_of("guidance", guidance, "guidance_scale", scale, required=False)
+        inputs.check_one_of("guidance", guidance, "guidance_interval", interval, required=False)
+        guidance = self.call_guidance(scale, interval) if guidance is None else guidance
+        if not isinstance(guidance, Guidance):
+            raise ValueError(f"guidance is {shown(guidance)}; allowed: a guidance term or a sum of terms")
+        for term in guidance.terms:
+            scales = getattr(term, "scale", None)
+            if isinstance(scales, tuple) and len(scales) != images:
+                raise ValueError(
+                    f"guidance_scale has {len(scales)} values for {images} images; give one or as many"
+                )
+        if guidance.needs_null:
+            self._check_null()
+        return guidance
+
+    def _call_back(self, function: Callable, names: Sequence[str], index: int, run: Run) -> None:
+        """Call the user's callback, and take over the latents."""
+        changed = function(self, index, run.timesteps[index], {name: run.sample for name in names})
+        latents = inputs.checked_return(changed, self._callback_tensor_inputs).get("latents", run.sample)
+        inputs.check_latents(latents, run.sample.shape, "callback_on_step_end's latents")
+        run.sample = latents.to(run.sample)
 
     @property
     def _times(self) -> int:
@@ -408,20 +416,27 @@ class UpsamplePipeline(GuidedPipeline):
         return {LOW_RES: self.channels.beside(small, sides, drawn.sigma), **told}
 
     def _condition(
-        self, seen: Mapping[str, Tensor], prompt: Any, negative_prompt: Any, classes: Any, images: int
+        self,
+        seen: Mapping[str, Tensor],
+        prompt: Any,
+        negative_prompt: Any,
+        classes: Any,
+        images: int,
+        with_null: bool,
     ) -> Condition:
-        device, wanted = self._execution_device, self.do_classifier_free_guidance
+        """What the network is told, and where guidance asks for it, the null of it."""
+        device = self._execution_device
         positive, negative = dict(seen), dict(seen)
         if self.takes_text:
             positive["encoder_hidden_states"] = self._embeds(prompt, images)
-            if wanted:
+            if with_null:
                 negative["encoder_hidden_states"] = self._embeds(negative_prompt or "", images)
         if self.takes_class:
             positive["class_labels"] = self._labels(classes, images).to(device)
             negative["class_labels"] = torch.full(
                 (images,), self.unet.config.num_class_embeds - 1, device=device
             )
-        return Condition(positive, negative if wanted else None)
+        return Condition(positive, negative if with_null else None)
 
     def _embeds(self, prompt: str | Sequence[str], images: int) -> Tensor:
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)

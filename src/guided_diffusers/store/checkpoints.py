@@ -66,8 +66,8 @@ def fingerprint(folder: str | Path) -> str:
     total = hashlib.sha256()
     first = min(components, default="")
     for path in sorted(path for name in components for path in _files_of(folder / name)):
-        kind, (stage, *_, part, name) = weights_kind(path.name), ("", *path.relative_to(folder).parts)[-3:]
-        replaced = (part == "scheduler" or name == "model_index.json") and stage in ("", first)
+        kind, (part, *inside) = weights_kind(path.name), path.relative_to(folder).parts
+        replaced = part == "scheduler" or (part == first and inside[0] in ("scheduler", "model_index.json"))
         if replaced or path.suffix not in _DECIDING or (kind and kind[1]):
             continue
         total.update(f"{path.relative_to(folder).as_posix()} {_digest(path)}\n".encode())
