@@ -125,6 +125,7 @@ class SmallPicture(Conditioning):
 
     def check(self, unet: nn.Module) -> None:
         """Raise ValueError where the network cannot be told the level, or the classes."""
+        _ = self.augmentation  # of a level that the process has not, this is the place to say so
         by_label, most = self.config.max_level > 0 and not self.channels.told, self.config.max_level
         if isinstance(self.inner, Labels):
             if by_label:
