@@ -165,3 +165,9 @@ class Augmentation:
         noised = self.process.at(level)
         alpha, sigma = torch.where(level > 0, noised.alpha, 1.0), torch.where(level > 0, noised.sigma, 0.0)
         return NoiseLevel(alpha=alpha, sigma=sigma, timestep=level)
+
+    def noised(self, picture: Tensor, noise: Tensor, level: Tensor) -> tuple[Tensor, NoiseLevel]:
+        """Small pictures `(batch, ...)` at integer levels `(batch,)`, and the NoiseLevel of these."""
+        at = self.at(level)
+        # (1)
+        return broadcast(at.alpha, picture) * picture + broadcast(at.sigma, picture) * noise, at

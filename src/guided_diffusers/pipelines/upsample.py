@@ -21,7 +21,6 @@ from guided_diffusers.core.condition import Condition, encode_text, tokenize
 from guided_diffusers.core.denoiser import ModelDenoiser, dtype_of
 from guided_diffusers.core.tiles import TiledDenoiser
 from guided_diffusers.guidance import Guidance, GuidanceInterval, GuidanceSum
-from guided_diffusers.losses import add_noise
 from guided_diffusers.models import latents as latent_codes
 from guided_diffusers.models.labels import class_ids
 from guided_diffusers.models.latents import check_autoencoder, spatial_factor
@@ -409,9 +408,7 @@ class UpsamplePipeline(GuidedPipeline):
         if self.augmentation is None:
             return {LOW_RES: self.channels.beside(small, sides, None)}
         noise = noise_of(small.shape, generator, small.device, dtype).to(small.dtype)
-        drawn = self.augmentation.at(torch.full((len(small),), level))
-        # (1) of models.super_resolution
-        small = add_noise(small, noise, drawn)
+        small, drawn = self.augmentation.noised(small, noise, torch.full((len(small),), level))
         told = {} if self.channels.told else {"class_labels": drawn.timestep.to(small.device)}
         return {LOW_RES: self.channels.beside(small, sides, drawn.sigma), **told}
 

@@ -20,7 +20,6 @@ from torch import Tensor, nn
 
 from guided_diffusers.core.declared import AtLeast, Declared, Share
 from guided_diffusers.core.randomness import Stream, randn_for, seed_for
-from guided_diffusers.losses import add_noise
 from guided_diffusers.models.super_resolution import (
     LOW_RES,
     Augmentation,
@@ -159,10 +158,9 @@ class SmallPicture(Conditioning):
         rows: dict[str, Any] = {"inner": self.inner.rows(indices, positions, seed)}
         if (augmentation := self.augmentation) is not None:
             uniform = uniform_for(seed_for(seed, Stream.AUGMENTATION_LEVEL), positions)
-            level = augmentation.at((uniform * (augmentation.most + 1)).long())
             noise = randn_for(seed_for(seed, Stream.AUGMENTATION_NOISE), positions, small.shape[1:])
             # arXiv:2106.15282, algorithm 1: z_s ~ q(z_s | z)
-            small = add_noise(small, noise, level)
+            small, level = augmentation.noised(small, noise, (uniform * (augmentation.most + 1)).long())
             rows |= {"level": level.timestep, "sigma": level.sigma.float()}
         return {**rows, LOW_RES: self.crops.small_squares(small, positions)}
 
