@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import copy
 import math
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import diffusers
@@ -17,6 +19,7 @@ from torch import Tensor, nn
 
 from guided_diffusers import Condition, ModelDenoiser, NoiseLevel, sampling_loop
 from guided_diffusers.guidance import AutoGuidance, ClassifierFreeGuidance, views
+from guided_diffusers.guidance.perturbed import RETURNS_TEXT_FIRST
 
 STEPS = 3
 
@@ -126,6 +129,20 @@ def test_skipping_layers_is_the_network_without_them(kind, layer):
     skipped = asked(views.skip_layers(network, layer), kind)
     torch.testing.assert_close(skipped, asked(without, kind), rtol=0, atol=1e-6)
     assert (skipped - before).abs().max() > 1e-3 and torch.equal(asked(network, kind), before)
+
+
+def test_the_order_of_what_blocks_return_is_that_of_their_source():
+    """Every block of diffusers that returns its image and its text by name."""
+    folder, found = Path(diffusers.__file__).parent / "models", {}
+    for path in [folder / "attention.py", *(folder / "transformers").glob("*.py")]:
+        for block in ast.parse(path.read_text()).body:
+            if isinstance(block, ast.ClassDef) and block.name in RETURNS_TEXT_FIRST:
+                returns = [
+                    ast.unparse(each.value) for each in ast.walk(block) if isinstance(each, ast.Return)
+                ]
+                found[block.name] = "(encoder_hidden_states, hidden_states)" in returns
+                assert found[block.name] != ("(hidden_states, encoder_hidden_states)" in returns)
+    assert found == RETURNS_TEXT_FIRST
 
 
 PAG: dict[str, tuple[Callable[[Any], nn.Module], str | int, type]] = {

@@ -19,20 +19,36 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 
 RETURNS_TEXT_FIRST: dict[str, bool] = {
-    **dict.fromkeys(("JointTransformerBlock", "FluxTransformerBlock", "FluxSingleTransformerBlock"), True),
-    **dict.fromkeys(("Flux2TransformerBlock", "QwenImageTransformerBlock"), True),
-    **dict.fromkeys(("CogVideoXBlock", "CogView4TransformerBlock", "MochiTransformerBlock"), False),
-    **dict.fromkeys(("HunyuanVideoTransformerBlock", "HunyuanVideoSingleTransformerBlock"), False),
+    **dict.fromkeys(
+        """AuraFlowJointTransformerBlock BriaFiboTransformerBlock BriaSingleTransformerBlock
+        BriaTransformerBlock ChromaTransformerBlock Flux2SingleTransformerBlock
+        Flux2TransformerBlock FluxSingleTransformerBlock FluxTransformerBlock JointTransformerBlock
+        LongCatImageSingleTransformerBlock LongCatImageTransformerBlock
+        OvisImageSingleTransformerBlock OvisImageTransformerBlock QwenImageTransformerBlock""".split(),
+        True,
+    ),
+    **dict.fromkeys(
+        """CogVideoXBlock CogView3PlusTransformerBlock CogView4TransformerBlock EasyAnimateTransformerBlock
+        GlmImageTransformerBlock HunyuanImageSingleTransformerBlock HunyuanImageTransformerBlock
+        HunyuanVideo15TransformerBlock HunyuanVideoSingleTransformerBlock
+        HunyuanVideoTransformerBlock MochiTransformerBlock MotifVideoSingleTransformerBlock
+        MotifVideoTransformerBlock""".split(),
+        False,
+    ),
 }
-"""Blocks that return image and text, and which is the first."""
+"""Blocks of diffusers that return image and text, and which is the first."""
 ATTENDS_TEXT_FIRST: dict[str, bool] = {
+    "AuraFlowAttnProcessor2_0": True,
+    "CogVideoXAttnProcessor2_0": True,
+    "CogView4AttnProcessor": True,
+    "Flux2AttnProcessor": True,
     "FluxAttnProcessor": True,
     "FluxIPAdapterAttnProcessor": True,
     "JointAttnProcessor2_0": False,
     "QwenDoubleStreamAttnProcessor2_0": True,
     "SD3IPAdapterJointAttnProcessor2_0": False,
 }
-"""Processors that attend to text and image as one sequence, and which is the first in it."""
+"""Its processors that attend to text and image as one sequence, and which is the first in it."""
 EMBEDDERS = ("conv_in", "patch_embedding", "patch_embed", "pos_embed")
 """Where a network is told its image's size: by a map, a video, the places of tokens, or their numbers."""
 

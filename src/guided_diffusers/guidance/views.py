@@ -58,7 +58,7 @@ _DEFAULT_LAYERS: dict[str, tuple[tuple[int | str, ...], tuple[int | str, ...]]] 
     "QwenImageTransformer2DModel": ((20,), (20,)),
 }
 _SKIPPED, _ATTENTION = 0, 1
-_STACKS = ("transformer_blocks", "blocks", "layers")
+_STACKS = ("transformer_blocks", "joint_transformer_blocks", "blocks", "layers")
 
 
 def skip_layers(network: Any, layers: Layers = None) -> View:
@@ -87,7 +87,8 @@ def identity_attention(network: Any, layers: Layers = None) -> View:
 
     Args:
         network: As of `skip_layers`.
-        layers: As of `skip_layers`: the self-attention, or joint attention with the text, in them.
+        layers: As of `skip_layers`: the self-attention, or joint attention with the text, in them. Where a
+            network keeps text and image in one sequence (Lumina 2, Z-Image), the text's places count too.
 
     Raises:
         ValueError: As `skip_layers`; on use, joint attention whose order of image and text is not known, or
