@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from diffusers.guiders.tangential_classifier_free_guidance import normalized_guidance
 from laws.exact import draw, exact_denoiser, level_at
 
 from guided_diffusers import GuidedDDIMScheduler, from_denoised, sampling_loop
@@ -13,6 +14,7 @@ from guided_diffusers.guidance import (
     ProjectedGuidance,
     RescaledGuidance,
     Step,
+    TangentialGuidance,
 )
 from guided_diffusers.guidance.cfg_zero_star import velocity_type
 
@@ -158,7 +160,20 @@ def test_the_velocity_is_the_derivative_along_the_process(alpha, sigma, kind):
     torch.testing.assert_close(from_denoised(x0, alpha * x0 + sigma * noise, level, kind), expected)
 
 
+def test_tangential_damping_is_the_papers_projection():
+    """By a singular value decomposition, as diffusers' guider has it."""
+    step = step_at(prediction_type="v_prediction")
+    conditional, null = (
+        from_denoised(images(LABELS)(step.sample, step.level, c), step.sample, step.level, "v_prediction")
+        for c in (LABELS, None)
+    )
+    expected = normalized_guidance(conditional, null, 3.0)
+    ours = from_denoised(guided(TangentialGuidance(3.0), step), step.sample, step.level, "v_prediction")
+    torch.testing.assert_close(ours, expected, rtol=0, atol=1e-5)
+
+
 VARIANTS = [
+    TangentialGuidance(3.0, prediction_type="epsilon"),
     RescaledGuidance(3.0, rescale=0.7, prediction_type="epsilon"),
     ProjectedGuidance(3.0, norm_threshold=2.0),
     CFGPlusPlus(0.6),

@@ -29,6 +29,7 @@ from guided_diffusers.guidance import (
     ProjectedGuidance,
     RescaledGuidance,
     SlidingWindowGuidance,
+    TangentialGuidance,
     TimestepGuidance,
 )
 from guided_diffusers.sampling import set_timesteps
@@ -171,6 +172,7 @@ TARGETS: dict[str, Target] = {
     "RescaledGuidance": of(
         RescaledGuidance, rescale=numbers(0, 1), prediction_type=st.sampled_from(["epsilon", "v_prediction"])
     ),
+    "TangentialGuidance": of(TangentialGuidance, prediction_type=st.sampled_from(["sample", "v_prediction"])),
     "ProjectedGuidance": of(
         ProjectedGuidance,
         parallel=numbers(0, 1),

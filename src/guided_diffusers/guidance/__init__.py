@@ -17,6 +17,7 @@ from guided_diffusers.guidance.projected import ProjectedGuidance
 from guided_diffusers.guidance.rectified_cfg_plus_plus import RectifiedCFGPlusPlus
 from guided_diffusers.guidance.rescale import RescaledGuidance
 from guided_diffusers.guidance.sliding_window import SlidingWindowGuidance
+from guided_diffusers.guidance.tangential import TangentialGuidance
 from guided_diffusers.guidance.timestep import TimestepGuidance
 
 __all__ = [
@@ -41,6 +42,7 @@ __all__ = [
     "Shift",
     "SlidingWindowGuidance",
     "Step",
+    "TangentialGuidance",
     "TimestepGuidance",
     "effective_scale",
     "views",
