@@ -36,6 +36,7 @@ PICTURES: dict[str, Draw] = {
     "processes": lambda share: theory.processes(round(14 * share)),
     "reverse-step": lambda share: theory.reverse_step(),
     "prediction-types": lambda share: theory.prediction_types(),
+    "cascade": lambda share: theory.cascade(round(4000 * share)),
     "noise-aware": lambda share: guidance.noise_aware(round(4000 * share)),
     "classifier": lambda share: guidance.classifier(round(500 * share)),
     "classifier-free": lambda share: guidance.classifier_free(round(20_000 * share)),

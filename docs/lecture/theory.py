@@ -166,6 +166,46 @@ def true_reverse(
     return (joint - data.log_density(sample, level)).exp()
 
 
+def cascade(samples: int) -> Figure:
+    """What first stages that are wrong leave in the second's images, and what these keep, over the level."""
+    figure, [axes] = panels(1, 2, (9, 3.4), sharex=True)
+    levels = torch.linspace(0, 1, 51, dtype=torch.float64)
+    kept = 1 - levels**2
+    stages = {"too bright by a half": (0.5, 1.0, RED), "half as varied": (0.0, 0.5, BLUE)}
+    for name, (shift, deviation, colour) in stages.items():
+        # z given z_s is N(alpha z_s, sigma^2), and z_s that of N(shift, deviation^2)
+        variance = kept**2 * deviation**2 + kept * levels**2 + levels**2
+        distance = ((kept * shift) ** 2 + (variance.sqrt() - 1) ** 2).sqrt()
+        axes[0].plot(levels, distance, color=colour, label=name)
+        for sigma in (0.0, 0.3, 0.6, 0.9):
+            drawn = _second_stage(shift, deviation, sigma, samples)
+            error = math.hypot(drawn.mean().item(), drawn.std().item() - 1)
+            axes[0].plot(sigma, error, "o", color=colour, markersize=4)
+    axes[1].plot(levels, kept, color="black")
+    axes[0].set(
+        xlabel=r"$\sigma_s$", title=r"distance of the large images' mean from the data", ylim=(0, None)
+    )
+    axes[1].set(xlabel=r"$\sigma_s$", title=r"correlation with the small image, $\alpha_s^2$")
+    axes[0].legend(fontsize=9)
+    for axis in axes:
+        axis.grid(alpha=0.3)
+    return figure
+
+
+def _second_stage(shift: float, deviation: float, sigma: float, count: int) -> Tensor:
+    """Mean pixels, (count,), of the exact second stage at a level, of small images N(shift, deviation^2)."""
+    generator = torch.Generator().manual_seed(5)
+    first, noise, start = torch.randn(3, count, 1, dtype=torch.float64, generator=generator)
+    alpha = math.sqrt(1 - sigma**2)
+    told = alpha * (alpha * (shift + deviation * first) + sigma * noise)
+
+    def denoise(sample: Tensor, level: NoiseLevel, condition: Any = None) -> Tensor:
+        gain = sigma**2 * level.alpha / (sigma**2 * level.alpha**2 + level.sigma**2)
+        return told + gain * (sample - level.alpha * told)
+
+    return sampling_loop(denoise, scheduler_of(100), start, None, 100, generator=generator)[:, 0]
+
+
 def prediction_types() -> Figure:
     """The rows (c_skip, c_out) of the prediction table over the noise level."""
     ratio = torch.logspace(-2, 2, 201, dtype=torch.float64)

@@ -242,7 +242,7 @@ def test_terms_of_every_kind_guide_it():
             "both given",
         ),
         (tiny_upsampler, {"prompt": "a"}, "prompt is 'a'; allowed: None"),
-        (tiny_upsampler, {"negative_prompt": "a"}, "negative_prompt is given"),
+        (tiny_upsampler, {"negative_prompt": "a"}, "negative_prompt is 'a'; allowed: None"),
         (tiny_upsampler, {"guidance_scale": 2.0}, "asks for the null"),
         (tiny_upsampler, {"augmentation_level": 351}, "augmentation_level is 351; .* from 0 to 350"),
         (tiny_upsampler, {"latents": torch.zeros(2, 1, 8, 8)}, r"latents is \(2, 1, 8, 8\)"),

@@ -193,7 +193,7 @@ class CascadePipeline(SafePipeline):
             ValueError: An argument that no stage takes, or that the stage refuses; each message names it.
         """
         check_choice("output_type", output_type, inputs.OUTPUT_TYPES)
-        inputs.check_count("num_images_per_prompt", num_images_per_prompt)
+        check_int("num_images_per_prompt", num_images_per_prompt, 1)
         given = {
             "prompt": prompt,
             "negative_prompt": negative_prompt,

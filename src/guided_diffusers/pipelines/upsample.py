@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from guided_diffusers.core.checks import check_int, shown
-from guided_diffusers.core.condition import Condition, encode_text, tokenize
+from guided_diffusers.core.condition import Condition
 from guided_diffusers.core.denoiser import ModelDenoiser, dtype_of
 from guided_diffusers.core.tiles import TiledDenoiser
 from guided_diffusers.guidance import Guidance, GuidanceInterval, GuidanceSum
@@ -32,12 +32,13 @@ from guided_diffusers.models.super_resolution import (
     SuperResolutionNetwork,
 )
 from guided_diffusers.pipelines import inputs
+from guided_diffusers.pipelines.call import Call, default_guidance_config
 from guided_diffusers.pipelines.clipping import clip_before_guidance
-from guided_diffusers.pipelines.guided import GuidedPipeline, default_guidance_config, takes_eta
+from guided_diffusers.pipelines.drawing import Drawing
+from guided_diffusers.pipelines.guided import GuidedPipeline
 from guided_diffusers.pipelines.noise import noise_of
 from guided_diffusers.pipelines.pictures import read_pictures, resized
-from guided_diffusers.pipelines.prompts import warn_of_prompts
-from guided_diffusers.sampling import Run
+from guided_diffusers.pipelines.prompts import PromptEncoder, Prompts
 from guided_diffusers.schedulers.adapt import prediction_type_of
 
 UPSCALER_LEVEL, UPSCALER_MOST, UPSCALER_GUIDANCE = 20, 350, 9.0
@@ -223,76 +224,56 @@ class UpsamplePipeline(GuidedPipeline):
                 computed.
         """
         self._check_unet()
-        inputs.check_choice("output_type", output_type, inputs.OUTPUT_TYPES)
-        inputs.check_fraction("eta", eta)
-        inputs.check_callback(callback_on_step_end)
-        names = inputs.tensor_inputs(callback_on_step_end, callback_on_step_end_tensor_inputs)
-        inputs.check_names("callback_on_step_end_tensor_inputs", names, self._callback_tensor_inputs)
         small = self._at_target(read_pictures(image, self.channels.picture), height, width)
         images, sides = len(small), [side * self.config.scale for side in small.shape[2:]]
-        inputs.check_generator(generator, images)
-        level = self._level(augmentation_level)
-        self._check_told(prompt, negative_prompt, class_labels, images)
-        guidance = self._guidance_of(guidance, guidance_scale, guidance_interval, images)
+        steps = self.config.num_inference_steps if num_inference_steps is None else num_inference_steps
+        drawing = Drawing(
+            schedule={"num_inference_steps": steps, "timesteps": timesteps, "sigmas": sigmas},
+            eta=eta,
+            generator=generator,
+            latents=latents,
+            output_type=output_type,
+            return_dict=return_dict,
+            callback=callback_on_step_end,
+            tensor_inputs=getattr(callback_on_step_end, "tensor_inputs", callback_on_step_end_tensor_inputs),
+        )
         small = self._padded(small).to(self._execution_device)
         shape = (images, self.channels.sample, *(self._times * side for side in small.shape[2:]))
-        inputs.check_latents(latents, shape)
+        drawing.check(shape, self._callback_tensor_inputs)
+        level = self._level(augmentation_level)
+        prompts = self._prompts(prompt, negative_prompt, images)
+        labels = self._labels(class_labels, images)
+        call = self._call_of(guidance, guidance_scale, guidance_interval, images)
         scheduler, clip = clip_before_guidance(self.scheduler, latents=self.vae is not None)
-        steps = self.config.num_inference_steps if num_inference_steps is None else num_inference_steps
+        denoiser = self._tiled(self._denoiser(self.unet, clip), tile_size, tile_overlap)
         dtype = dtype_of(self.unet, small.dtype)
         seen = self._seen(small, level, generator, shape[2:], dtype)
-        run = Run(
-            self._tiled(self._denoiser(self.unet, clip), tile_size, tile_overlap),
-            scheduler,
-            noise_of(shape, generator, small.device, dtype) if latents is None else latents.to(small.device),
-            guidance=guidance,
-            num_inference_steps=steps,
-            timesteps=timesteps,
-            sigmas=sigmas,
-            generator=generator,
-            step_kwargs={"eta": eta} if takes_eta(scheduler) else None,
+        noise = (
+            noise_of(shape, generator, small.device, dtype) if latents is None else latents.to(small.device)
         )
-        run.condition = self._condition(
-            seen, prompt, negative_prompt, class_labels, images, guidance.needs_null
-        )
-        self._interrupt, self._num_timesteps = False, len(run)
-        with self.progress_bar(total=len(run)) as progress:
-            for index, step in enumerate(run):
-                run.advance(step)
-                progress.update()
-                if callback_on_step_end is not None:
-                    self._call_back(callback_on_step_end, names, index, run)
-                if self._interrupt:
-                    run.check()
-                    break
-        sample = run.sample
-        images = self._images(sample, sides, output_type, generator)
+        run = drawing.run(denoiser, scheduler, noise, call)
+        run.condition = self._condition(seen, prompts, labels, call.current.needs_null)
+        sample = drawing.sample(self, run, call)
+        result = self._images(sample, sides, output_type, generator)
         self.maybe_free_model_hooks()
-        return ImagePipelineOutput(images=images) if return_dict else (images,)
+        return ImagePipelineOutput(images=result) if return_dict else (result,)
 
-    def _guidance_of(self, guidance: Any, scale: Any, interval: Any, images: int) -> Guidance:
-        """The guidance of a call; ValueError where it is none, or asks for what the network has not."""
-        inputs.check_one_of("guidance", guidance, "guidance_scale", scale, required=False)
-        inputs.check_one_of("guidance", guidance, "guidance_interval", interval, required=False)
-        guidance = self.call_guidance(scale, interval) if guidance is None else guidance
-        if not isinstance(guidance, Guidance):
-            raise ValueError(f"guidance is {shown(guidance)}; allowed: a guidance term or a sum of terms")
-        for term in guidance.terms:
-            scales = getattr(term, "scale", None)
-            if isinstance(scales, tuple) and len(scales) != images:
-                raise ValueError(
-                    f"guidance_scale has {len(scales)} values for {images} images; give one or as many"
-                )
-        if guidance.needs_null:
-            self._check_null()
-        return guidance
-
-    def _call_back(self, function: Callable, names: Sequence[str], index: int, run: Run) -> None:
-        """Call the user's callback, and take over the latents."""
-        changed = function(self, index, run.timesteps[index], {name: run.sample for name in names})
-        latents = inputs.checked_return(changed, self._callback_tensor_inputs).get("latents", run.sample)
-        inputs.check_latents(latents, run.sample.shape, "callback_on_step_end's latents")
-        run.sample = latents.to(run.sample)
+    def _call_of(self, guidance: Any, scale: Any, interval: Any, images: int) -> Call:
+        """Which guidance a call uses; ValueError where it is none, or asks for what the network has not."""
+        if guidance is None:
+            guidance = self.call_guidance(scale, interval)
+        else:
+            inputs.check_one_of("guidance", guidance, "guidance_scale", scale)
+            inputs.check_one_of("guidance", guidance, "guidance_interval", interval)
+        call = Call.of(guidance, images)
+        embeds, classes = self.unet.config.get("num_class_embeds"), self.config.num_classes
+        null_class = self.takes_class and classes is not None and embeds == classes + 1
+        if call.current.needs_null and not (self.takes_text or null_class):
+            raise ValueError(
+                "guidance asks for the null condition; allowed: guidance_scale None or 1, or terms that need "
+                "none, because this network is told no text and has no null class (num_classes + 1 of them)"
+            )
+        return call
 
     @property
     def _times(self) -> int:
@@ -345,43 +326,36 @@ class UpsamplePipeline(GuidedPipeline):
         level = self.config.augmentation_level if level is None else level
         return check_int("augmentation_level", level, 0, self.augmentation.most)
 
-    def _check_told(self, prompt: Any, negative_prompt: Any, classes: Any, images: int) -> None:
-        """Raise ValueError for a prompt or a class that the network is not told, or that is missing."""
-        for name, value, taken in (
-            ("prompt", prompt, self.takes_text),
-            ("class_labels", classes, self.takes_class),
-        ):
-            if taken != (value is not None):
-                allowed = "one for all, or one an image" if taken else "None: the network is told none"
-                raise ValueError(f"{name} is {shown(value)}; allowed: {allowed}")
-        if negative_prompt is not None and not self.takes_text:
-            raise ValueError("negative_prompt is given; allowed: None, because the network is told no text")
-        for name, value in (("prompt", prompt), ("negative_prompt", negative_prompt)):
-            if value is not None:
-                inputs.check_prompts(name, value)
-                if not isinstance(value, str) and len(value) not in (1, images):
-                    raise ValueError(
-                        f"{name} has {len(value)} entries for {images} images; give 1 or {images}"
-                    )
-        if classes is not None:
-            self._labels(classes, images)
+    def _prompts(self, prompt: Any, negative_prompt: Any, images: int) -> Prompts | None:
+        """What the network is told in words; ValueError where it is told none, or not as many as images."""
+        self._check_taken("prompt", prompt, self.takes_text)
+        if not self.takes_text:
+            self._check_taken("negative_prompt", negative_prompt, False)
+            return None
+        prompts = Prompts(prompt=prompt, negative_prompt=negative_prompt)
+        prompts.check()
+        if len(prompts) not in (1, images):
+            raise ValueError(f"prompt has {len(prompts)} entries for {images} images; give 1 or {images}")
+        return prompts
 
-    def _check_null(self) -> None:
-        embeds, classes = self.unet.config.get("num_class_embeds"), self.config.num_classes
-        if not self.takes_text and not (self.takes_class and classes is not None and embeds == classes + 1):
-            raise ValueError(
-                "guidance asks for the null condition; allowed: guidance_scale None or 1, or terms that need "
-                "none, because this network is told no text and has no null class (num_classes + 1 of them)"
-            )
-
-    def _labels(self, classes: Any, images: int) -> Tensor:
+    def _labels(self, classes: Any, images: int) -> Tensor | None:
+        """The classes that the network is told, one an image."""
+        self._check_taken("class_labels", classes, self.takes_class)
+        if not self.takes_class:
+            return None
         known = self.config.num_classes or self.unet.config.num_class_embeds
         labels = class_ids(classes, known, argument="class_labels").reshape(-1)
         if len(labels) not in (1, images):
             raise ValueError(
                 f"class_labels has {len(labels)} classes for {images} images; give 1 or {images}"
             )
-        return labels.expand(images)
+        return labels.expand(images).to(self._execution_device)
+
+    def _check_taken(self, name: str, value: Any, taken: bool) -> None:
+        """Raise ValueError for what the network is not told, or where it is to be told and is not."""
+        if taken != (value is not None):
+            allowed = "one for all, or one an image" if taken else "None: the network is told none"
+            raise ValueError(f"{name} is {shown(value)}; allowed: {allowed}")
 
     def _padded(self, picture: Tensor) -> Tensor:
         """The picture with its last row and column repeated, up to sides that the network takes."""
@@ -413,38 +387,18 @@ class UpsamplePipeline(GuidedPipeline):
         return {LOW_RES: self.channels.beside(small, sides, drawn.sigma), **told}
 
     def _condition(
-        self,
-        seen: Mapping[str, Tensor],
-        prompt: Any,
-        negative_prompt: Any,
-        classes: Any,
-        images: int,
-        with_null: bool,
+        self, seen: Mapping[str, Tensor], prompts: Prompts | None, labels: Tensor | None, with_null: bool
     ) -> Condition:
         """What the network is told, and where guidance asks for it, the null of it."""
-        device = self._execution_device
-        positive, negative = dict(seen), dict(seen)
-        if self.takes_text:
-            positive["encoder_hidden_states"] = self._embeds(prompt, images)
-            if with_null:
-                negative["encoder_hidden_states"] = self._embeds(negative_prompt or "", images)
-        if self.takes_class:
-            positive["class_labels"] = self._labels(classes, images).to(device)
-            negative["class_labels"] = torch.full(
-                (images,), self.unet.config.num_class_embeds - 1, device=device
-            )
-        return Condition(positive, negative if with_null else None)
-
-    def _embeds(self, prompt: str | Sequence[str], images: int) -> Tensor:
-        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        unique = list(dict.fromkeys(prompts))
-        ids, mask = tokenize(self.tokenizer, unique)
-        warn_of_prompts(self.tokenizer, unique)
-        embeds = encode_text(
-            self.text_encoder, ids.to(self._execution_device), mask.to(self._execution_device)
-        )
-        rows = embeds[[unique.index(prompt) for prompt in prompts]]
-        return rows.expand(images, -1, -1).to(dtype_of(self.unet, rows.dtype))
+        if prompts is not None:
+            images, dtype = len(seen[LOW_RES]), dtype_of(self.unet, torch.float32)
+            encoder = PromptEncoder(self.tokenizer, self.text_encoder)
+            times = images // len(prompts)
+            return encoder.condition(prompts, self._execution_device, dtype, times, with_null, None, seen)
+        if labels is None:
+            return Condition(seen, seen)
+        null = torch.full_like(labels, self.unet.config.num_class_embeds - 1)
+        return Condition({**seen, "class_labels": labels}, {**seen, "class_labels": null})
 
     def _images(self, sample: Tensor, sides: Sequence[int], output_type: str, generator: Any) -> Any:
         """The result without what was padded, decoded; "latent" leaves the sample as it is."""
