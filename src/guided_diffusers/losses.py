@@ -39,11 +39,12 @@ def log_normal_levels(process: Process, mean: float = -0.4, std: float = 1.2) ->
     matching with mean 0 and std 1 is the logit-normal distribution.
 
     References:
-        Karras et al., Elucidating the Design Space of Diffusion-Based Generative Models, arXiv:2206.00364,
-        table 1. Esser et al., Scaling Rectified Flow Transformers, arXiv:2403.03206, section 3.1:
-        logit-normal.
+        Karras et al., "Elucidating the Design Space of Diffusion-Based Generative Models" (arXiv:2206.00364),
+            table 1.
+        Esser et al., "Scaling Rectified Flow Transformers" (arXiv:2403.03206), section 3.1: logit-normal.
     """
     mean, std = read("mean", mean, float), read("std", std, Positive)
+    # Karras et al., table 1: ln sigma ~ N(P_mean, P_std^2)
     return lambda u: process.at_log_noise_to_signal(mean + std * torch.special.ndtri(u.double()))
 
 
@@ -51,9 +52,10 @@ def cosine_levels(process: Process) -> Levels:
     """The levels of a cosine schedule, sigma / alpha = tan(pi u / 2), at the nearest level of the process.
 
     References:
-        Nichol and Dhariwal, Improved Denoising Diffusion Probabilistic Models, arXiv:2102.09672, eq. 17.
+        Nichol and Dhariwal, "Improved Denoising Diffusion Probabilistic Models" (arXiv:2102.09672),
+            equation 17.
     """
-    # Nichol and Dhariwal, equation 17, as sigma / alpha
+    # Nichol and Dhariwal, equation 17: sqrt(abar) = cos(pi u / 2)
     return lambda u: process.at_log_noise_to_signal(torch.log(torch.tan(u.double() * (torch.pi / 2))))
 
 
@@ -66,13 +68,14 @@ LEVEL_DISTRIBUTIONS: dict[LevelDistribution, Callable[..., Levels]] = {
 
 
 def quartile(levels: Levels, level: NoiseLevel) -> Tensor:
-    """The quarter of a distribution that each level falls into: 0 the cleanest, 3 the noisiest; (batch,)."""
+    """The quarter of a distribution that each level is in: 0 the cleanest, 3 the noisiest; `(batch,)`."""
     edges = levels(torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)).noise_to_signal
     return torch.bucketize(level.noise_to_signal, edges, right=True)
 
 
 def add_noise(x0: Tensor, noise: Tensor, level: NoiseLevel) -> Tensor:
-    """x_t = alpha x_0 + sigma eps, (batch, ...)."""
+    """x_t = alpha x_0 + sigma eps, `(batch, ...)`."""
+    # Ho et al. (arXiv:2006.11239), equation 4
     return broadcast(level.alpha, x0) * x0 + broadcast(level.sigma, x0) * noise
 
 
@@ -83,17 +86,18 @@ def target(x0: Tensor, noise: Tensor, level: NoiseLevel, prediction_type: str) -
     cancellation at small sigma: the coefficients of x_0 and eps are computed in float64.
 
     Args:
-        x0: (batch, ...).
+        x0: The clean sample, `(batch, ...)`.
         noise: eps, of x0's shape.
-        level: 0-dim or (batch,), with sigma > 0.
-        prediction_type: one of `prediction.PREDICTION_TYPES`.
+        level: 0-dim or `(batch,)`, with sigma > 0.
+        prediction_type: One of `prediction.PREDICTION_TYPES`.
 
     Raises:
-        ValueError: for an unknown prediction type, or epsilon prediction at alpha = 0.
+        ValueError: An unknown prediction type, or epsilon prediction at alpha = 0.
     """
     skip, out = coefficients(level, prediction_type)
     if out.device.type == "cpu" and not (out != 0).all():
         raise ValueError(f"level has sigma = 0, where prediction_type {prediction_type!r} has no target")
+    # output = (x_0 - c_skip x_t) / c_out with x_t = alpha x_0 + sigma eps
     of_x0, of_noise = (1 - skip * level.alpha) / out, -skip * level.sigma / out
     return broadcast(of_x0, x0) * x0 + broadcast(of_noise, x0) * noise
 
@@ -109,8 +113,8 @@ def min_snr_weight(gamma: float = 5.0) -> Weighting:
     That is min(SNR, gamma) / SNR for epsilon and min(SNR, gamma) / (SNR + 1) for v_prediction.
 
     References:
-        Hang et al., Efficient Diffusion Training via Min-SNR Weighting Strategy, arXiv:2303.09556, section
-        3.4.
+        Hang et al., "Efficient Diffusion Training via Min-SNR Weighting Strategy" (arXiv:2303.09556),
+            section 3.4.
     """
     gamma = read("gamma", gamma, Positive)
 
@@ -133,17 +137,18 @@ def denoising_loss(
     """The weighted squared error of a network's output, averaged over all but the batch.
 
     Args:
-        output: the network's output at (input_scale x_t, timestep), (batch, ...).
-        x0: the clean sample, of output's shape.
+        output: The network's output at (input_scale x_t, timestep), `(batch, ...)`.
+        x0: The clean sample, of output's shape.
         noise: eps, of output's shape.
-        level: the noise level of x_t, 0-dim or (batch,), with sigma > 0.
-        prediction_type: one of `prediction.PREDICTION_TYPES`.
-        weighting: (level, prediction_type) -> weights of the squared error, of level's shape.
+        level: The noise level of x_t, 0-dim or `(batch,)`, with sigma > 0.
+        prediction_type: One of `prediction.PREDICTION_TYPES`.
+        weighting: `(level, prediction_type) -> weights` of the squared error, of level's shape.
 
     Returns:
-        (batch,), float32 (float64 where x0 is).
+        `(batch,)`, float32 (float64 where x0 is).
     """
     check_same_shape("output", output, "x0", x0)
     error = output.to(x0.dtype) - target(x0, noise, level, prediction_type)
     weight = weighting(level, prediction_type).to(error.device, error.dtype)
+    # Ho et al., equation 14, of any prediction type and weight
     return weight * error.square().flatten(1).mean(1)

@@ -13,7 +13,6 @@ from tiny import tiny_autoencoder
 from torch import Tensor
 
 from guided_diffusers import GuidedDDPMScheduler
-from guided_diffusers.core.distributions import bits_per_dim, dequantise
 from guided_diffusers.evaluation import frechet_distance, kernel_distance, precision_recall
 from guided_diffusers.evaluation.agreement import agreement
 from guided_diffusers.evaluation.bootstrap import mean_estimate
@@ -166,15 +165,6 @@ TARGETS: dict[str, Target] = {
     "full_bound": Target(call=_bounds(full_bound), arguments=LIKELIHOOD, right=finite),
     "estimated_bound": Target(
         call=_bounds(estimated_bound), arguments={**LIKELIHOOD, "draws": st.integers(2, 4)}, right=finite
-    ),
-    "bits_per_dim": Target(
-        call=bits_per_dim,
-        arguments={"nats": tensors(3), "dimensions": st.integers(1, 10**6), "density": st.booleans()},
-    ),
-    "dequantise": Target(
-        call=dequantise,
-        arguments={"images": IMAGES, "uniform": uniform(BATCH, 1, 4, 4)},
-        called={"images": "uniform"},
     ),
     "elbo": Target(
         call=_elbo,

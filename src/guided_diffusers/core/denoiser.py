@@ -177,6 +177,7 @@ class DynamicThreshold:
 
     def __call__(self, x0: Tensor) -> Tensor:
         """Threshold each image of x_0, `(batch, ...)`, by itself."""
+        # Saharia et al., section 2.3
         threshold = x0.flatten(1).abs().quantile(self.quantile, dim=1).clamp(1, self.maximum)
         threshold = broadcast(threshold, x0)
         return x0.clamp(-threshold, threshold) / threshold

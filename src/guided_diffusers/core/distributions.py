@@ -30,8 +30,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from guided_diffusers.core.checks import check_bool, check_int, check_same_shape, check_tensor
-
 LEVELS = 256
 BIN_WIDTH = 2 / (LEVELS - 1)
 FLOOR = 1e-12
@@ -42,10 +40,10 @@ def dequantise(images: Tensor, uniform: Tensor) -> Tensor:
     """Images on 256 levels of [-1, 1] with noise that fills their bins.
 
     Args:
-        images: (batch, channels, height, width).
-        uniform: in [0, 1), of images' shape, as of `randomness.rand_for`.
+        images: `(batch, channels, height, width)`.
+        uniform: In [0, 1), of images' shape, as of `randomness.rand_for`.
     """
-    check_same_shape("uniform", uniform, "images", check_tensor("images", images))
+    # Theis et al., section 3.1
     return images + BIN_WIDTH * (uniform - 0.5)
 
 
@@ -53,14 +51,12 @@ def bits_per_dim(nats: Tensor, dimensions: int, density: bool) -> Tensor:
     """Bits of an 8-bit image a dimension, from log-likelihoods of whole images; lower is better.
 
     Args:
-        nats: log-likelihoods, of any shape.
+        nats: Log-likelihoods, of any shape.
         dimensions: Pixels times channels of an image.
         density: `nats` are of densities of dequantised images, relative to pixels in [-1, 1], and not of
             probabilities.
     """
-    check_tensor("nats", nats)
-    check_int("dimensions", dimensions, 1, None)
-    if check_bool("density", density):
+    if density:
         nats = nats + dimensions * math.log(BIN_WIDTH)
     return -nats / (dimensions * math.log(2))
 
@@ -87,14 +83,15 @@ def discretised_log_likelihood(
     approximation of the normal one that published figures use: itself a distribution function.
 
     Args:
-        x0: in [-1, 1], on 256 evenly spaced levels.
-        mean: of x0's shape.
-        log_variance: of a shape that broadcasts with it.
-        floor: the least mass; 0 for none, which makes the likelihood a proper one.
+        x0: In [-1, 1], on 256 evenly spaced levels.
+        mean: Of x0's shape.
+        log_variance: Of a shape that broadcasts with it.
+        floor: The least mass; 0 for none, which makes the likelihood a proper one.
 
     Returns:
         Of x0's shape. The mass itself, which vanishes far from the mean, is never formed.
     """
+    # Ho et al., equation 13
     half, scale = BIN_WIDTH / 2, (-0.5 * log_variance).exp()
     mass = _log_mass(x0, *(_logit_of_normal((x0 - mean + edge) * scale) for edge in (half, -half)))
     return mass.clamp_min(math.log(floor)) if floor > 0 else mass
@@ -105,6 +102,7 @@ def discretised_logistic_log_likelihood(x0: Tensor, mean: Tensor, log_variance: 
 
     Its scale s has s^2 pi^2 / 3 = variance. Its tails are exponential: an outlier costs less.
     """
+    # Salimans et al., equation 2
     half, inverse = BIN_WIDTH / 2, (-0.5 * log_variance).exp() * (math.pi / math.sqrt(3))
     return _log_mass(x0, *((x0 - mean + edge) * inverse for edge in (half, -half)))
 

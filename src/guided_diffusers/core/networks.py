@@ -261,6 +261,7 @@ def guidance_embedding(scale: float | tuple[float, ...], count: int, width: int)
     References:
         Luo et al., "Latent Consistency Models" (arXiv:2310.04378), section 4.2.
     """
+    # Luo et al., section 4.2: the sinusoids of Vaswani et al. (arXiv:1706.03762), section 3.5
     gamma = torch.tensor(scale, dtype=torch.float64).expand(count)
     half = width // 2
     step = torch.log(torch.tensor(10_000.0)) / (half - 1)

@@ -57,16 +57,19 @@ def _sample(alpha: Coefficient, sigma: Coefficient, _: Coefficient) -> tuple[Coe
 
 
 def _v(alpha: Coefficient, sigma: Coefficient, _: Coefficient) -> tuple[Coefficient, Coefficient]:
+    # Salimans and Ho, appendix D
     norm_squared = alpha * alpha + sigma * sigma
     return alpha / norm_squared, -sigma / _root(norm_squared)
 
 
 def _flow(alpha: Coefficient, sigma: Coefficient, _: Coefficient) -> tuple[Coefficient, Coefficient]:
+    # Lipman et al.: of x_t = alpha x_0 + sigma eps and v = eps - x_0
     total = alpha + sigma
     return 1 / total, -sigma / total
 
 
 def _trigflow(alpha: Coefficient, sigma: Coefficient, _: Coefficient) -> tuple[Coefficient, Coefficient]:
+    # Lu and Song, section 3
     return alpha, -sigma
 
 
@@ -77,6 +80,7 @@ def _scaled_trigflow(
 
 
 def _edm(alpha: Coefficient, sigma: Coefficient, scale: Coefficient) -> tuple[Coefficient, Coefficient]:
+    # Karras et al., table 1: c_skip and c_out, with sigma_data^2 = 1 / input_scale^2 - sigma^2
     skip = 1 - (sigma * scale) * (sigma * scale)
     return skip, sigma * _root((skip + abs(skip)) / 2)  # rounding may leave it below 0
 
@@ -137,6 +141,7 @@ def _checked_row(level: NoiseLevel, prediction_type: str) -> tuple[Coefficient, 
 def denoised_of(output: Tensor, sample: Tensor, level: NoiseLevel, prediction_type: str) -> Tensor:
     """`to_denoised` of arguments that are known to be right, the sample in the dtype of the result."""
     skip, out = _ROWS[prediction_type](*level.scalars)
+    # x_0 = c_skip x_t + c_out output
     return factor(skip, sample) * sample + factor(out, sample) * output.to(sample.dtype)
 
 
@@ -145,6 +150,7 @@ def output_of(x0: Tensor, sample: Tensor, level: NoiseLevel, prediction_type: st
     skip, out = _ROWS[prediction_type](*level.scalars)
     if _any(out == 0):
         raise ValueError(f"prediction_type {prediction_type!r} has no output for a given x_0 at sigma = 0")
+    # output = (x_0 - c_skip x_t) / c_out
     return (x0.to(sample.dtype) - factor(skip, sample) * sample) * factor(1 / out, sample)
 
 

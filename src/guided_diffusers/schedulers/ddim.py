@@ -78,9 +78,9 @@ class GuidedDDIMScheduler(VariancePreservingMixin, DDIMScheduler):
         """Go from a listed timestep to the next one listed (equation 12).
 
         Args:
-            model_output: (batch, channels, ...); the channels of a learned variance, if any, are dropped.
-            timestep: A listed timestep, or one a sample, (batch,).
-            sample: x_t, (batch, channels, ...).
+            model_output: `(batch, channels, ...)`; the channels of a learned variance, if any, are dropped.
+            timestep: A listed timestep, or one a sample, `(batch,)`.
+            sample: x_t, `(batch, channels, ...)`.
             eta: Share of fresh noise, in [0, 1].
             use_clipped_model_output: Read epsilon from the clipped x_0 and not from the network's.
             generator: Source of the noise if eta > 0; a list has one generator a sample.
@@ -102,10 +102,10 @@ class GuidedDDIMScheduler(VariancePreservingMixin, DDIMScheduler):
         x0, raw = self._denoise(output, sample, level)
         read_from = x0 if use_clipped_model_output else raw
         epsilon = (sample - broadcast(level.alpha, x0) * read_from) / broadcast(level.sigma, x0)
-        # equation 16
+        # Song et al., equation 16
         fresh = eta**2 * between.variance
         kept = (next_level.sigma**2 - fresh).clamp_min(0).sqrt()
-        # equation 12
+        # Song et al., equation 12
         previous = broadcast(next_level.alpha, x0) * x0 + broadcast(kept, x0) * epsilon
         if eta > 0:
             if variance_noise is not None and generator is not None:

@@ -80,9 +80,9 @@ class GuidedDDPMScheduler(VariancePreservingMixin, DDPMScheduler):
         """The posterior q(x_previous | x_t, x_0) of the chain over the listed timesteps.
 
         Args:
-            x0: (batch, ...).
+            x0: `(batch, ...)`.
             sample: x_t, of x0's shape.
-            timestep: A listed timestep, or one a sample, (batch,).
+            timestep: A listed timestep, or one a sample, `(batch,)`.
 
         Returns:
             (mean, variance) of x0's shape, at least float32; at the last listed timestep (x0, 0).
@@ -95,8 +95,8 @@ class GuidedDDPMScheduler(VariancePreservingMixin, DDPMScheduler):
         """The log-variance of the reverse step, limited at the clean end where that would be minus infinity.
 
         Args:
-            timestep: A listed timestep, or (batch,) of them.
-            predicted: The network's channels for a learned variance, (batch, channels, ...). Without them a
+            timestep: A listed timestep, or `(batch,)` of them.
+            predicted: The network's channels for a learned variance, `(batch, channels, ...)`. Without them a
                 learned type gives its lower limit, the posterior's.
 
         Returns:
@@ -117,9 +117,9 @@ class GuidedDDPMScheduler(VariancePreservingMixin, DDPMScheduler):
         """The reverse step p(x_previous | x_t) before guidance and noise.
 
         Args:
-            model_output: (batch, channels, ...), with 2 channels' worth where the variance is learned.
-            timestep: A listed timestep, or one a sample, (batch,).
-            sample: x_t, (batch, channels, ...).
+            model_output: `(batch, channels, ...)`, with 2 channels' worth where the variance is learned.
+            timestep: A listed timestep, or one a sample, `(batch,)`.
+            sample: x_t, `(batch, channels, ...)`.
 
         Returns:
             (mean, variance, x0) of sample's shape, at least float32; x0 clipped or thresholded as configured.
@@ -145,9 +145,9 @@ class GuidedDDPMScheduler(VariancePreservingMixin, DDPMScheduler):
         """Draw x_previous ~ N(mu + Sigma g, Sigma) (Dhariwal and Nichol, algorithm 1).
 
         Args:
-            model_output: (batch, channels, ...), with 2 channels' worth where the variance is learned.
-            timestep: A listed timestep, or one a sample, (batch,).
-            sample: x_t, (batch, channels, ...).
+            model_output: `(batch, channels, ...)`, with 2 channels' worth where the variance is learned.
+            timestep: A listed timestep, or one a sample, `(batch,)`.
+            sample: x_t, `(batch, channels, ...)`.
             generator: Source of the noise; a list has one generator a sample. The last step draws none.
             return_dict: An output object and not a tuple.
             guidance_gradient: g = s grad_x log p(y | x_t) of sample's shape, its scale s included;

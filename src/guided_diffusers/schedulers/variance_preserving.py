@@ -134,7 +134,7 @@ class VariancePreservingMixin:
         return self._following(timestep)
 
     def noise_level(self, timestep: Tensor | int) -> NoiseLevel:
-        """The noise level at listed timesteps, of timestep's shape: () or (batch,).
+        """The noise level at listed timesteps, of timestep's shape: `()` or `(batch,)`.
 
         Raises:
             ValueError: A timestep that is not listed; before set_timesteps all of training's are.
@@ -180,7 +180,7 @@ class VariancePreservingMixin:
         return raw, raw
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """alpha x_0 + sigma eps at any timesteps of training, () or (batch,); of original_samples' dtype."""
+        """alpha x_0 + sigma eps at timesteps of training, `()` or `(batch,)`; of original_samples' dtype."""
         return self._mix(timesteps, original_samples, noise).to(original_samples.dtype)
 
     def get_velocity(self, sample: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
