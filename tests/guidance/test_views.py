@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import copy
+import inspect
 import math
 import threading
 from collections.abc import Callable
@@ -239,6 +240,33 @@ def test_blurred_attention_convolves_the_queries(kind, sigma):
     ours = asked(views.blurred_attention(network, layer, sigma), kind)
     torch.testing.assert_close(ours, asked(theirs, kind), rtol=0, atol=1e-6)
     assert (ours - before).abs().max() > 1e-5
+
+
+@pytest.mark.parametrize("kind", TRANSFORMERS)
+@torch.no_grad()
+def test_a_view_is_called_as_its_network_is(kind):
+    """By `ModelDenoiser`, which knows how by the network's class."""
+    network, (_, shape, told) = network_of(kind), KINDS[kind]
+    level, sample = NoiseLevel(alpha=0.5, sigma=0.5, timestep=500.0), randn(*shape, seed=3)
+    of_view = ModelDenoiser(views.skip_layers(network, 1), "flow_prediction")(sample, level, told).x0
+    view_of = views.skip_layers(ModelDenoiser(network, "flow_prediction"), 1)(sample, level, told).x0
+    assert torch.equal(of_view, view_of)
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "kind", "theirs", "ours"),
+    [
+        ("StableDiffusionPAGPipeline", "UNet2DConditionModel", "mid", "mid_block"),
+        ("StableDiffusionXLPAGPipeline", "UNet2DConditionModel", "mid", "mid_block"),
+        ("StableDiffusion3PAGPipeline", "SD3Transformer2DModel", "blocks.1", 1),
+        ("PixArtSigmaPAGPipeline", "PixArtTransformer2DModel", "blocks.1", 1),
+        ("SanaPAGPipeline", "SanaTransformer2DModel", "transformer_blocks.0", 0),
+    ],
+)
+def test_the_default_layers_of_attention_are_diffusers(pipeline, kind, theirs, ours):
+    parameters = inspect.signature(getattr(diffusers, pipeline).__init__).parameters
+    assert parameters["pag_applied_layers"].default == theirs
+    assert views._DEFAULT_LAYERS[kind][views._ATTENTION] == (ours,)
 
 
 def prompts(width: int = 16, **more: Tensor) -> dict[str, Tensor]:
