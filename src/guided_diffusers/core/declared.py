@@ -135,11 +135,50 @@ def read(name: str, value: Any, kind: Any, text: bool = False) -> Any:
         ValueError: Not allowed; it says what is.
         TypeError: What has to be called and cannot be.
     """
+    classes, number, ranges, choices = _taken(kind)
+    exact = type(value)
+    if isinstance(value, classes) or (exact is str and value in choices):
+        return value
+    if exact is number and all(value in limits for limits in ranges):
+        return value
     try:
         return _as(kind, value, name, text)
     except _UnfitError:
         error = TypeError if _is_called(kind) else ValueError
         raise error(f"{name} is {shown(value)}; allowed: {allowed(kind)}") from None
+
+
+@cache
+def _taken(kind: Any) -> tuple[tuple[type, ...], type | None, tuple[Range, ...], tuple[str, ...]]:
+    """Which values are taken as they are, which is most of them, so that nothing else has to be asked.
+
+    Returns:
+        Classes whose instances are; `int` or `float` where numbers of it in the ranges that follow are; and
+        texts that are.
+    """
+    rules, parts = getattr(kind, "__metadata__", ()), typing.get_args(kind)
+    origin = _origin(kind)
+    if rules:
+        plain = kind.__origin__ in (int, float) and not any(map(callable, rules))
+        ranges = tuple(rule for rule in rules if isinstance(rule, Range))
+        return (), kind.__origin__ if plain else None, ranges, ()
+    if origin is typing.Union:
+        inner = [_taken(part) for part in parts]
+        whole = all(classes and number is None for classes, number, *_ in inner)
+        several = tuple(each for classes, *_ in inner for each in classes)
+        return (several if whole else (type(None),) * (type(None) in parts)), None, (), ()
+    if kind in (int, float):
+        return (), kind, (Range(),), ()
+    if origin is Literal:
+        return (), None, (), tuple(part for part in parts if isinstance(part, str))
+    if Callable in (origin, kind):
+        return (Callable,), None, (), ()
+    if kind is str or not isinstance(kind, type) or parts:
+        return (), None, (), ()
+    return (kind,) if kind in _CHECKED or is_dataclass(kind) else (object,), None, (), ()
+
+
+_CHECKED = (bool, type(None), dict, Mapping, tuple, list)
 
 
 def build(cls: type, values: Any, where: str = "", text: bool = False) -> Any:
@@ -266,7 +305,7 @@ def _as(kind: Any, value: Any, name: str, text: bool) -> Any:
         return _that(any(type(value) is type(choice) and value == choice for choice in parts), value)
     if Callable in (origin, kind):
         return _that(callable(value), value)
-    return _that(kind not in (bool, type(None), dict, Mapping, tuple, list) or isinstance(value, kind), value)
+    return _that(kind not in _CHECKED or isinstance(value, kind), value)
 
 
 def _that(fits: bool, value: Any) -> Any:

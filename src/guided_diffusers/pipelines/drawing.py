@@ -80,5 +80,6 @@ class Drawing:
                 if self.callback is not None:
                     call = call_back(pipeline, run, call, self.callback, self.tensor_inputs, index)
                 if pipeline._interrupt:
+                    run.check()
                     break
         return run.sample
