@@ -135,7 +135,7 @@ def check_numbers(
         high: The greatest.
         falling: Whether each must be below the one before.
     """
-    listed = values.tolist() if hasattr(values, "tolist") and getattr(values, "ndim", 0) == 1 else values
+    listed = values.tolist() if getattr(values, "ndim", 0) == 1 else values
     several = isinstance(listed, list | tuple | range) and 0 < len(listed) <= MAX_COUNT
     check_that(several, name, values, "a list of at least one number")
     numbers = [check_number(name, value, low, high) for value in listed]

@@ -47,15 +47,14 @@ class Watch:
         timestep = float(self.timesteps[index])
         where = f"step {index + 1} of {len(self.timesteps)} (timestep {timestep:g}, sigma / alpha "
         where += f"{float(self.levels[index].noise_to_signal.max()):.3g})"
-        if predicted:
-            raise NonFiniteError(
-                f"the sample is not finite after {where}: the prediction was, {self.scheduler}.step made it "
-                "so; try more steps, or another scheduler or timestep_spacing"
-            )
-        raise NonFiniteError(
-            f"the sample is not finite after {where}: neither was the prediction of x_0; try the network in "
-            "float32 or bfloat16, a smaller scale or interval of guidance, or another scheduler"
+        cause = (
+            f"the prediction was, {self.scheduler}.step made it so; try more steps, or another scheduler or "
+            "timestep_spacing"
+            if predicted
+            else "neither was the prediction of x_0; try the network in float32 or bfloat16, a smaller scale "
+            "or interval of guidance, or another scheduler"
         )
+        raise NonFiniteError(f"the sample is not finite after {where}: {cause}")
 
 
 def check_output(output: Tensor, what: str, model: Any) -> Tensor:
@@ -69,10 +68,13 @@ def check_output(output: Tensor, what: str, model: Any) -> Tensor:
     Raises:
         NonFiniteError: It is not, as after an overflow of float16.
     """
-    if bool(output.isfinite().all()):
-        return output
-    dtype = str(output.dtype).removeprefix("torch.")
-    remedy = "its weights are not fit for what it was given"
-    if output.dtype in (torch.float16, torch.bfloat16):
-        remedy = "try it in float32, vae.to(torch.float32), which the rest need not be in"
-    raise NonFiniteError(f"the {what} of {type(model).__name__} in {dtype} is not finite: {remedy}")
+    if not output.isfinite().all():
+        named = f"the {what} of {type(model).__name__} in {str(output.dtype).removeprefix('torch.')}"
+        raise NonFiniteError(f"{named} is not finite: {_REMEDIES[output.dtype.itemsize == 2]}")
+    return output
+
+
+_REMEDIES = (
+    "its weights are not fit for what it was given",
+    "try it in float32, vae.to(torch.float32), which the rest need not be in",
+)

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from guided_diffusers.core.checks import shown
+from guided_diffusers.core.checks import check_that
 
 Packing = tuple[Tensor, dict[str, Any], Callable[[Tensor], Tensor]]
 """Tokens, what the network is told of their places, and the way back."""
@@ -52,8 +52,7 @@ def _thousandths(timestep: Tensor, config: Mapping[str, Any]) -> Tensor:
 def _patches(sample: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor], int, int]:
     """Patches of 2 x 2 as tokens, `(batch, rows * columns, channels * 4)`, the way back, rows and columns."""
     channels, height, width = sample.shape[1:]
-    if height % 2 or width % 2:
-        raise ValueError(f"sample is {shown(sample)}; allowed: even sides, for tokens of 2 x 2")
+    check_that(height % 2 == width % 2 == 0, "sample", sample, "even sides, for tokens of 2 x 2")
     rows, columns = height // 2, width // 2
     split = sample.unflatten(3, (columns, 2)).unflatten(2, (rows, 2))
     tokens = split.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
@@ -138,6 +137,7 @@ CALLING: dict[str, Calling] = {
     "WanTransformer3DModel": Calling(),
 }
 """The transformers that are known, by the name of their class."""
+_CALLED = f"a UNet, {', '.join(CALLING)}, or a function (sample, timestep, **condition) that calls it"
 
 
 class Network:
@@ -158,32 +158,23 @@ class Network:
         names = list(inspect.signature(forward).parameters)[1:] if forward else ["sample", "timestep"]
         known = (CALLING.get(each.__name__) for each in type(plain).__mro__)
         self.calling = next(filter(None, known), None) if names[0] == "hidden_states" else None
-        if self.calling is None and names[:2] != ["sample", "timestep"]:
-            raise ValueError(
-                f"model is {shown(plain)}, and how it takes its sample and timestep is not known; allowed: a "
-                f"UNet, {', '.join(CALLING)}, or a function (sample, timestep, **condition) that calls it"
-            )
+        known = self.calling is not None or names[:2] == ["sample", "timestep"]
+        check_that(known, "model", model, _CALLED)
         self.needs = needed_arguments(plain)
         self.axis = 1 if self.calling is None else self.calling.channels
         self.channels = self.config.get("in_channels") if forward and self.axis else None
 
     def __call__(self, sample: Tensor, timestep: Any, arguments: Mapping[str, Any]) -> Any:
         """The network's output for `sample`, `(batch, channels, ...)`; a tensor, a tuple or an object."""
-        if self.channels is not None and sample.shape[self.axis] != self.channels:
-            raise ValueError(
-                f"sample has {sample.shape[self.axis]} channels; allowed: {self.channels}, "
-                f"the in_channels of {self.kind}: an image beside the noise is added by a function around it"
-            )
-        if timestep is None and self.channels is not None:
-            raise ValueError(f"level has no timestep, which {self.kind} has to be told: give NoiseLevel one")
-        if self.calling is None:
-            self._check_told(arguments)
-            return self.model(sample, timestep, **arguments)
-        places, back = {}, None
-        if self.calling.pack is not None:
+        back, refused = None, self._why_not(sample, timestep)
+        if self.calling is not None and self.calling.pack is not None and refused is None:
             sample, places, back = self.calling.pack(sample, self.config, arguments)
-        arguments = {**places, **arguments}
-        self._check_told(arguments)
+            arguments = {**places, **arguments}
+        refused = refused or next(self._untold(arguments), None)
+        if refused is not None:
+            raise ValueError(refused)
+        if self.calling is None:
+            return self.model(sample, timestep, **arguments)
         timestep = torch.as_tensor(timestep, device=sample.device).expand(len(sample))
         timestep = self.calling.timestep(timestep, self.config)
         output = self.model(hidden_states=sample, timestep=timestep, **arguments)
@@ -191,7 +182,19 @@ class Network:
         output = -output if self.calling.negated else output
         return output if back is None else back(output)
 
-    def _check_told(self, arguments: Mapping[str, Any]) -> None:
+    def _why_not(self, sample: Tensor, timestep: Any) -> str | None:
+        """Why the network cannot take a sample at a timestep; None where it can."""
+        if self.channels is not None and sample.shape[self.axis] != self.channels:
+            return (
+                f"sample has {sample.shape[self.axis]} channels; allowed: {self.channels}, the in_channels "
+                f"of {self.kind}: an image beside the noise is added by a function around it"
+            )
+        if timestep is None and self.channels is not None:
+            return f"level has no timestep, which {self.kind} has to be told: give NoiseLevel one"
+        return None
+
+    def _untold(self, arguments: Mapping[str, Any]) -> Iterator[str]:
+        """What the network has to be told and is not."""
         for name, why in self.needs.items():
             if name in arguments:
                 continue
@@ -200,7 +203,7 @@ class Network:
             for part in inside:
                 told = told.get(part)
             if not isinstance(told, Mapping) or last not in told:
-                raise ValueError(f"condition has no {name}, which {self.kind} has to be told: {why}")
+                yield f"condition has no {name}, which {self.kind} has to be told: {why}"
 
 
 def needed_arguments(model: Any) -> dict[str, str]:

@@ -65,16 +65,16 @@ def check_process(trained: Mapping[str, Any], scheduler: AnyScheduler, name: str
     Raises:
         ValueError: They are not the same; it names each value that differs.
     """
-    given = process_of(scheduler)
-    if Process.from_config(trained) == given:
-        return
-    other = given.to_config()
-    differing = [key for key in {**trained, **other} if trained.get(key) != other.get(key)]
-    said = "; ".join(f"{key} {_short(trained, key)} for {_short(other, key)}" for key in differing)
-    raise ValueError(
-        f"the {name} was trained for another process than the scheduler's ({type(scheduler).__name__}): "
-        f"{said}. Use the {name}'s own process, or a {name} of the scheduler's"
-    )
+    given, own = process_of(scheduler), type(scheduler).__name__
+    if Process.from_config(trained) != given:
+        said = f"the {name} was trained for another process than the scheduler's ({own})"
+        remedy = f"Use the {name}'s own process, or a {name} of the scheduler's"
+        raise ValueError(f"{said}: {_differences(trained, given.to_config())}. {remedy}")
+
+
+def _differences(trained: Mapping[str, Any], given: Mapping[str, Any]) -> str:
+    differing = [key for key in {**trained, **given} if trained.get(key) != given.get(key)]
+    return "; ".join(f"{key} {_short(trained, key)} for {_short(given, key)}" for key in differing)
 
 
 def _short(process: Mapping[str, Any], key: str) -> str:

@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from guided_diffusers.core.checks import check_device, shown
+from guided_diffusers.core.checks import check_device, check_that, shown
 from guided_diffusers.core.declared import AtLeast, Range, Whole, Within, read
 from guided_diffusers.core.noise import NoiseLevel, broadcast
 from guided_diffusers.core.posterior import Posterior, posterior
@@ -99,8 +99,8 @@ class VariancePreservingMixin:
             given = list(given) if isinstance(given, range) else given
             kind = Annotated[list[Annotated[int, Within(0, train - 1)]], AtLeast(1)]
             listed = read("timesteps", given, kind)
-            if any(after >= before for before, after in zip(listed, listed[1:], strict=False)):
-                raise ValueError(f"timesteps are {shown(listed)}; allowed: strictly descending ones")
+            falls = all(after < before for before, after in zip(listed, listed[1:], strict=False))
+            check_that(falls, "timesteps", listed, "strictly descending ones")
         device = check_device("device", device)
         self.custom_timesteps = timesteps is not None
         self.num_inference_steps = len(listed)
@@ -163,11 +163,9 @@ class VariancePreservingMixin:
     def _split(self, model_output: Tensor, sample: Tensor) -> tuple[Tensor, Tensor | None]:
         """The prediction, and the channels of a learned variance where the network has them."""
         channels, given = sample.shape[1], model_output.shape[1]
-        if given not in (channels, 2 * channels) or model_output[:, :channels].shape != sample.shape:
-            raise ValueError(
-                f"model_output has {given} channels, and shape {tuple(model_output.shape)}; allowed: that of "
-                f"the sample, {tuple(sample.shape)}, or {2 * channels} channels with a learned variance"
-            )
+        fits = given in (channels, 2 * channels) and model_output[:, :channels].shape == sample.shape
+        allowed = f"the sample's shape, {tuple(sample.shape)}, or {2 * channels} channels (learned variance)"
+        check_that(fits, "model_output", model_output, allowed)
         return model_output[:, :channels], model_output[:, channels:] if given > channels else None
 
     def _denoise(self, output: Tensor, sample: Tensor, level: NoiseLevel) -> tuple[Tensor, Tensor]:
@@ -205,9 +203,8 @@ def spaced_timesteps(spacing: str, count: int, train: int, offset: int) -> list[
         ascending = torch.arange(count) * (train // count) + offset
     else:
         ascending = (train - torch.arange(count, dtype=torch.float64).flip(0) * (train / count)).round() - 1
-    if ascending[-1] >= train:
-        raise ValueError(
-            f"steps_offset {offset} with {count} steps leads to timestep {int(ascending[-1])}; the last one "
-            f"is {train - 1}: use fewer steps or steps_offset 0"
-        )
+    inside = ascending[-1] < train
+    check_that(
+        inside, "steps_offset", offset, f"0 with {count} steps, which then end at {train - 1} or below"
+    )
     return ascending.long().flip(0).tolist()
