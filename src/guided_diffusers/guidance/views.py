@@ -9,7 +9,8 @@
 Their papers guide by D + s (D - D_view), which is `AutoGuidance(view, 1 + s)`. A view perturbs by hooks on
 the layers, in the thread that entered it and as long as the context lasts: after an exception the network is
 as it was, views may be nested, and two threads do not see each other's. Inside, a compiled network runs
-uncompiled. A skipped layer is computed all the same: offloading moves weights in the order of the calls.
+uncompiled, and a cache of diffusers keeps the view's answers apart. A skipped layer is computed all the same:
+offloading moves weights in the order of the calls.
 
 What is taken where no layers are named, by the network's class; numbers count the blocks of its first stack:
 
@@ -156,10 +157,14 @@ class View:
                 stack.enter_context(self.network.perturbed())
             if "torch._dynamo" in sys.modules:  # compiled code does not look for hooks that came later
                 stack.enter_context(torch.compiler.set_stance("force_eager"))
+            cached = getattr(self._orig_mod, "is_cache_enabled", False)
+            if cached:  # what it keeps of the view it keeps apart
+                stack.enter_context(self._orig_mod.cache_context(f"view {id(self)}"))
             hooks = stack.enter_context(Hooks())
             self._attach(hooks)
             yield
-            hooks.check()
+            if not cached:  # which leaves layers out itself
+                hooks.check()
 
 
 def _module_of(network: Any) -> nn.Module:
