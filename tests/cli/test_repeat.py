@@ -169,7 +169,7 @@ def changed(**changes: Any) -> Callable[[dict[str, Any]], str]:
         (changed(batch__position=2), "batch.position"),
         (changed(batch__jobs=[[7, 0]]), "batch.jobs"),
         (changed(batch__jobs=[]), "at least one"),
-        (changed(batch__prompts=[["a bag"]]), "allowed: a string"),
+        (changed(batch__prompts=[["a bag"]]), "each item a text"),
         (changed(guidance=[{"term": "subprocess.Popen"}]), "known terms"),
         (changed(guidance=[{"term": ["x"]}]), "guidance: term"),
         (changed(guidance=[{"term": "ClassifierFreeGuidance", "scale": "high"}]), "scale is 'high'"),

@@ -18,9 +18,11 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from PIL import Image, PngImagePlugin
+
+from guided_diffusers.core.declared import AtLeast, Whole, Within, read
 
 KEY = "guided_diffusers"
 """The keyword of the PNG's text chunk that holds the JSON document."""
@@ -121,24 +123,30 @@ class ImageRecord:
         scheduler = _mapping(outer["scheduler"], "scheduler", ("name", "class", "config"))
         checkpoint = _mapping(outer["checkpoint"], "checkpoint", ("name", "fingerprint"))
         batch = _mapping(outer["batch"], "batch", ("prompts", "jobs", "size", "position"))
-        prompts = [_text(prompt, "batch.prompts") for prompt in _sequence(batch["prompts"], "batch.prompts")]
-        jobs = [_job(job, len(prompts)) for job in _sequence(batch["jobs"], "batch.jobs")]
-        if not jobs:
-            raise _refusal("batch.jobs", batch["jobs"], "at least one")
-        position, name, negative = batch["position"], scheduler["name"], outer["negative_prompt"]
+        prompts = read("batch.prompts", batch["prompts"], list[str])
+        job = tuple[Annotated[int, Within(0, len(prompts) - 1)], Whole]
+        pairs = Annotated[list[job], AtLeast(1), "at least one pair of a prompt's number and an index"]
+        jobs = read("batch.jobs", batch["jobs"], pairs)
+        guidance = read(
+            "guidance", outer["guidance"], Annotated[list[dict[str, Any]], Within(0, _MOST_TERMS)]
+        )
+        for term in guidance:
+            read("guidance: term", term.get("term"), str)
         record = cls(
-            checkpoint=_text(checkpoint["name"], "checkpoint.name"),
-            fingerprint=_text(checkpoint["fingerprint"], "checkpoint.fingerprint"),
+            checkpoint=read("checkpoint.name", checkpoint["name"], str),
+            fingerprint=read("checkpoint.fingerprint", checkpoint["fingerprint"], str),
             prompts=tuple(prompts),
-            negative_prompt=None if negative is None else _text(negative, "negative_prompt"),
-            seed=_whole(outer["seed"], "seed", 0),
+            negative_prompt=read("negative_prompt", outer["negative_prompt"], str | None),
+            seed=read("seed", outer["seed"], Whole),
             jobs=tuple(jobs),
-            batch_size=_whole(batch["size"], "batch.size", 1, MOST_IN_A_BATCH),
-            position=None if position is None else _whole(position, "batch.position", 0, len(jobs) - 1),
-            steps=_whole(outer["steps"], "steps", 1, MOST_STEPS),
-            guidance=[_term(term) for term in _sequence(outer["guidance"], "guidance", _MOST_TERMS)],
-            scheduler=None if name is None else _text(name, "scheduler.name"),
-            scheduler_class=_text(scheduler["class"], "scheduler.class"),
+            batch_size=read("batch.size", batch["size"], Annotated[int, Within(1, MOST_IN_A_BATCH)]),
+            position=read(
+                "batch.position", batch["position"], Annotated[int, Within(0, len(jobs) - 1)] | None
+            ),
+            steps=read("steps", outer["steps"], Annotated[int, Within(1, MOST_STEPS)]),
+            guidance=guidance,
+            scheduler=read("scheduler.name", scheduler["name"], str | None),
+            scheduler_class=read("scheduler.class", scheduler["class"], str),
             scheduler_config=_mapping(scheduler["config"], "scheduler.config"),
             made_with=_mapping(outer["made_with"], "made_with"),
         )
@@ -243,35 +251,6 @@ def _mapping(value: Any, name: str, keys: tuple[str, ...] | None = None) -> dict
     if keys is not None and set(value) != set(keys):
         odd = sorted(set(value) ^ set(keys))[0]
         raise ValueError(f"{name} {'lacks' if odd in keys else 'has the unknown key'} {_short(odd)}")
-    return value
-
-
-def _sequence(value: Any, name: str, most: int | None = None) -> list[Any]:
-    if not isinstance(value, list) or (most is not None and len(value) > most):
-        raise _refusal(name, value, "a list" + ("" if most is None else f" of at most {most}"))
-    return value
-
-
-def _text(value: Any, name: str) -> str:
-    if not isinstance(value, str):
-        raise _refusal(name, value, "a string")
-    return value
-
-
-def _whole(value: Any, name: str, low: int, high: int | None = None) -> int:
-    if type(value) is not int or value < low or (high is not None and value > high):
-        raise _refusal(name, value, f"a whole number from {low}" + ("" if high is None else f" to {high}"))
-    return value
-
-
-def _job(value: Any, prompts: int) -> tuple[int, int]:
-    if not isinstance(value, list) or len(value) != 2:
-        raise _refusal("batch.jobs", value, "pairs of a prompt's number and an index")
-    return _whole(value[0], "batch.jobs: prompt", 0, prompts - 1), _whole(value[1], "batch.jobs: index", 0)
-
-
-def _term(value: Any) -> dict[str, Any]:
-    _text(_mapping(value, "guidance").get("term"), "guidance: term")
     return value
 
 
