@@ -157,12 +157,11 @@ class Run:
 
     def _walk(self) -> Iterator[Step]:
         levels = run_levels(self.scheduler)
-        following = next(levels)
+        following, prepares = next(levels), hasattr(self.scheduler, "scale_model_input")
         for timestep in self.timesteps:
-            if hasattr(self.scheduler, "scale_model_input"):
-                self.scheduler.scale_model_input(
-                    self.sample[:1], timestep
-                )  # sets up a multi-stage one's state
+            if prepares:  # it sets up a multi-stage one's state
+                first = self.sample[:1]
+                prepares = self.scheduler.scale_model_input(first, timestep) is not first
             level, following, self._timestep = following, next(levels), timestep
             yield Step(
                 sample=self.sample,
@@ -187,7 +186,6 @@ class Run:
             self._watch.note(*self._taken, self.sample)
             self._taken = None
 
-    @torch.no_grad()
     def advance(self, step: Step) -> Prediction:
         """Predict at a step, under the run's guidance and condition as they stand, and go to the next level.
 
@@ -195,16 +193,17 @@ class Run:
             The guided prediction; where a term recurs, the last.
         """
         step = step if step.condition is self.condition else replace(step, condition=self.condition)
-        for _ in range(1, self._recurrence(step)):
-            x0 = self._guided.run(replace(step, shifts_mean=False)).x0
-            noise = randn_tensor(x0.shape, self.generator, x0.device, x0.dtype)
-            step = replace(step, sample=renoised(step.sample, x0, step.level, step.next_level, noise))
-        prediction = self._guided.run(step)
-        output = output_of(prediction.x0, step.sample, step.level, self._prediction_type)
-        if self._with_variance:
-            output = torch.cat([output, self._variance(prediction).to(output.dtype)], dim=1)
-        shifted = {} if prediction.mean is None else {"guidance_gradient": prediction.mean}
-        self.sample = self._take_step(output, self._timestep, step.sample, **shifted)
+        with torch.no_grad():
+            for _ in range(1, self._recurrence(step)):
+                x0 = self._guided.run(replace(step, shifts_mean=False)).x0
+                noise = randn_tensor(x0.shape, self.generator, x0.device, x0.dtype)
+                step = replace(step, sample=renoised(step.sample, x0, step.level, step.next_level, noise))
+            prediction = self._guided.run(step)
+            output = output_of(prediction.x0, step.sample, step.level, self._prediction_type)
+            if self._with_variance:
+                output = torch.cat([output, self._variance(prediction).to(output.dtype)], dim=1)
+            shifted = {} if prediction.mean is None else {"guidance_gradient": prediction.mean}
+            self.sample = self._take_step(output, self._timestep, step.sample, **shifted)
         self._taken = (step.level, prediction.x0)
         return prediction
 

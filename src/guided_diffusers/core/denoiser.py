@@ -148,12 +148,12 @@ class ModelDenoiser:
                 f"the network's output has shape {tuple(outputs.shape[1:])} for a sample of "
                 f"{tuple(sample.shape)}; allowed: its shape, or twice its channels (learned variance)"
             )
-        denoised = denoised_of(outputs, sample, level, self.prediction_type).unbind(0)
-        return [Denoised(self._clipped(x0), extra) for x0, extra in zip(denoised, extras, strict=True)]
+        denoised = denoised_of(outputs, sample, level, self.prediction_type).unbind()
+        if self.clip is not None:
+            denoised = map(self._clipped, denoised)
+        return [Denoised(x0, extra) for x0, extra in zip(denoised, extras, strict=True)]
 
     def _clipped(self, x0: Tensor) -> Tensor:
-        if self.clip is None:
-            return x0
         return self.clip(x0) if callable(self.clip) else x0.clamp(-self.clip, self.clip)
 
 
@@ -188,7 +188,7 @@ def _arguments(condition: Any) -> Mapping[str, Any]:
     if condition is None:
         return {}
     arguments = getattr(condition, "positive", condition)
-    if not isinstance(arguments, dict | Mapping):  # to ask for a dict is quicker
+    if not isinstance(arguments, dict | Mapping):
         raise TypeError(
             f"condition is a {type(condition).__name__}; a network needs a Condition or a mapping of its "
             "keyword arguments"
@@ -198,25 +198,32 @@ def _arguments(condition: Any) -> Mapping[str, Any]:
 
 def _concatenated(many: Sequence[Any], path: str = "") -> Any:
     """Join the arguments of several conditions along the batch; what is no tensor must be the same in all."""
-    first = many[0]
-    if len(many) == 1:
+    first, others = many[0], many[1:]
+    if not others:
         return first
-    if not isinstance(first, Tensor) and isinstance(first, Mapping):
-        if any(not isinstance(other, Mapping) or other.keys() != first.keys() for other in many):
-            raise ValueError(
-                f"conditions of one step differ in their arguments{path and f' under {path}'}: "
-                + " and ".join(str(list(each)) if isinstance(each, Mapping) else shown(each) for each in many)
-                + "; allowed: the same in all, as Condition(positive, negative) gives them to guidance"
-            )
-        return {key: _concatenated([each[key] for each in many], f"{path}.{key}".strip(".")) for key in first}
-    if path in WITHOUT_A_BATCH and all(_equal(other, first) for other in many):
+    if isinstance(first, dict | Mapping):  # to ask for a dict is quicker
+        for other in others:
+            if not isinstance(other, dict | Mapping) or other.keys() != first.keys():
+                raise ValueError(
+                    f"conditions of one step differ in their arguments{path and f' under {path}'}: "
+                    + " and ".join(str(list(m)) if isinstance(m, Mapping) else shown(m) for m in many)
+                    + "; allowed: the same in all, as Condition(positive, negative) gives them to guidance"
+                )
+        return {key: _concatenated([m[key] for m in many], f"{path}.{key}" if path else key) for key in first}
+    if path in WITHOUT_A_BATCH and all(_equal(other, first) for other in others):
         return first
     if isinstance(first, Tensor):
-        if any(not isinstance(other, Tensor) or other.shape[1:] != first.shape[1:] for other in many):
-            shapes = ", ".join(str(tuple(getattr(other, "shape", ()))) for other in many)
-            raise ValueError(f"condition {path!r} has shapes {shapes}; they may differ in the batch only")
-        return torch.cat(list(many))
-    if any(other is not first and other != first for other in many):
+        try:
+            return torch.cat(many)
+        except (TypeError, RuntimeError):
+            shapes = [getattr(other, "shape", ()) for other in many]
+            if all(shape[1:] == first.shape[1:] for shape in shapes):
+                raise
+            listed = ", ".join(str(tuple(shape)) for shape in shapes)
+            raise ValueError(
+                f"condition {path!r} has shapes {listed}; they may differ in the batch only"
+            ) from None
+    if any(other is not first and other != first for other in others):
         raise ValueError(f"condition {path!r} is no tensor and differs between the conditions of one step")
     return first
 
@@ -234,7 +241,8 @@ def _equal(one: Any, other: Any) -> bool:
 def _repeated_timestep(timestep: Any, count: int, device: torch.device) -> Any:
     if not isinstance(timestep, Tensor):
         return timestep
-    return timestep.to(device).repeat(count) if timestep.ndim else timestep.to(device)
+    timestep = timestep if timestep.device == device else timestep.to(device)
+    return timestep.repeat(count) if timestep.ndim else timestep
 
 
 def _has_offloading_hooks(model: torch.nn.Module) -> bool:

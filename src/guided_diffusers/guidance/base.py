@@ -11,7 +11,7 @@ answered by one batched forward. Terms are immutable values; what must last from
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, fields, replace
 from typing import Annotated, Any, ClassVar, NamedTuple
@@ -277,38 +277,40 @@ class Guided:
     def run(self, step: Step) -> Prediction:
         """The guided x_0 at a step of a run; learned-variance channels come from the conditional pass."""
         asked = [(term, term.queries(step)) for term in self.guidance if term.active(step)]
-        queries = [Query(condition=step.condition), *(query for _, its in asked for query in its)]
-        if any(query.grad for query in queries):
+        queries = [Query(condition=step.condition)]
+        for _, its in asked:
+            queries += its
+        if any([query.grad for query in queries]):
             step = replace(step, sample=step.sample.detach().requires_grad_())
-        own, *rest = self._answers(step, queries)
-        answers: Iterator[Denoised] = iter(rest)
+        answers = iter(self._answers(step, queries))
+        own = next(answers)
         x0, mean = own.x0, None
         for term, its in asked:
             shift = term.shift(step, own, [next(answers) for _ in its])
-            shift = Shift(shift) if isinstance(shift, Tensor) else shift
+            of_x0, of_mean = (shift, None) if isinstance(shift, Tensor) else shift
             # (1)
-            if shift.x0 is not None:
-                x0 = x0 + _within(term, shift.x0, 0, step.level)
-            if shift.mean is not None:
-                masked = _within(term, shift.mean, 0, step.level)
+            if of_x0 is not None:
+                x0 = x0 + _within(term, of_x0, 0, step.level)
+            if of_mean is not None:
+                masked = _within(term, of_mean, 0, step.level)
                 mean = masked if mean is None else mean + masked
         for term, _ in asked:
             # (2)
             corrected = term.correct(step, own, x0)
             x0 = x0 if corrected is x0 else _within(term, corrected, x0, step.level)
-        extra = None if own.extra is None else own.extra.detach()
-        return Prediction(x0.detach(), extra, None if mean is None else mean.detach())
+        return Prediction(_detached(x0), _detached(own.extra), _detached(mean))
 
     def _answers(self, step: Step, queries: Sequence[Query]) -> list[Denoised]:
         """Answer all queries: those of one network, view, sample and level by one forward."""
         groups: dict[tuple[int, ...], dict[int, Query]] = {}
-        places = []
+        places, with_graph = [], set()
         for query in queries:
             network = query.network or self.denoiser
             place = (id(network), id(query.view), id(query.sample), id(query.level))
             groups.setdefault(place, {}).setdefault(id(query.condition), query)
             places.append((place, id(query.condition)))
-        with_graph = {place for (place, _), query in zip(places, queries, strict=True) if query.grad}
+            if query.grad:
+                with_graph.add(place)
         answers: dict[Any, Denoised] = {}
         for place, its in groups.items():
             asked = list(its.values())
@@ -317,7 +319,8 @@ class Guided:
                 asked = [replace(query, sample=sample) for query in asked]
             with torch.set_grad_enabled(place in with_graph):
                 got = self._ask(step, asked)
-            answers.update(zip(((place, condition) for condition in its), got, strict=True))
+            for condition, answer in zip(its, got, strict=True):
+                answers[place, condition] = answer
         return [answers[place] for place in places]
 
     def _ask(self, step: Step, queries: list[Query]) -> list[Denoised]:
@@ -332,6 +335,10 @@ class Guided:
             if not self.sequential:
                 return network.batch(sample, level, conditions)
             return [network.batch(sample, level, [condition])[0] for condition in conditions]
+
+
+def _detached(value: Tensor | None) -> Tensor | None:
+    return value.detach() if value is not None and value.requires_grad else value
 
 
 def _within(term: Guidance, inside: Tensor, outside: Tensor | float, level: NoiseLevel) -> Tensor:
