@@ -75,6 +75,19 @@ def load_script(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Mod
     torch.set_num_threads(threads)
 
 
+@pytest.fixture
+def run_script(load_script: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Runs such a module's `main`, `run("studies/likelihood/card", "--output", path)`; gives the module."""
+
+    def run(place: str, *options: object) -> ModuleType:
+        monkeypatch.setattr(sys, "argv", [place, *map(str, options)])
+        script = load_script(place)
+        script.main()
+        return script
+
+    return run
+
+
 @pytest.fixture(scope="session")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of what runs of the training scripts have in common: caches of the data, a judge."""

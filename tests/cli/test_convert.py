@@ -85,7 +85,7 @@ def test_an_autoencoder_of_a_training_checkpoint(run, tmp_path):
         (
             ("--kind", "unet", "--flags", "TYPO"),
             1,
-            "config has 'num_chanels'; allowed: attention_resolutions",
+            "keys of config is ['num_chanels']; allowed: attention_resolutions",
         ),
     ],
 )

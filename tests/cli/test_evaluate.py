@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+import pyarrow as arrow
+import pyarrow.parquet as parquet
 import pytest
 import torch
 import yaml
 from PIL import Image
+from tiny_data import SLICE, png
 
 from guided_diffusers.evaluation import Judge, JudgeConfig, save_judge
 
-SLICE = Path(__file__).parents[1] / "data" / "fashion_slice.parquet"
 pytestmark = pytest.mark.filterwarnings("ignore:.*biased upwards")
 
 
@@ -57,12 +62,9 @@ def test_copies_of_training_images_are_found_and_shown(run, tmp_path, judge):
     assert Image.open(picture).width > 100
 
 
-def test_a_checkpoint_is_drawn_and_measured(run, tmp_path, tiny_folder, judge):
-    arguments = ("--real", SLICE, "--checkpoint", tiny_folder, "--num-images", 8, "--steps", 2)
+def test_a_checkpoint_is_drawn_and_measured(run, tmp_path, tiny_folder, judge, small):
+    arguments = ("--real", small, "--checkpoint", tiny_folder, "--num-images", 8, "--steps", 2)
     options = ("--features", judge, "--judge", judge, "--device", "cpu", "--format", "png", "--json")
-    small = tmp_path / "small.parquet"
-    resized(small)
-    arguments = ("--real", small, *arguments[2:])
     code, output, errors = run("evaluate", tmp_path / "drawn", *arguments, *options)
     assert code == 0, errors
     results = json.loads(output)
@@ -72,48 +74,43 @@ def test_a_checkpoint_is_drawn_and_measured(run, tmp_path, tiny_folder, judge):
     assert json.loads(run("evaluate", tmp_path / "drawn", *arguments, *options)[1]) == results
 
 
-def resized(path):
+@pytest.fixture
+def small(tmp_path):
     """The slice of real data at the tiny pipeline's 16 x 16 pixels."""
-    import io
-
-    import pyarrow as arrow
-    import pyarrow.parquet as parquet
-
     rows = parquet.read_table(SLICE).to_pylist()
     for row in rows:
-        buffer = io.BytesIO()
-        Image.open(io.BytesIO(row["image"]["bytes"])).resize((16, 16)).save(buffer, "png")
-        row["image"] = {"bytes": buffer.getvalue()}
-    parquet.write_table(arrow.Table.from_pylist(rows), path)
+        pixels = Image.open(io.BytesIO(row["image"]["bytes"])).resize((16, 16))
+        row["image"] = {"bytes": png(np.asarray(pixels))}
+    parquet.write_table(arrow.Table.from_pylist(rows), tmp_path / "small.parquet")
+    return tmp_path / "small.parquet"
 
 
-def test_a_sweep_runs_and_its_winner_is_adopted(run, tmp_path, tiny_folder, judge):
-    import shutil
+@pytest.fixture
+def sweep(tmp_path, judge, small):
+    """Writes the file of a sweep of a checkpoint: eight images in two steps, unless told otherwise."""
 
+    def write(checkpoint, arms, **more):
+        spec = {"checkpoint": str(checkpoint), "data": str(small), "features": str(judge), "images": 8}
+        spec = {**spec, "steps": [2], "arms": arms, **more}
+        (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(spec, sort_keys=False))
+        return tmp_path / "sweep.yaml"
+
+    return write
+
+
+def test_a_sweep_runs_and_its_winner_is_adopted(run, tmp_path, tiny_folder, judge, sweep):
     checkpoint = shutil.copytree(tiny_folder, tmp_path / "checkpoint")
-    small = tmp_path / "small.parquet"
-    resized(small)
-    spec = {
-        "checkpoint": str(checkpoint),
-        "data": str(small),
-        "judge": str(judge),
-        "features": str(judge),
-        "images": 8,
-        "steps": [2],
-        "seed_sets": 2,
-        "resamples": 10,
-        "arms": {
-            "plain": {"guidance": [{"term": "ClassifierFreeGuidance"}], "scales": [1.5, 2]},
-            "zero": {"guidance": [{"term": "CFGZeroStar"}], "scales": [2]},
-        },
-        "finals": {"baseline": "plain", "arms": 1, "steps": [2], "images": 10},
+    arms = {
+        "plain": {"guidance": [{"term": "ClassifierFreeGuidance"}], "scales": [1.5, 2]},
+        "zero": {"guidance": [{"term": "CFGZeroStar"}], "scales": [2]},
     }
-    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(spec, sort_keys=False))
+    finals = {"baseline": "plain", "arms": 1, "steps": [2], "images": 10}
+    file = sweep(checkpoint, arms, judge=str(judge), seed_sets=2, resamples=10, finals=finals)
     arguments = ("--output", tmp_path / "sweep", "--device", "cpu", "--adopt", checkpoint)
-    code, output, errors = run("sweep", tmp_path / "sweep.yaml", *arguments)
+    code, output, errors = run("sweep", file, *arguments)
     assert code == 0, errors
     assert "1/3 plain 1.5, 2 steps: KD-judge" in output
-    code, answer, _ = run("sweep", tmp_path / "sweep.yaml", *arguments, "--json")  # nothing is left to do
+    code, answer, _ = run("sweep", file, *arguments, "--json")  # nothing is left to do
     assert code == 0 and answer.startswith("{") and '"verdict"' in json.dumps(json.loads(answer))
     results = json.loads((tmp_path / "sweep" / "results.json").read_text())
     index = json.loads((checkpoint / "model_index.json").read_text())
@@ -153,15 +150,11 @@ BY_CLASS = {"by class": {"guidance": [{"term": "ClassifierGuidance"}], "scales":
         ("autoencoder", {"plain": {}}, {}, "holds the pipeline VAEPipeline"),
     ],
 )
-def test_a_sweep_of_any_pipeline(run, tmp_path, judge, name, arms, changes, answer):
+def test_a_sweep_of_any_pipeline(run, tmp_path, judge, sweep, name, arms, changes, answer):
     image_pipelines()[name].save_pretrained(tmp_path / "checkpoint")
-    resized(tmp_path / "small.parquet")
-    spec = {"checkpoint": str(tmp_path / "checkpoint"), "data": str(tmp_path / "small.parquet"), "arms": arms}
-    spec |= {"judge": str(judge), "features": str(judge), "images": 8, "steps": [2], "resamples": 10}
-    spec |= {"schedulers": ["ddpm"], **changes}
-    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(spec, sort_keys=False))
+    more = {"judge": str(judge), "resamples": 10, "schedulers": ["ddpm"], **changes}
     options = ("--output", tmp_path / "sweep", "--device", "cpu")
-    code, output, errors = run("sweep", tmp_path / "sweep.yaml", *options)
+    code, output, errors = run("sweep", sweep(tmp_path / "checkpoint", arms, **more), *options)
     assert answer in (errors if code else output) and code == (0 if "KD" in answer else 1)
     if code == 0:
         results = json.loads((tmp_path / "sweep" / "results.json").read_text())
@@ -171,10 +164,9 @@ def test_a_sweep_of_any_pipeline(run, tmp_path, judge, name, arms, changes, answ
         )
 
 
-def test_a_checkpoint_of_classes_is_drawn_for_the_classes_of_the_data(run, tmp_path, judge):
+def test_a_checkpoint_of_classes_is_drawn_for_the_classes_of_the_data(run, tmp_path, judge, small):
     image_pipelines()["classifier"].save_pretrained(tmp_path / "checkpoint")
-    resized(tmp_path / "small.parquet")
-    arguments = ("--real", tmp_path / "small.parquet", "--checkpoint", tmp_path / "checkpoint", "--steps", 2)
+    arguments = ("--real", small, "--checkpoint", tmp_path / "checkpoint", "--steps", 2)
     options = ("--num-images", 8, "--features", judge, "--judge", judge, "--device", "cpu", "--json")
     code, output, errors = run("evaluate", tmp_path / "drawn", *arguments, *options)
     assert code == 0, errors
@@ -184,8 +176,6 @@ def test_a_checkpoint_of_classes_is_drawn_for_the_classes_of_the_data(run, tmp_p
 
 
 def test_a_winner_by_autoguidance_is_adopted_with_its_weak_network(tmp_path, tiny_folder):
-    import shutil
-
     from guided_diffusers import TextToImagePipeline
     from guided_diffusers.cli.sweep import _adopt
     from guided_diffusers.guidance import AutoGuidance
@@ -230,19 +220,11 @@ LAUNCHERS = {
 @pytest.mark.parametrize(
     ("command", "launcher"), [("evaluate", "torchrun"), ("sweep", "accelerate"), ("generate", "accelerate")]
 )
-def test_two_processes_give_the_images_and_figures_of_one(tmp_path, tiny_folder, judge, command, launcher):
-    small = tmp_path / "small.parquet"
-    resized(small)
-    spec = {
-        "checkpoint": str(tiny_folder),
-        "data": str(small),
-        "features": str(judge),
-        "images": 20,
-        "batch_size": 6,
-        "steps": [2],
-        "arms": {"plain": {"guidance": [{"term": "ClassifierFreeGuidance"}], "scales": [1, 2, 3]}},
-    }
-    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(spec, sort_keys=False))
+def test_two_processes_give_the_images_and_figures_of_one(
+    tmp_path, tiny_folder, judge, small, sweep, command, launcher
+):
+    arms = {"plain": {"guidance": [{"term": "ClassifierFreeGuidance"}], "scales": [1, 2, 3]}}
+    file = sweep(tiny_folder, arms, images=20, batch_size=6)
     drawing = ["--checkpoint", tiny_folder, "--steps", 2, "--batch-size", 6]
     measuring = ["--real", small, "--num-images", 20, "--features", judge, "--format", "png"]
     outputs, files = [], []
@@ -250,7 +232,7 @@ def test_two_processes_give_the_images_and_figures_of_one(tmp_path, tiny_folder,
         folder = tmp_path / f"of{processes}"
         words = {
             "evaluate": [folder, *drawing, *measuring, "--json"],
-            "sweep": [tmp_path / "sweep.yaml", "--output", folder, "--device", "cpu"],
+            "sweep": [file, "--output", folder, "--device", "cpu"],
             "generate": ["a bag", "a coat", "--num-images", 10, "--output", folder, *drawing],
         }[command]
         launch = [*LAUNCHERS[launcher], processes, "-m", "guided_diffusers", command, *words]

@@ -114,7 +114,7 @@ def test_it_draws_what_python_draws_and_again(run: Run, folders, tmp_path, kind,
     [
         ("class", ("hat",), "'hat', which is no class"),
         ("class", ("7",), "class_labels"),
-        ("class", ("bag", "--negative-prompt", "x"), "a ClassifierGuidedPipeline takes none"),
+        ("class", ("bag", "--negative-prompt", "x"), "a ClassifierGuidedPipeline takes no negative prompt"),
         ("class", ("bag", "--classifier-scale", "nan"), "classifier_scale is nan"),
         ("class", ("bag", "--guidance-interval", 3, 1), "interval is"),
         ("class", ("bag", "--guidance-scale", 2), "knows no classes"),

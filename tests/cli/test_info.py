@@ -56,7 +56,7 @@ def test_info_counts_shards_once_and_variants_apart(run: Run, tmp_path: Path):
 @pytest.mark.parametrize(
     ("arguments", "code", "reason"),
     [
-        (("info", "fashion-3200"), 1, "'fashion-3200' is no folder"),
+        (("info", "fashion-3200"), 1, "checkpoint is 'fashion-3200'; allowed: a folder"),
         (("info", "EMPTY"), 1, "holds no checkpoint"),
         (("info", "CUT"), 1, "cut short"),
         (("push", "EMPTY", "a/b"), 1, "holds no checkpoint"),

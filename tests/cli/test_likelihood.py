@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 from command_line import runner
-from diffusers import DDIMScheduler, DDPMPipeline, LDMPipeline, UNet2DModel, VQModel
+from diffusers import DDIMScheduler, DDPMPipeline, LDMPipeline, VQModel
+from tiny import shallow_unet
 
 from guided_diffusers import GuidedDDPMScheduler, ImagePipeline
 from guided_diffusers.likelihood.bound import estimated_bound
@@ -15,18 +16,7 @@ from guided_diffusers.likelihood.bound import estimated_bound
 def unet_of(out_channels=2, **more):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return UNet2DModel(
-            sample_size=8,
-            in_channels=1,
-            out_channels=out_channels,
-            block_out_channels=(8,),
-            down_block_types=("DownBlock2D",),
-            up_block_types=("UpBlock2D",),
-            layers_per_block=1,
-            add_attention=False,
-            norm_num_groups=4,
-            **more,
-        ).eval()
+        return shallow_unet(outputs=out_channels, **more).eval()
 
 
 def scheduler_of(variance_type="learned_range"):
@@ -96,7 +86,7 @@ def test_classes_come_with_the_images(run, tmp_path):
 
 def test_what_cannot_be_measured_is_named(run, checkpoint, data, tiny_folder, tmp_path):
     code, _, errors = run("--checkpoint", checkpoint, "--data", data[0])
-    assert code == 1 and "(1, 12, 12), and the network takes (1, 8, 8)" in errors and "--crop" in errors
+    assert code == 1 and "is (1, 12, 12); allowed: (1, 8, 8)" in errors and "--crop" in errors
     code, _, errors = run("--checkpoint", checkpoint, "--data", data[0], "--crop", 20)
     assert code == 1 and "crop is 20" in errors
     code, _, errors = run("--checkpoint", tiny_folder, "--data", data[0])
@@ -110,4 +100,4 @@ def test_what_cannot_be_measured_is_named(run, checkpoint, data, tiny_folder, tm
     code, _, errors = run(
         "--checkpoint", checkpoint, "--data", data[0], "--crop", 8, "--full", 2, "--variance", "a"
     )
-    assert code == 1 and "variance_type is 'a'; allowed: fixed_small" in errors
+    assert code == 1 and "variance_type is 'a'; allowed: 'fixed_small'" in errors

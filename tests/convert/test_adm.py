@@ -296,12 +296,12 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("change", "reason"),
         [
-            ({"num_chanels": 32}, "config has 'num_chanels'; allowed: "),
-            ({"num_channels": "wide"}, "num_channels is 'wide'; it must be a int"),
+            ({"num_chanels": 32}, r"keys of config is \['num_chanels'\]; allowed: "),
+            ({"num_channels": "wide"}, "num_channels is 'wide'; allowed: a int"),
             ({"use_new_attention_order": "maybe"}, "use_new_attention_order is 'maybe'"),
             ({"attention_resolutions": "16,x"}, "attention_resolutions is '16,x'"),
             ({"num_head_channels": 24}, "num_head_channels is 24"),
-            ({"channel_mult": ""}, "channel_mult is left out for images of 32"),
+            ({"channel_mult": ""}, "image_size is 32; allowed: .*where channel_mult is left out"),
             ({"num_head_channels": -1, "num_heads_upsample": 2}, "num_heads_upsample is 2"),
         ],
     )

@@ -135,11 +135,10 @@ class TestPictures:
         }
 
     @pytest.mark.parametrize("name", DRAWN)
-    def test_it_is_drawn_as_it_is_there(self, name: str, load_script, monkeypatch, tmp_path):
+    def test_it_is_drawn_as_it_is_there(self, name: str, run_script, tmp_path):
         """With few points: of the committed picture's size, and neither blank nor the same as another."""
         few = ["--output", tmp_path, "--only", name.removeprefix("lecture-"), "--samples", 0.1]
-        monkeypatch.setattr(sys, "argv", ["pictures", *map(str, few)])
-        load_script("docs/lecture/pictures").main()
+        run_script("docs/lecture/pictures", *few)
         [drawn] = tmp_path.iterdir()
         committed = Image.open(DOCS / "images" / f"{name}.png")
         assert drawn.name == f"{name}.png" and Image.open(drawn).size == committed.size

@@ -74,7 +74,7 @@ def test_the_data_sets_parquet():
         ),
         (
             lambda folder: (folder / "metadata.jsonl").write_text('{"text": "a"}'),
-            "metadata.jsonl, line 1 has no file_name",
+            "file_name of .*metadata.jsonl, line 1, is None",
         ),
     ],
 )
@@ -88,8 +88,8 @@ def test_what_is_wrong_with_a_folder_is_said(tmp_path, make, message):
     ("rows", "message"),
     [
         (None, "x.parquet does not read as parquet"),
-        ([{"bytes": None, "path": "a.png"}], "x.parquet, row 0 has no image; allowed: the bytes"),
-        ([None], "x.parquet, row 0 has no image"),
+        ([{"bytes": None, "path": "a.png"}], "x.parquet, row 0, is None; allowed: the bytes"),
+        ([None], "x.parquet, row 0, is None"),
         ([{"bytes": b"no image", "path": None}], "x.parquet, row 0 is no readable image"),
     ],
 )

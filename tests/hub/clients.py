@@ -16,8 +16,6 @@ from typing import Any
 
 import torch
 
-SIZE = 8
-
 
 def aligned(module: torch.nn.Module) -> torch.nn.Module:
     """The module with weights where torch itself would put them.
@@ -59,23 +57,12 @@ def tiny_text_to_image(seed: int = 0) -> Any:
 
 
 def tiny_image_pipeline() -> Any:
-    from diffusers import UNet2DModel
+    from tiny import shallow_unet
 
     from guided_diffusers import GuidedDDPMScheduler, ImagePipeline
 
     torch.manual_seed(1)
-    unet = UNet2DModel(
-        sample_size=SIZE,
-        in_channels=1,
-        out_channels=1,
-        block_out_channels=(8,),
-        down_block_types=("DownBlock2D",),
-        up_block_types=("UpBlock2D",),
-        layers_per_block=1,
-        add_attention=False,
-        norm_num_groups=4,
-    )
-    return ImagePipeline(unet.eval(), GuidedDDPMScheduler(num_train_timesteps=12))
+    return ImagePipeline(shallow_unet().eval(), GuidedDDPMScheduler(num_train_timesteps=12))
 
 
 def push_all(origin: str) -> dict[str, Any]:

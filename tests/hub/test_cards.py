@@ -119,7 +119,7 @@ def test_facts_may_be_given_and_a_whole_card_is_taken_as_it_is(folder: Path, tmp
 
 @pytest.mark.parametrize(
     ("facts", "words"),
-    [({"licence": "mit"}, "unknown key 'licence'.*'license'"), ([], "holds no JSON object")],
+    [({"licence": "mit"}, "unknown key 'licence'.*'license'"), ([], "allowed: a mapping")],
 )
 def test_facts_that_are_none_are_named(folder: Path, facts, words):
     (folder / "card.json").write_text(json.dumps(facts))

@@ -21,9 +21,9 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import UNet2DModel
 from hub.clients import identity
 from hub.loopback import Hub, check_store
+from tiny import shallow_unet
 
 from guided_diffusers import GuidedDDPMScheduler, ImagePipeline
 
@@ -68,16 +68,7 @@ class Client:
 def version(folder: Path, number: int) -> Path:
     """A pipeline of about 2.5 MB."""
     torch.manual_seed(number)
-    unet = UNet2DModel(
-        sample_size=8,
-        in_channels=1,
-        out_channels=1,
-        block_out_channels=(64,),
-        down_block_types=("DownBlock2D",),
-        up_block_types=("UpBlock2D",),
-        layers_per_block=1,
-        add_attention=False,
-    )
+    unet = shallow_unet(block_out_channels=(64,), norm_num_groups=32)
     pipeline = ImagePipeline(unet, GuidedDDPMScheduler(num_train_timesteps=12 + number))
     pipeline.save_pretrained(folder / str(number), max_shard_size=["10MB", "700KB", "400KB"][number % 3])
     return folder / str(number)

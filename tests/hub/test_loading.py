@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hub.clients import tiny_image_pipeline
+from hub.processes import result_of, start
 
 from guided_diffusers.hub.entry_point import pipeline_file
 
@@ -37,17 +35,10 @@ def describe(pipeline):
 """
 
 
-def start(code: str, environment: dict[str, str], *arguments: Path) -> subprocess.Popen[str]:
+def result_in(environment: dict[str, str], code: str, *arguments: Path) -> dict[str, Any]:
+    """What a process's code left in `result`."""
     script = f"{COMMON}\nresult = {{}}\n{code}\nprint('RESULT', json.dumps(result))"
-    command, pipe = [sys.executable, "-c", script, *map(str, arguments)], subprocess.PIPE
-    return subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True)
-
-
-def result_of(process: subprocess.Popen[str]) -> dict[str, Any]:
-    """What the process's code left in `result`."""
-    output, errors = process.communicate(timeout=280)
-    assert process.returncode == 0, output + errors[-4000:]
-    return {**json.loads(output.split("RESULT ")[1]), "stderr": errors}
+    return result_of(start(environment, "-c", script, *arguments))
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +96,7 @@ def through_the_shim(
     other, shim = tmp_path_factory.mktemp("other"), tmp_path_factory.mktemp("shim") / "text_to_image"
     (other / "pipeline.py").write_text(OTHER)
     shutil.copytree(ROOT / "pipelines" / "text_to_image", shim)
-    return result_of(start(BY_SHIM, environment, tiny_folder, shim, other))
+    return result_in(environment, BY_SHIM, tiny_folder, shim, other)
 
 
 def test_the_shim_loads_the_same_pipeline(through_the_shim: dict[str, Any], expected: dict[str, Any]):
@@ -142,6 +133,6 @@ def test_each_entry_point_loads_by_custom_pipeline(
     tiny_image_pipeline().save_pretrained(tmp_path / "image")
     checkpoints = {"image": tmp_path / "image", "text_to_image": tiny_folder}
     pairs = [(checkpoints[path.name], path) for path in ENTRY_POINTS if path.name in checkpoints]
-    found = result_of(start(BY_EACH, environment, *[path for pair in pairs for path in pair]))
+    found = result_in(environment, BY_EACH, *[path for pair in pairs for path in pair])
     assert found[str(ROOT / "pipelines/image")] == "guided_diffusers.pipelines.image.ImagePipeline"
     assert found[str(ROOT / "pipelines/text_to_image")].endswith("TextToImagePipeline")

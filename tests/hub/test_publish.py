@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from hub.loopback import Hub, check_store
-from hub.test_round_trip import result_of, start
+from hub.processes import result_of, start_client
 
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 
@@ -23,7 +23,7 @@ def until(condition, seconds: float = 90) -> None:
 def test_training_survives_the_hub(tmp_path: Path):
     """It pushes, loses the Hub in the middle, gets it back; the last push is whole."""
     hub = Hub(tmp_path / "hub")
-    process = start(hub, tmp_path / "home", "train_and_push", tmp_path / "run", "alice/run", 0.7)
+    process = start_client(hub, tmp_path / "home", "train_and_push", tmp_path / "run", "alice/run", 0.7)
     until(lambda: hub.names("alice/run").get(WEIGHTS))
     hub.kill()
     time.sleep(3)
@@ -38,7 +38,7 @@ def test_training_survives_the_hub(tmp_path: Path):
     card = hub.tree("alice/run")["README.md"].decode()
     assert "Images seen: 160." in card and "batches of 8" in card and str(tmp_path) not in card
     assert not (tmp_path / "run" / ".publishing").exists()
-    result_of(start(hub, tmp_path / "home", "train_and_push", tmp_path / "quiet", "none", 0))
+    result_of(start_client(hub, tmp_path / "home", "train_and_push", tmp_path / "quiet", "none", 0))
     assert (tmp_path / "quiet" / "final" / WEIGHTS).read_bytes() == local
     hub.kill()
     check_store(tmp_path / "hub")

@@ -4,30 +4,15 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from hub.loopback import Hub, check_store
+from hub.processes import result_of, start_client
 
 TRANSPORTS = ["lfs", pytest.param("xet", marks=pytest.mark.slow)]
-
-
-def start(hub: Hub, home: Path, *command: object, **environment: Any) -> subprocess.Popen[str]:
-    """A function of `clients` in a fresh process."""
-    line = [sys.executable, "-m", "hub.clients", *map(str, command)]
-    pipe, variables = subprocess.PIPE, hub.environment(home, **environment)
-    return subprocess.Popen(line, env=variables, stdout=pipe, stderr=pipe, text=True)
-
-
-def result_of(process: subprocess.Popen[str]) -> dict[str, Any]:
-    """What the function gave, and what the process said on standard error."""
-    output, errors = process.communicate(timeout=280)
-    assert process.returncode == 0, output + errors[-4000:]
-    return {**json.loads(output.split("RESULT ")[1]), "stderr": errors}
 
 
 @pytest.fixture(scope="module", params=TRANSPORTS)
@@ -35,9 +20,9 @@ def trip(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     """All there is, pushed by one process and pulled by another, each with an empty cache."""
     folder = tmp_path_factory.mktemp(request.param)
     hub, xet = Hub(folder / "hub"), request.param == "xet"
-    pushed = result_of(start(hub, folder / "push", "push_all", folder, xet=xet))
+    pushed = result_of(start_client(hub, folder / "push", "push_all", folder, xet=xet))
     log = hub.log
-    back = result_of(start(hub, folder / "pull", "everything_back", folder, xet=xet))
+    back = result_of(start_client(hub, folder / "pull", "everything_back", folder, xet=xet))
     hub.kill()
     check_store(hub.root)
     return {"hub": hub, "folder": folder, "xet": xet, "log": log, "pushed": pushed, **back}
@@ -157,10 +142,14 @@ def errors(trip: dict[str, Any]) -> dict[str, str]:
     """What goes wrong against the same Hub, and then without one."""
     hub, folder = trip["hub"], trip["folder"]
     hub.start()
-    failing = start(hub, folder / "failing", "failures", folder / "failing", token=None, xet=trip["xet"])
+    failing = start_client(
+        hub, folder / "failing", "failures", folder / "failing", token=None, xet=trip["xet"]
+    )
     found = result_of(failing)
     hub.kill()
-    offline = result_of(start(hub, folder / "offline", "no_network", folder / "offline", xet=trip["xet"]))
+    offline = result_of(
+        start_client(hub, folder / "offline", "no_network", folder / "offline", xet=trip["xet"])
+    )
     del found["stderr"], offline["stderr"]
     return {**found, **{f"{name}, no network": line for name, line in offline.items()}}
 

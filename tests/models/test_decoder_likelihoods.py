@@ -108,5 +108,5 @@ def test_noise_fills_the_bins_and_no_more():
 
 
 def test_an_unknown_name_lists_the_known():
-    with pytest.raises(ValueError, match="likelihood is 'poisson'; allowed: None, 'gaussian', 'bernoulli'"):
+    with pytest.raises(ValueError, match="likelihood is 'poisson'; allowed: 'gaussian', 'bernoulli'"):
         make_likelihood("poisson")

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from diffusers import DiffusionPipeline, EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler
+from tiny import randn
 
 from guided_diffusers import (
     Condition,
@@ -27,10 +28,6 @@ def classifier(**changes):
         torch.manual_seed(0)
         config = {**SIZES, "num_classes": 3, "attention_head_dim": 4, "id2label": NAMES, **changes}
         return NoiseAwareClassifier(**config).eval()
-
-
-def randn(*shape, seed=0, dtype=torch.float32):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
 def level_of(scheduler, steps=10, index=4):
@@ -159,14 +156,14 @@ class TestLogProb:
     @pytest.mark.parametrize(
         ("labels", "reason"),
         [
-            (3, "labels has 3; allowed: 0 to 2"),
-            ([0, -1], "labels has -1; allowed: 0 to 2"),
+            (3, "labels has 3; allowed: indices, 0 to 2"),
+            ([0, -1], "labels has -1; allowed: indices, 0 to 2"),
             (torch.tensor([7, 1]), "labels has 7"),
-            ([0, 1, 2], "3 labels for 2 samples"),
+            ([0, 1, 2], "labels is .*allowed: 1 or 2 labels"),
             (torch.tensor([0.5, 1.0]), "allowed: integers"),
             (torch.zeros(2, 3, dtype=torch.int64), r"shape \(2, 3\)"),
             ("ankle boots", "'ankle boots', which is no class; did you mean 'ankle boot'"),
-            ({"encoder_hidden_states": 0}, "the classifier needs class_labels"),
+            ({"encoder_hidden_states": 0}, "the condition is .*allowed: one with class_labels"),
         ],
     )
     def test_labels_that_cannot_be(self, labels, reason):
@@ -179,7 +176,7 @@ class TestLogProb:
             model.class_ids("bag")
 
     def test_a_level_without_a_timestep_is_refused(self):
-        with pytest.raises(ValueError, match="level has no timestep"):
+        with pytest.raises(ValueError, match="level's timestep is None"):
             classifier().log_prob(randn(2, 3, 8, 8), NoiseLevel(alpha=1.0, sigma=1.0), 0)
 
 
@@ -204,34 +201,34 @@ def test_it_guides_as_it_is():
 class TestRefusals:
     @pytest.mark.parametrize("shape", [(2, 4, 8, 8), (3, 8, 8)])
     def test_other_channels(self, shape):
-        with pytest.raises(ValueError, match="made for 3 channels"):
+        with pytest.raises(ValueError, match=r"sample is .*\(batch, 3, 8, 8\)"):
             classifier()(randn(*shape), 0)
 
     def test_another_size_where_pooling_has_positions(self):
-        with pytest.raises(ValueError, match=r"own size only: \(8, 8\)"):
+        with pytest.raises(ValueError, match=r"sample is .*\(batch, 3, 8, 8\)"):
             classifier()(randn(2, 3, 16, 16), 0)
         assert classifier(pool="adaptive")(randn(2, 3, 16, 16), 0).shape == (2, 3)
 
     def test_timesteps_that_are_not_one_a_sample(self):
-        with pytest.raises(ValueError, match=r"timestep is of shape \(3,\); allowed: \(\) or \(2,\)"):
+        with pytest.raises(ValueError, match=r"timestep is .* \(3,\).*; allowed: \(\) or \(2,\)"):
             classifier()(randn(2, 3, 8, 8), torch.arange(3))
 
     @pytest.mark.parametrize(
         ("change", "reason"),
         [
-            ({"pool": "mean"}, "pool has 'mean'; allowed: 'attention'"),
+            ({"pool": "mean"}, "pool is 'mean'; allowed: 'attention'"),
             (
                 {"down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D")},
-                "down_block_types has 'CrossAttn",
+                "down_block_types is 'CrossAttn",
             ),
-            ({"down_block_types": ("DownBlock2D",)}, "1 types for 2 block_out_channels"),
-            ({"downsample_type": "pool"}, "downsample_type has 'pool'"),
-            ({"resnet_time_scale_shift": "spatial"}, "resnet_time_scale_shift has 'spatial'"),
-            ({"attention_head_dim": 5}, "attention_head_dim is 5 at level 1, of 16 channels"),
-            ({"attention_head_dim": (4, 4, 4)}, "3 widths; allowed: one, or 2"),
-            ({"id2label": {3: "coat"}}, "id2label names class 3; allowed: 0 to 2"),
-            ({"id2label": {0: "coat", 1: "coat"}}, "two classes named 'coat'"),
-            ({"id2label": {"first": "coat"}}, "keys 'first'"),
+            ({"down_block_types": ("DownBlock2D",)}, "down_block_types is .*allowed: 2 types"),
+            ({"downsample_type": "pool"}, "downsample_type is 'pool'"),
+            ({"resnet_time_scale_shift": "spatial"}, "resnet_time_scale_shift is 'spatial'"),
+            ({"attention_head_dim": 5}, "attention_head_dim at level 1 is 5; allowed: what divides 16"),
+            ({"attention_head_dim": (4, 4, 4)}, "attention_head_dim is .*allowed: one number, or 2"),
+            ({"id2label": {3: "coat"}}, r"keys of id2label is \[3\]; allowed: .*0 to 2"),
+            ({"id2label": {0: "coat", 1: "coat"}}, r"two classes in id2label is \['coat'\]"),
+            ({"id2label": {"first": "coat"}}, r"keys of id2label is \['first'\]"),
             ({"process": {"kind": "circular"}}, "process has kind 'circular'; allowed: variance_preserving"),
         ],
     )

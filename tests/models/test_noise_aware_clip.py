@@ -10,7 +10,7 @@ import sys
 import pytest
 import torch
 from diffusers import EulerDiscreteScheduler
-from tiny import tiny_tokenizer
+from tiny import randn, tiny_tokenizer
 from tiny_clip import IMAGE, WORDS, tiny_clip
 
 from guided_diffusers import (
@@ -27,10 +27,6 @@ from guided_diffusers.schedulers import describe_process
 
 IDS = tokenize(tiny_tokenizer(), WORDS)[0]
 LEVEL = NoiseLevel(alpha=0.8, sigma=0.6, timestep=torch.tensor(300))
-
-
-def randn(*shape, seed=0, dtype=torch.float32):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
 def gradient_of(clip, sample, condition, level=LEVEL):
@@ -123,13 +119,13 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("condition", "reason"),
         [
-            (torch.zeros(2, 6), r"text_embeds is of shape \(2, 6\); allowed: \(1 or 3, 6\)"),
-            (torch.zeros(3, 5), r"text_embeds is of shape \(3, 5\)"),
-            ({"class_labels": 0}, "dict without text_embeds; allowed: a TextCondition"),
-            (TextCondition({}), "without text_embeds"),
+            (torch.zeros(2, 6), r"text_embeds is a tensor of shape \(2, 6\).*; allowed: \(1 or 3, 6\)"),
+            (torch.zeros(3, 5), r"text_embeds is a tensor of shape \(3, 5\)"),
+            ({"class_labels": 0}, "condition is .*allowed: a TextCondition"),
+            (TextCondition({}), "with text_embeds"),
             (
                 TextCondition({}, text_embeds=torch.ones(3, 6), contrast_embeds=torch.ones(2, 4)),
-                r"contrast_embeds is of shape \(2, 4\); allowed: \(texts, 6\)",
+                r"contrast_embeds is a tensor of shape \(2, 4\).*; allowed: \(texts, 6\)",
             ),
         ],
     )
@@ -139,16 +135,16 @@ class TestRefusals:
 
     def test_samples_and_levels(self):
         clip, text = tiny_clip(), torch.ones(1, 6)
-        with pytest.raises(ValueError, match=r"of shape \(3, 2, 8, 8\).* 1 channels"):
+        with pytest.raises(ValueError, match=r"of shape \(3, 2, 8, 8\).*\(batch, 1, height, width\)"):
             clip.log_prob(randn(3, 2, 8, 8), LEVEL, text)
-        with pytest.raises(ValueError, match="level has no timestep"):
+        with pytest.raises(ValueError, match="level's timestep is None"):
             clip.log_prob(randn(3, 1, 8, 8), NoiseLevel(alpha=0.8, sigma=0.6), text)
 
     @pytest.mark.parametrize(
         ("change", "reason"),
         [
-            ({"image": {"num_classes": 3}}, "image_config has 'num_classes'"),
-            ({"image": {"process": {}}}, "image_config has 'process'"),
+            ({"image": {"num_classes": 3}}, "image_config is .*allowed: without num_classes"),
+            ({"image": {"process": {}}}, "image_config is .*process"),
             ({"projection_dim": 0}, "projection_dim is 0"),
             ({"process": {"kind": "circular"}}, "process has kind 'circular'"),
         ],

@@ -32,20 +32,6 @@ def words_of(command: str) -> list[str]:
     return words
 
 
-def not_there_yet(command: str) -> str | None:
-    """Why a command cannot be understood in this version: one of two that are on their way; else None."""
-    words = words_of(command)
-    if words[:1] != ["guided-diffusers"]:
-        return None
-    commands = _commands()
-    if words[1] == "train" and "train" not in commands:
-        return "there is no `guided-diffusers train` yet"
-    options = [name for parameter in commands["generate"].params for name in parameter.opts]
-    if "--from-image" in words and "--from-image" not in options:
-        return "there is no `guided-diffusers generate --from-image` yet"
-    return None
-
-
 def check(command: str) -> None:
     """Raise AssertionError, or what the parser itself raises, for a command with a wrong option."""
     tool, *words = words_of(command)
@@ -61,17 +47,13 @@ def check(command: str) -> None:
     checks[tool](words)
 
 
-def _commands() -> dict[str, Any]:
+def _guided_diffusers(words: list[str]) -> None:
     from typer.main import get_command
 
     from guided_diffusers.cli import app
 
-    return get_command(app).commands
-
-
-def _guided_diffusers(words: list[str]) -> None:
     name, *rest = words
-    commands = _commands()
+    commands = get_command(app).commands
     assert name in commands, f"guided-diffusers has no command {name}; it has {', '.join(commands)}"
     if name == "train":
         return _python([f"training/train_{rest[0].replace('-', '_')}.py", *rest[1:]])

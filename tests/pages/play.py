@@ -17,7 +17,6 @@ from typing import Any
 
 from pages.blocks import Block, blocks_of
 from pages.declared import EXPECTED, name_of, replaced, shorter, why_not_typed
-from pages.options import not_there_yet
 
 SECONDS = 600
 
@@ -51,7 +50,7 @@ def play_block(block: Block, page: Path, scope: dict[str, Any], commands: bool) 
         CardFacts.of(json.loads(block.code))
     elif commands:
         for command in block.commands:
-            if why_not_typed(command) is None and not_there_yet(command) is None:
+            if why_not_typed(command) is None:
                 type_in(shorter(command), f"{page.name}, line {block.line}")
 
 

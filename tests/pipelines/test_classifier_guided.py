@@ -309,8 +309,8 @@ class TestErrors:
     @pytest.mark.parametrize(
         ("labels", "message"),
         [
-            (3, "class_labels has 3; allowed: 0 to 2"),
-            (-1, "class_labels has -1; allowed: 0 to 2"),
+            (3, "class_labels has 3; allowed: indices, 0 to 2"),
+            (-1, "class_labels has -1; allowed: indices, 0 to 2"),
             ([0, 7], "class_labels has 7"),
             ("shoe", "class_labels has 'shoe'.*'boot', 'bag', 'coat'"),
             (1.5, "class_labels has 1.5; allowed: indices, 0 to 2, or names"),

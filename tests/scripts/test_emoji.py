@@ -1,20 +1,16 @@
 """The emoji script: package folders in, an image-text dataset with two kinds of held-out rows out."""
 
-import importlib
 import importlib.util
-import io
-import json
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
+from data_scripts import load, pixels, run, write, write_names
 from datasets import load_dataset
 from PIL import Image
 
 from guided_diffusers.training.data.dataset import DataConfig, ImageTextDataset
 
-FOLDER = Path(__file__).parents[2] / "training" / "data"
 CAIRO = importlib.util.find_spec("cairosvg") is not None
 
 GROUPS = {
@@ -45,13 +41,7 @@ COLOURS = {"1F600": "gold", "1F353": "red", "1F34E": "brown", "263A": "orange"}
 
 @pytest.fixture(scope="module")
 def script():
-    """The script as a module of another name: there is a package `emoji` that must not be shadowed."""
-    spec = importlib.util.spec_from_file_location("emoji_script", FOLDER / "emoji.py")
-    module = importlib.util.module_from_spec(spec)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(FOLDER))
-        spec.loader.exec_module(module)
-    return module
+    return load("emoji")
 
 
 @pytest.fixture
@@ -83,10 +73,6 @@ def packages(tmp_path_factory):
     """A folder shaped as --source is, with a few real emoji and made-up pictures."""
     source = tmp_path_factory.mktemp("source")
 
-    def write(path, content):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(content if isinstance(content, str) else json.dumps(content))
-
     rows = [
         {"hexcode": code, "emoji": "x", "label": name, "order": 10 * place, "tags": tags}
         | ({} if group is None else {"group": group, "subgroup": subgroup})
@@ -95,9 +81,7 @@ def packages(tmp_path_factory):
     for row in rows:
         if row.get("group") is None:
             del row["order"]  # as emojibase has it
-    write(source / "emojibase-data" / "en" / "data.json", rows[::-1])
-    write(source / "emojibase-data" / "meta" / "groups.json", GROUPS)
-    write(source / "emojibase-data" / "LICENSE", "the licence of the names")
+    write_names(source, rows[::-1], GROUPS)
     write(source / "openmoji" / "LICENSE.txt", "the licence of OpenMoji")
     for vendor in ("google", "twitter"):
         at = source / f"emoji-datasource-{vendor}"
@@ -128,12 +112,6 @@ PNG_STYLES = ("noto", "twemoji", "fluent 3d")
 def rows(script, packages):
     splits, dropped = script.build(packages, PNG_STYLES)
     return splits, dropped, [row for split in splits.values() for row in split]
-
-
-def pixels(row):
-    image = Image.open(io.BytesIO(row["image"]["bytes"]))
-    assert image.mode == "RGB" and image.size == (64, 64)
-    return np.asarray(image).astype(int)
 
 
 def test_about_five_per_cent_are_held_out_and_no_emoji_of_test_is_elsewhere(script):
@@ -176,6 +154,7 @@ def test_rows_are_emoji_with_pictures_of_their_own_set(rows):
 
 def test_pictures_stand_on_white_and_are_resized_whole(rows):
     by_key = {(row["hexcode"], row["style"]): pixels(row) for row in rows[2]}
+    assert {image.shape for image in by_key.values()} == {(64, 64, 3)}
     noto = by_key["1F353", "noto"]
     assert (noto[:16] == 255).all() and (noto[32, 32] == (255, 0, 0)).all()
     assert (noto[32, 17] == (255, 127, 127)).all()  # half transparent red over white
@@ -204,9 +183,7 @@ def test_the_same_packages_give_the_same_bytes(script, packages, tmp_path, monke
         script, "split_of", lambda code, style: {"1F353": "test", "1F34E": "test_pairs"}.get(code, "train")
     )
     for name in ("one", "two"):
-        output = ["--output", str(tmp_path / name)]
-        monkeypatch.setattr("sys.argv", ["emoji.py", "--source", str(packages), *output])
-        script.main()
+        run(script, "--source", packages, "--output", tmp_path / name)
     names = ["README.md", "test.parquet", "test_pairs.parquet", "train.parquet", "LICENCES/openmoji.txt"]
     for name in names:
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
@@ -287,6 +264,7 @@ def test_a_missing_package_says_what_to_fetch(script, sources, packages, tmp_pat
 def test_openmoji_is_drawn_from_svg(script, packages):
     row = next(row for split in script.build(packages, ("openmoji",))[0].values() for row in split)
     drawn = pixels(row)
+    assert drawn.shape == (64, 64, 3)
     assert (drawn[32, 32] == (255, 0, 0)).all() and (drawn[:12] == 255).all()
     assert row["licence"] == "CC-BY-SA-4.0" and "OpenMoji" in row["attribution"]
 

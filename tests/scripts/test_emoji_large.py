@@ -1,18 +1,15 @@
 """The eight emoji sets at 256 pixels: names to hexcodes, colours, captions, sizes, rows that stay."""
 
 import importlib.util
-import io
-import json
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
+from data_scripts import load, pixels, run, write, write_names
 from PIL import Image
 
 from guided_diffusers.training.data.dataset import DataConfig, ImageTextDataset
 
-FOLDER = Path(__file__).parents[2] / "training" / "data"
 RESVG = importlib.util.find_spec("resvg_py") is not None
 GROUPS = {
     "groups": {"0": "smileys-emotion", "2": "animals-nature", "6": "food-drink", "9": "flags"},
@@ -51,12 +48,7 @@ BY_NAME = {
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("emoji_script", FOLDER / "emoji.py")
-    module = importlib.util.module_from_spec(spec)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(FOLDER))
-        spec.loader.exec_module(module)
-    return module
+    return load("emoji")
 
 
 def part(script, name):
@@ -74,27 +66,13 @@ def drawing(colour, coloured=0.8):
 @pytest.fixture
 def source(script, tmp_path):
     """Made-up packages of "noto" and "emojione", already drawn: nothing here needs resvg."""
-
-    def write(path, value):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(value))
-
     root = tmp_path / "source"
     rows = [
-        {
-            "hexcode": code,
-            "emoji": "x",
-            "label": name,
-            "order": place,
-            "tags": tags,
-            "group": group,
-            "subgroup": sub,
-        }
+        {"hexcode": code, "emoji": "x", "label": name, "order": place, "tags": tags}
+        | {"group": group, "subgroup": sub}
         for place, (code, name, group, sub, tags, _) in enumerate(EMOJI)
     ]
-    write(root / "emojibase-data" / "en" / "data.json", rows)
-    write(root / "emojibase-data" / "meta" / "groups.json", GROUPS)
-    write(root / "emojibase-data" / "LICENSE", "the licence of the names")
+    write_names(root, rows, GROUPS)
     body = {"body": '<rect width="20" height="10" fill="red"/>'}
     chars = {code.lower(): f"icon-{code}" for code, *_ in EMOJI}
     icons = {"icons": {name: body for name in chars.values()}, "width": 20, "height": 10}
@@ -208,10 +186,6 @@ def test_captions_say_style_and_colour_and_keep_those_of_the_first_release(scrip
         assert row["licence"] == {"noto": "Apache-2.0", "emojione": "CC-BY-4.0"}[style] and row["attribution"]
 
 
-def pixels(row):
-    return np.asarray(Image.open(io.BytesIO(row["image"]["bytes"]))).astype(float)
-
-
 def test_every_size_has_the_same_rows_and_is_the_area_mean_of_the_largest(script, source):
     large, middle, small = (script.build_large(source, size, STYLES)[0] for size in (256, 128, 64))
     for split, rows in large.items():
@@ -248,9 +222,7 @@ def test_the_command_writes_what_training_reads(script, source, tmp_path, monkey
     monkeypatch.setattr(script, "write_card", lambda out, src, styles, *rest: write(out, src, chosen, *rest))
     monkeypatch.setattr(card, "_COUNTS", {2: "two"})
     output = tmp_path / "large"
-    words = ["emoji.py", "--source", str(source), "--output", str(output), "--size", "128"]
-    monkeypatch.setattr("sys.argv", words)
-    script.main()
+    run(script, "--source", source, "--output", output, "--size", 128)
     config = DataConfig(path=str(output), split="train", resolution=128, cache_dir=str(tmp_path / "cache"))
     data = ImageTextDataset(config)
     assert data.shape == (3, 128, 128) and data.captions([0], [0])[0]

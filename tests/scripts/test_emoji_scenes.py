@@ -1,17 +1,15 @@
 """Scenes of emoji: what a caption says of count, place and size is so in the picture; what is held out."""
 
-import importlib.util
 import io
 import sys
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pytest
+from data_scripts import load, pixels, run
 from datasets import Dataset
 from PIL import Image
 
-FOLDER = Path(__file__).parents[2] / "training" / "data"
 THINGS = [
     ("1F697", "automobile", "travel-places", "transport-ground", "blue"),
     ("1F431", "cat", "animals-nature", "animal-mammal", "orange"),
@@ -27,12 +25,7 @@ STYLES = {"noto": "noto emoji", "streamline": "streamline emoji"}
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("emoji_scenes_script", FOLDER / "emoji_scenes.py")
-    module = importlib.util.module_from_spec(spec)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(FOLDER))
-        spec.loader.exec_module(module)
-    return module
+    return load("emoji_scenes")
 
 
 def picture(colour):
@@ -68,10 +61,6 @@ def scenes(script, emoji):
 @pytest.fixture(scope="module")
 def rows(scenes):
     return [scenes.row(number) for number in range(80)]
-
-
-def pixels(row):
-    return np.asarray(Image.open(io.BytesIO(row["image"]["bytes"])).convert("RGB")).astype(int)
 
 
 def middles(row):
@@ -177,9 +166,7 @@ def test_held_out_are_five_per_cent_of_what_stands_together_and_stay(script):
 def test_the_command_keeps_held_out_combinations_from_training(script, emoji, tmp_path, monkeypatch):
     held_out = {"2 1F431", "1F431 2B50"}
     monkeypatch.setattr(script, "held_out", held_out.__contains__)
-    words = ["emoji_scenes.py", "--emoji", str(emoji), "--output", str(tmp_path / "scenes"), "--count", "60"]
-    monkeypatch.setattr("sys.argv", [*words, "--size", "64"])
-    script.main()
+    run(script, "--emoji", emoji, "--output", tmp_path / "scenes", "--count", 60, "--size", 64)
     train, test = (
         Dataset.from_parquet(str(tmp_path / "scenes" / f"{name}.parquet")) for name in ("train", "test")
     )
@@ -189,12 +176,9 @@ def test_the_command_keeps_held_out_combinations_from_training(script, emoji, tm
     assert train[0]["image"].size == (64, 64) and (tmp_path / "scenes" / "LICENCES" / "noto.txt").is_file()
 
 
-def test_a_folder_without_emoji_is_refused(script, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(
-        "sys.argv", ["emoji_scenes.py", "--emoji", str(tmp_path), "--output", str(tmp_path / "out")]
-    )
+def test_a_folder_without_emoji_is_refused(script, tmp_path, capsys):
     with pytest.raises(SystemExit):
-        script.main()
+        run(script, "--emoji", tmp_path, "--output", tmp_path / "out")
     assert "--emoji" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 

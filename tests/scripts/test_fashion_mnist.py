@@ -1,28 +1,23 @@
 """The Fashion-MNIST script: IDX files in, an image-text dataset out."""
 
 import gzip
-import importlib.util
 import io
 import struct
 from pathlib import Path
 
 import numpy as np
 import pytest
+from data_scripts import load, run
 from datasets import load_dataset
 from PIL import Image
+from tiny_data import SLICE
 
-ROOT = Path(__file__).parents[2]
-SCRIPT = ROOT / "training" / "data" / "fashion_mnist.py"
-SLICE = ROOT / "tests" / "data" / "fashion_slice.parquet"
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("fashion_mnist", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load("fashion_mnist")
 
 
 def write_idx(path, values):
@@ -44,11 +39,10 @@ def source(tmp_path):
     return tmp_path, made
 
 
-def test_pixels_and_labels_survive_the_way_through_the_command(script, source, tmp_path, monkeypatch):
+def test_pixels_and_labels_survive_the_way_through_the_command(script, source, tmp_path):
     folder, made = source
     output = tmp_path / "out"
-    monkeypatch.setattr("sys.argv", [str(SCRIPT), "--source", str(folder), "--output", str(output)])
-    script.main()
+    run(script, "--source", folder, "--output", output)
     for split, (images, labels) in made.items():
         dataset = load_dataset(str(output), split=split, cache_dir=str(tmp_path / "cache"))
         assert dataset["label"][:] == labels.tolist()

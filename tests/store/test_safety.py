@@ -2,120 +2,78 @@
 
 from __future__ import annotations
 
-import json
-import pickle
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from hostile import (
+    EXPLODED,
+    Spoil,
+    component,
+    cut,
+    fill,
+    index,
+    pickle_in_place_of_weights,
+    reshape,
+    shards,
+    weights,
+)
+from safetensors.torch import save_file
 
 from guided_diffusers import TextToImagePipeline, VariationalAutoencoder
 from guided_diffusers.store.safety import check_finite, check_path, safetensors_header
 
-WEIGHTS = "diffusion_pytorch_model.safetensors"
+OUTSIDE = shards({"metadata": {}, "weight_map": {"conv_in.weight": "CLIMBING"}}, keep=True)
+MISSING = shards({"metadata": {}, "weight_map": {"a": "diffusion_pytorch_model-00001-of-00002.safetensors"}})
 
 
-class Bomb:
-    """Writes a file when it is unpickled."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Path.touch, (self.path,)
+def of(part: str, spoil: Spoil) -> Spoil:
+    """A component is spoiled."""
+    return lambda folder: spoil(folder / part)
 
 
-def edit(path: Path, change: Callable[[Any], Any]) -> None:
-    path.write_text(json.dumps(change(json.loads(path.read_text()))))
+def without(key: str) -> Spoil:
+    return weights(lambda tensors, _: tensors.pop(key))
 
 
-def weights(path: Path, change: Callable[[dict[str, torch.Tensor]], Any]) -> None:
-    tensors = load_file(path)
-    change(tensors)
-    save_file(tensors, path, metadata={"format": "pt"})
-
-
-def only_a_pickle(folder: Path) -> None:
-    (folder / "unet" / WEIGHTS).unlink()
-    file = folder / "unet" / "diffusion_pytorch_model.bin"
-    file.write_bytes(pickle.dumps(Bomb(folder / "exploded")))
-
-
-def outside(folder: Path) -> None:
-    shutil.move(folder / "unet" / WEIGHTS, folder.parent / "stolen.safetensors")
-    index = {"metadata": {}, "weight_map": {"conv_in.weight": "../../stolen.safetensors"}}
-    (folder / "unet" / f"{WEIGHTS}.index.json").write_text(json.dumps(index))
-
-
-def missing_shard(folder: Path) -> None:
-    (folder / "unet" / WEIGHTS).unlink()
-    shard = "diffusion_pytorch_model-00001-of-00002.safetensors"
-    index = {"metadata": {}, "weight_map": {"conv_in.weight": shard}}
-    (folder / "unet" / f"{WEIGHTS}.index.json").write_text(json.dumps(index))
-
-
-def component(name: str, *value: str) -> Callable[[Path], None]:
-    return lambda folder: edit(folder / "model_index.json", lambda index: {**index, name: list(value)})
+def wrong_shape(key: str) -> Spoil:
+    return weights(lambda tensors, _: reshape(tensors, key))
 
 
 def own_code(folder: Path) -> None:
-    (folder / "unet" / "evil.py").write_text(f"open({str(folder / 'exploded')!r}, 'w')")
-    component("unet", "evil", "UNet2DConditionModel")(folder)
+    (folder / "unet" / "evil.py").write_text(f"open({str(folder / EXPLODED)!r}, 'w')")
+    component("evil", "UNet2DConditionModel")(folder)
 
 
-def wrong_shape(part: str, file: str, key: str) -> Callable[[Path], None]:
-    def change(tensors: dict[str, torch.Tensor]) -> None:
-        tensors[key] = torch.zeros(*tensors[key].shape, 2)
-
-    return lambda folder: weights(folder / part / file, change)
-
-
-def not_finite(part: str, file: str, value: float) -> Callable[[Path], None]:
-    def change(tensors: dict[str, torch.Tensor]) -> None:
-        next(iter(tensors.values())).flatten()[0] = value
-
-    return lambda folder: weights(folder / part / file, change)
-
-
-def without(part: str, file: str, key: str) -> Callable[[Path], None]:
-    return lambda folder: weights(folder / part / file, lambda tensors: tensors.pop(key))
-
-
-def cut_short(folder: Path) -> None:
-    file = folder / "unet" / WEIGHTS
-    file.write_bytes(file.read_bytes()[:-100])
-
-
-def not_json(folder: Path) -> None:
-    (folder / "model_index.json").write_text("{")
-
-
-TEXT = ("text_encoder", "model.safetensors")
-CASES: dict[str, tuple[Callable[[Path], None], str]] = {
-    "pickle": (only_a_pickle, "pickles are refused"),
-    "shard outside": (outside, "leaves the checkpoint's folder"),
-    "missing shard": (missing_shard, "is not there"),
-    "component is a path": (component("../unet", "diffusers", "UNet2DConditionModel"), "no name but a path"),
-    "library of the system": (component("unet", "os", "system"), "is os.system; allowed"),
-    "library is a path": (component("unet", "../evil", "UNet2DConditionModel"), "../evil"),
-    "function of transformers": (component("unet", "transformers", "pipeline"), "is transformers.pipeline"),
-    "class that is no component": (component("unet", "diffusers", "ConfigMixin"), "diffusers.ConfigMixin"),
-    "class that is not there": (component("unet", "diffusers", "Nothing"), "is diffusers.Nothing"),
+CASES: dict[str, tuple[Spoil, str]] = {
+    "pickle": (pickle_in_place_of_weights, "pickles are refused"),
+    "shard outside": (OUTSIDE, "leaves the checkpoint's folder"),
+    "missing shard": (MISSING, "is not there"),
+    "component is a path": (
+        index(**{"../unet": ["diffusers", "UNet2DConditionModel"]}),
+        "no name but a path",
+    ),
+    "library of the system": (component("os", "system"), "is os.system; allowed"),
+    "library is a path": (component("../evil", "UNet2DConditionModel"), "../evil"),
+    "function of transformers": (component("transformers", "pipeline"), "is transformers.pipeline"),
+    "class that is no component": (component("diffusers", "ConfigMixin"), "diffusers.ConfigMixin"),
+    "class that is not there": (component("diffusers", "Nothing"), "is diffusers.Nothing"),
     "code of its own": (own_code, "is evil.UNet2DConditionModel"),
-    "wrong shape": (wrong_shape("unet", WEIGHTS, "conv_in.bias"), "do not fit"),
-    "wrong shape in the autoencoder": (wrong_shape("vae", WEIGHTS, "quant_conv.bias"), "do not fit"),
-    "wrong shape in the text encoder": (wrong_shape(*TEXT, "final_layer_norm.bias"), "do not fit"),
-    "NaN": (not_finite("unet", WEIGHTS, float("nan")), "NaN or infinite"),
-    "infinity in the text encoder": (not_finite(*TEXT, float("inf")), "NaN or infinite"),
-    "missing weight": (without("unet", WEIGHTS, "conv_in.bias"), "not whole"),
-    "missing weight of the autoencoder": (without("vae", WEIGHTS, "quant_conv.bias"), "not whole"),
-    "missing weight of the text encoder": (without(*TEXT, "final_layer_norm.bias"), "not whole"),
-    "cut short": (cut_short, "unet"),
-    "no JSON": (not_json, "model_index.json"),
+    "wrong shape": (wrong_shape("conv_in.bias"), "do not fit"),
+    "wrong shape in the autoencoder": (of("vae", wrong_shape("quant_conv.bias")), "do not fit"),
+    "wrong shape in the text encoder": (
+        of("text_encoder", wrong_shape("final_layer_norm.bias")),
+        "do not fit",
+    ),
+    "NaN": (fill(float("nan")), "NaN or infinite"),
+    "infinity in the text encoder": (of("text_encoder", fill(float("inf"))), "NaN or infinite"),
+    "missing weight": (without("conv_in.bias"), "not whole"),
+    "missing weight of the autoencoder": (of("vae", without("quant_conv.bias")), "not whole"),
+    "missing weight of the text encoder": (of("text_encoder", without("final_layer_norm.bias")), "not whole"),
+    "cut short": (cut(-100), "unet"),
+    "no JSON": (lambda folder: (folder / "model_index.json").write_text("{") and None, "model_index.json"),
 }
 
 
@@ -129,23 +87,18 @@ def test_a_hostile_checkpoint_is_refused_in_one_line(tiny_folder: Path, tmp_path
         TextToImagePipeline.from_pretrained(folder)
     assert words in str(refused.value)
     assert "\n" not in str(refused.value) and len(str(refused.value)) < 700
-    assert not (folder / "exploded").exists()
+    assert not (folder / EXPLODED).exists()
 
 
-@pytest.mark.parametrize("case", ["shard outside", "wrong shape", "NaN", "missing weight"])
-def test_a_single_model_is_checked_as_well(tiny_folder: Path, tmp_path: Path, case: str):
+@pytest.mark.parametrize(
+    "spoil",
+    [OUTSIDE, wrong_shape("quant_conv.bias"), fill(float("nan")), without("quant_conv.bias")],
+    ids=["shard outside", "wrong shape", "NaN", "missing weight"],
+)
+def test_a_single_model_is_checked_as_well(tiny_folder: Path, tmp_path: Path, spoil: Spoil):
     folder = tmp_path / "vae"
     shutil.copytree(tiny_folder / "vae", folder)
-    if case == "shard outside":
-        shutil.move(folder / WEIGHTS, tmp_path / "stolen.safetensors")
-        index = {"metadata": {}, "weight_map": {"conv_in.weight": "../stolen.safetensors"}}
-        (folder / f"{WEIGHTS}.index.json").write_text(json.dumps(index))
-    elif case == "wrong shape":
-        wrong_shape("vae", WEIGHTS, "quant_conv.bias")(tmp_path)
-    elif case == "NaN":
-        not_finite("vae", WEIGHTS, float("nan"))(tmp_path)
-    else:
-        without("vae", WEIGHTS, "quant_conv.bias")(tmp_path)
+    spoil(folder)
     with pytest.raises(OSError) as refused:
         VariationalAutoencoder.from_pretrained(folder)
     assert "\n" not in str(refused.value)
@@ -161,7 +114,7 @@ def test_a_caller_may_bring_a_component_in_the_place_of_a_bad_one(
 ):
     folder = tmp_path / "checkpoint"
     shutil.copytree(tiny_folder, folder)
-    only_a_pickle(folder)
+    pickle_in_place_of_weights(folder)
     loaded = TextToImagePipeline.from_pretrained(folder, unet=tiny_pipeline.unet)
     assert loaded.unet is tiny_pipeline.unet
 

@@ -2,15 +2,13 @@
 
 import importlib
 import json
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from datasets import Dataset, Features, Image, List, Value
 from huggingface_hub import ModelCard
-from PIL import Image as PILImage
 from tiny import tiny_autoencoder
+from tiny_data import parquet
 
 from guided_diffusers.evaluation import Judge, JudgeConfig, save_judge
 
@@ -40,16 +38,10 @@ def levels(count, seed=0):
 def data(tmp_path_factory):
     """A folder as training/data/fashion_mnist.py makes it, with padding that has to go."""
     folder = tmp_path_factory.mktemp("fashion")
-    features = Features(image=Image(), label=Value("int64"), name=Value("string"), text=List(Value("string")))
     for seed, (split, rows) in enumerate((("train", 40), ("test", 24))):
         padded = torch.nn.functional.pad(levels(rows, seed), (2, 2, 2, 2), value=255)[:, 0]
-        columns = {
-            "image": [PILImage.fromarray(image.numpy()) for image in padded],
-            "label": [0] * rows,
-            "name": ["bag"] * rows,
-            "text": [["a bag"]] * rows,
-        }
-        Dataset.from_dict(columns, features=features).to_parquet(folder / f"{split}.parquet")
+        columns = {"label": [0] * rows, "name": ["bag"] * rows, "text": [["a bag"]] * rows}
+        parquet(folder / f"{split}.parquet", padded, **columns)
     return folder
 
 
@@ -65,7 +57,7 @@ def make_run(folder, kind):
 
 
 @pytest.fixture
-def command(load_script, monkeypatch, data, tmp_path):
+def command(run_script, monkeypatch, data, tmp_path):
     """Runs the measurement of three tiny runs, with more options; returns its results and its output."""
     monkeypatch.setenv("GUIDED_DIFFUSERS_CACHE", str(tmp_path / "cache"))
     judge = tmp_path / "judge.safetensors"
@@ -78,15 +70,14 @@ def command(load_script, monkeypatch, data, tmp_path):
         paths += ["--data", data, "--features", judge, "--cache", tmp_path / "cached"]
         sizes = ["--images", 20, "--spatial-images", 12, "--draws", 4, "--samples", 12, "--threads", 1]
         output = ["--output", tmp_path / "tiny-16.json"]
-        monkeypatch.setattr(sys, "argv", list(map(str, ["fashion_vae", *paths, *sizes, *output, *options])))
-        load_script("studies/autoencoders/measure").main()
+        run_script("studies/autoencoders/measure", *paths, *sizes, *output, *options)
         return json.loads((tmp_path / "tiny-16.json").read_text())
 
     return run
 
 
 @pytest.mark.filterwarnings("ignore:FD-judge of")
-def test_the_measurement_and_its_card(command, load_script, tmp_path, monkeypatch, capsys):
+def test_the_measurement_and_its_card(command, run_script, tmp_path, capsys):
     pictures = tmp_path / "pictures"
     measured = command("--pictures", pictures)
     kinds = ("samples", "traversal", "interpolation", "reconstructions")
@@ -111,8 +102,7 @@ def test_the_measurement_and_its_card(command, load_script, tmp_path, monkeypatc
     features.write_text(json.dumps({"summary": rows, "points": [point], "test_images": 24}))
     paths = ["--results", tmp_path / "tiny-16.json", "--output", card, "--pictures", "images"]
     paths += ["--features", features]
-    monkeypatch.setattr(sys, "argv", list(map(str, ["fashion_vae_card", *paths])))
-    load_script("studies/autoencoders/card").main()
+    run_script("studies/autoencoders/card", *paths)
     text = ModelCard.load(card).text
     for value in (vector["elbo"]["nats"]["value"], vector["iwae"]["nats"]["value"], exact):
         assert f"{value:,.1f} [" in text

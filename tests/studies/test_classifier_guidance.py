@@ -2,7 +2,6 @@
 
 import json
 import re
-import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +9,7 @@ import torch
 from huggingface_hub import ModelCard
 from tiny import tiny_autoencoder
 from tiny_classifier import tiny_image_unet, tiny_noise_aware_classifier
+from tiny_data import slices
 from tiny_run import write_run
 
 from guided_diffusers import (
@@ -24,7 +24,6 @@ ROOT = Path(__file__).parents[2]
 SHIPPED = ROOT / "model_cards" / "fashion-32-classifier-guided.json"
 RUNS = ("unconditional", "conditional", "classifier")
 SIZES = ["--num-images", 12, "--final-images", 20, "--steps", 2, 3, "--long-steps", 4, "--batch-size", 7]
-WAYS = {"down": "DownEncoder", "up": "UpDecoder"}
 KINDS = ("trade-off", "scales", "score", "mean-shift", "grid")
 SCALES = (0, 0.5, 1, 2, 4, 8)
 
@@ -37,8 +36,7 @@ def runs(tmp_path_factory):
         beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction", timestep_spacing="trailing"
     )
     torch.manual_seed(0)
-    blocks = {f"{way}_block_types": (f"{name}Block2D",) * 3 for way, name in WAYS.items()}
-    vae = tiny_autoencoder(block_out_channels=(4, 4, 8), sample_size=32, **blocks)
+    vae = tiny_autoencoder(block_out_channels=(4, 4, 8), sample_size=32)
     for name, classes in (("unconditional", None), ("conditional", 11)):
         unet = tiny_image_unet(2, num_class_embeds=classes)
         ImagePipeline(unet, scheduler, vae).save_pretrained(folder / name / "final")
@@ -49,10 +47,7 @@ def runs(tmp_path_factory):
     (folder / "classifier" / "final" / "metrics.json").write_text(json.dumps([report]))
     for seed, name in enumerate(RUNS):
         write_run(folder / name, name, seed)
-    (folder / "data").mkdir()
-    for split in ("train", "test"):
-        slice_of = (ROOT / "tests" / "data" / "fashion_slice.parquet").read_bytes()
-        (folder / "data" / f"{split}.parquet").write_bytes(slice_of)
+    slices(folder / "data")
     judge = Judge(JudgeConfig(width=4)).eval()
     facts = {"test_accuracy": {"value": 0.9375, "low": 0.93, "high": 0.94, "count": 9}, "parameters": 7}
     save_judge(judge, folder / "judge.safetensors", training={"seed": 0}, **facts)
@@ -60,7 +55,7 @@ def runs(tmp_path_factory):
 
 
 @pytest.fixture
-def command(load_script, monkeypatch, runs, tmp_path):
+def command(run_script, monkeypatch, runs, tmp_path):
     """Runs the measurement in a folder of its own; returns its results."""
     monkeypatch.setenv("GUIDED_DIFFUSERS_CACHE", str(tmp_path / "cache"))
 
@@ -69,8 +64,7 @@ def command(load_script, monkeypatch, runs, tmp_path):
         paths = [text for name in RUNS for text in (f"--{name}", runs / name)]
         paths += ["--data", runs / "data", "--judge", judge, "--features", judge]
         paths += ["--sweep", tmp_path / folder, "--output", output]
-        monkeypatch.setattr(sys, "argv", list(map(str, ["classifier_guidance", *paths, *SIZES, *options])))
-        load_script("studies/classifier_guidance/measure").main()
+        run_script("studies/classifier_guidance/measure", *paths, *SIZES, *options)
         return json.loads(output.read_text())
 
     return run
@@ -131,9 +125,7 @@ def test_a_judge_of_the_classifiers_seed_is_refused(command, runs, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_measurement_its_pictures_its_pipeline_and_its_card(
-    command, load_script, runs, tmp_path, monkeypatch
-):
+def test_the_measurement_its_pictures_its_pipeline_and_its_card(command, run_script, runs, tmp_path):
     results = command("whole", "--pictures", tmp_path / "pictures", "--save", tmp_path / "saved")
     for record in (results["points"][0], results["finals"][0]):  # lost, they are made again, the same
         point = record["point"]
@@ -154,7 +146,7 @@ def test_the_measurement_its_pictures_its_pipeline_and_its_card(
     grid = [r for r in by_name.values() if r["point"]["denoiser"] == "conditional"]
     assert {(r["point"]["gamma"], r["compute"]["forwards"]["unet"]) for r in grid} == {(1, 2), (2, 4), (3, 4)}
     check_saved(results, runs, tmp_path / "saved")
-    check_card(results, load_script, tmp_path, monkeypatch)
+    check_card(results, run_script, tmp_path)
 
 
 def name_of(point):
@@ -180,13 +172,11 @@ def check_saved(results, runs, folder):
     assert best["figures"]["agreement"]["value"] == pytest.approx(found.float().mean().item())
 
 
-def check_card(results, load_script, folder, monkeypatch):
+def check_card(results, run_script, folder):
     """Its figures are those of the JSON: others there, others here."""
     path, card = folder / "whole" / "tiny-guided.json", folder / "tiny-guided.md"
     paths = ["--results", path, "--output", card, "--pictures", "images"]
-    monkeypatch.setattr(sys, "argv", list(map(str, ["classifier_guidance_card", *paths])))
-    script = load_script("studies/classifier_guidance/card")
-    script.main()
+    script = run_script("studies/classifier_guidance/card", *paths)
     text = ModelCard.load(card).text
     assert text.count("\n| ") == 3 + 36 + 3  # three heads
     for record in [*results["points"], *results["finals"]]:

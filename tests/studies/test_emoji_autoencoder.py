@@ -1,14 +1,13 @@
 """The comparison of emoji autoencoders, on tiny random models and a few made-up images."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from datasets import Dataset, Features, Image, Value
 from PIL import Image as PILImage
 from PIL import ImageDraw
+from tiny_data import parquet
 
 from guided_diffusers import VAEPipeline, pretrained
 from guided_diffusers.evaluation import Judge, JudgeConfig, Reference, save_judge
@@ -29,14 +28,9 @@ def folder(tmp_path_factory):
     """Held-out images in three styles, two autoencoders, a classifier for features."""
     folder = tmp_path_factory.mktemp("emoji")
     pixels = torch.randint(256, (18, 64, 64, 3), generator=torch.Generator().manual_seed(0)).byte()
-    columns = {
-        "image": [PILImage.fromarray(image.numpy()) for image in pixels],
-        "style": [STYLES[row % 3] for row in range(18)],
-        "name": [f"emoji {row}" for row in range(18)],
-    }
-    features = Features(image=Image(), style=Value("string"), name=Value("string"))
+    columns = {"style": [*STYLES] * 6, "name": [f"emoji {row}" for row in range(18)]}
     for split in ("train", "test"):
-        Dataset.from_dict(columns, features=features).to_parquet(folder / f"{split}.parquet")
+        parquet(folder / f"{split}.parquet", pixels, **columns)
     for seed, name in enumerate(("one", "two")):
         torch.manual_seed(seed)
         model = VariationalAutoencoder(block_out_channels=(4,), norm_num_groups=4, sample_size=64)
@@ -46,12 +40,11 @@ def folder(tmp_path_factory):
     return folder
 
 
-def test_the_command_measures_and_draws_every_arm(script, folder, tmp_path, monkeypatch):
+def test_the_command_measures_and_draws_every_arm(run_script, folder, tmp_path):
     output, picture = tmp_path / "card" / "result.json", tmp_path / "docs" / "picture.png"
     options = ["--data", folder, "--arms", f"one={folder / 'one'}", f"two={folder / 'two'}"]
     options += ["--features", folder / "judge.safetensors", "--output", output, "--picture", picture]
-    monkeypatch.setattr(sys, "argv", ["emoji_autoencoder", *map(str, options)])
-    script.main()
+    run_script("studies/emoji_autoencoder/measure", *options)
     result = json.loads(output.read_text())
     assert result["images"] == result["training_images"] == 18 and set(result["arms"]) == {"one", "two"}
     for arm in result["arms"].values():

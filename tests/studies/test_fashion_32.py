@@ -3,14 +3,14 @@
 import argparse
 import importlib
 import json
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from datasets import Dataset, Features, Image, List, Value
 from huggingface_hub import ModelCard
 from PIL import Image as PILImage
+from tiny import tiny_autoencoder
+from tiny_data import parquet, slices
 
 from guided_diffusers import TextToImagePipeline, pretrained
 from guided_diffusers.evaluation import labelled, read_images
@@ -27,7 +27,6 @@ def data(tmp_path_factory):
     """A folder as training/data/fashion_mnist.py makes it, with dark boots and bright bags."""
     folder = tmp_path_factory.mktemp("fashion")
     generator = torch.Generator().manual_seed(0)
-    features = Features(image=Image(), label=Value("int64"), name=Value("string"), text=List(Value("string")))
     for split, rows in (("train", 64), ("test", 20)):
         labels = [row % 2 for row in range(rows)]
         pixels = (
@@ -35,12 +34,11 @@ def data(tmp_path_factory):
             + 150 * torch.tensor(labels)[:, None, None]
         )
         columns = {
-            "image": [PILImage.fromarray(image.byte().numpy()) for image in pixels],
             "label": labels,
             "name": [NAMES[label] for label in labels],
             "text": [[NAMES[label], f"a {NAMES[label]}"] for label in labels],
         }
-        Dataset.from_dict(columns, features=features).to_parquet(folder / f"{split}.parquet")
+        parquet(folder / f"{split}.parquet", pixels.byte(), **columns)
     return folder
 
 
@@ -125,7 +123,7 @@ def test_stand_in_transforms(load_script):
     torch.testing.assert_close(image, (pixels[None, :, 1:5].float() / 127.5 - 1))
 
 
-def test_checkpoint_is_measured_and_described(load_script, data, tmp_path, monkeypatch):
+def test_checkpoint_is_measured_and_described(load_script, run_script, data, tmp_path):
     """Judge, measures, picture and card, each by its command."""
     models = load_script("speed/models")
     size = models.Size(widths=(32, 32), layers=1, latent_size=8, text_width=32, vae_widths=(8, 8, 8))
@@ -140,8 +138,7 @@ def test_checkpoint_is_measured_and_described(load_script, data, tmp_path, monke
 
     def command(name, *options):
         threads = () if name == "card" else ("--threads", 1)
-        monkeypatch.setattr(sys, "argv", [name, *map(str, (*options, *threads))])
-        load_script(f"studies/fashion_32/{name}").main()
+        run_script(f"studies/fashion_32/{name}", *options, *threads)
 
     judge, results, card = tmp_path / "judge.safetensors", tmp_path / "tiny-32.json", tmp_path / "tiny-32.md"
     command("judge", "--data", data, "--output", judge, "--epochs", 8, "--batch-size", 16, "--width", 4)
@@ -224,12 +221,11 @@ def draws_text(name):
     return index["_class_name"] == "TextToImagePipeline"
 
 
-def test_the_facts_of_a_checkpoint_fill_its_card_on_the_hub(load_script, tmp_path, monkeypatch):
+def test_the_facts_of_a_checkpoint_fill_its_card_on_the_hub(run_script, tmp_path):
     """`card.py --facts` writes what `push` takes; they were the same facts before the study wrote them."""
     path = ROOT / "model_cards" / "fashion-32.json"
     options = ["--results", path, "--output", tmp_path / "card.md", "--facts", tmp_path / "card.json"]
-    monkeypatch.setattr(sys, "argv", list(map(str, ["card", *options])))
-    load_script("studies/fashion_32/card").main()
+    run_script("studies/fashion_32/card", *options)
     facts, results = CardFacts.read(tmp_path / "card.json"), json.loads(path.read_text())
     default = next(row for row in results["rows"] if row["default"])
     figures = {"agreement", "sharpness", "sharpness_laplacian", "variance_within_class"}
@@ -267,23 +263,15 @@ def test_shipped_card(load_script, results):
     assert 0.9 <= default["sharpness"]["value"] <= 1.1
 
 
-def test_features_are_compared_and_a_point_is_measured_once(load_script, tmp_path, monkeypatch, capsys):
+def test_features_are_compared_and_a_point_is_measured_once(run_script, tmp_path, capsys):
     """Every arm on real images; the second run reads the first one's points, another autoencoder does not."""
-    from tiny import tiny_autoencoder
-
-    script = load_script("studies/autoencoders/features")
-    slice_of = ROOT / "tests" / "data" / "fashion_slice.parquet"
-    folder, output = tmp_path / "data", tmp_path / "features.json"
-    folder.mkdir()
-    for split in ("train", "test"):
-        (folder / f"{split}.parquet").write_bytes(slice_of.read_bytes())
+    folder, output = slices(tmp_path / "data"), tmp_path / "features.json"
     torch.manual_seed(0)
     tiny_autoencoder().save_pretrained(tmp_path / "vae")
     options = ["--autoencoder", tmp_path / "vae", "--data", folder, "--runs", tmp_path / "runs"]
     options += ["--labels", 10, 30, "--steps", 2, 3, "--batch-size", 4, "--seeds", 0, 1]
     options += ["--output", output, "--cache", tmp_path / "cache"]
-    monkeypatch.setattr(sys, "argv", ["features", *map(str, options)])
-    script.main()
+    script = run_script("studies/autoencoders/features", *options)
     printed, results = capsys.readouterr().out, json.loads(output.read_text())
     assert len(results["points"]) == 12 and results["test_images"] == 64
     assert {row["seeds"] for row in results["summary"]} == {2}
@@ -308,11 +296,9 @@ def test_features_summary_is_the_mean_and_deviation_over_seeds(load_script):
     assert script.table({"summary": rows}).splitlines()[2] == "| linear probe | 20.0 ± 10.0 |"
 
 
-def test_algorithm_1_comes_nearer_with_steps(load_script, tmp_path, monkeypatch, capsys):
-    script, output = load_script("studies/algorithm_1/measure"), tmp_path / "rows.json"
-    arguments = ["algorithm_1.py", "--steps", "20", "60", "--samples", "200", "--output", str(output)]
-    monkeypatch.setattr(sys, "argv", arguments)
-    script.main()
+def test_algorithm_1_comes_nearer_with_steps(run_script, tmp_path, capsys):
+    output = tmp_path / "rows.json"
+    run_script("studies/algorithm_1/measure", "--steps", 20, 60, "--samples", 200, "--output", output)
     rows = json.loads(output.read_text())
     assert [(row["variance_type"], row["steps"]) for row in rows] == [
         (kind, steps) for kind in ("fixed_small", "fixed_large") for steps in (20, 60)

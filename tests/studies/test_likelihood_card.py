@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import DDPMPipeline, UNet2DModel
+from diffusers import DDPMPipeline
+from tiny import shallow_unet
+from tiny_data import SLICE
 
 from guided_diffusers import GuidedDDPMScheduler
 
 ROOT = Path(__file__).parents[2]
-SLICE = ROOT / "tests" / "data" / "fashion_slice.parquet"
 
 
 def command(name, *arguments):
@@ -24,17 +25,7 @@ def command(name, *arguments):
 def run_folder(tmp_path):
     """The folder of a run as the training script leaves it, with a tiny network."""
     torch.manual_seed(0)
-    unet = UNet2DModel(
-        sample_size=28,
-        in_channels=1,
-        out_channels=2,
-        block_out_channels=(8,),
-        down_block_types=("DownBlock2D",),
-        up_block_types=("UpBlock2D",),
-        layers_per_block=1,
-        add_attention=False,
-        norm_num_groups=4,
-    )
+    unet = shallow_unet(outputs=2, sample_size=28)
     folder = tmp_path / "run"
     schedule = {"beta_schedule": "squaredcos_cap_v2", "variance_type": "learned_range"}
     DDPMPipeline(unet, GuidedDDPMScheduler(**schedule)).save_pretrained(folder / "final")

@@ -113,7 +113,7 @@ def weights(change: Callable[[dict[str, torch.Tensor], str], Any]) -> Spoil:
     """Change the tensors, given the first one's name."""
 
     def spoil(folder: Path) -> None:
-        path = network(folder) / WEIGHTS
+        (path,) = network(folder).glob("*.safetensors")
         tensors = load_file(path)
         change(tensors, min(tensors))
         save_file(tensors, path, metadata={"format": "pt"})

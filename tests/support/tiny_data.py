@@ -34,6 +34,20 @@ def png(pixels: np.ndarray | int = 0) -> bytes:
     return buffer.getvalue()
 
 
+def slices(folder: Path) -> Path:
+    """A folder with the slice as its train and as its test split."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for split in ("train", "test"):
+        (folder / f"{split}.parquet").write_bytes(SLICE.read_bytes())
+    return folder
+
+
+def parquet(path: Path, pixels: Any, **columns: Sequence[Any]) -> None:
+    """A file of images, of an array or tensor of uint8 each, with other columns beside them."""
+    images = [Image.fromarray(np.asarray(image)) for image in pixels]
+    Dataset.from_dict({"image": images, **columns}).to_parquet(path)
+
+
 class Terminal(io.StringIO):
     """A stream as a terminal."""
 

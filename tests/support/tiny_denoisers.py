@@ -1,7 +1,7 @@
 """Denoising tasks of tiny networks, with text and by class, on latents without a file."""
 
 import torch
-from diffusers import UNet2DModel
+from tiny import shallow_unet
 
 from guided_diffusers import GuidedDDIMScheduler, GuidedDDPMScheduler
 from guided_diffusers.training.data.images import Images
@@ -52,18 +52,7 @@ def text_task(pipeline, captions=("abc", "xyz"), scheduler=None, objective=None,
 def image_task(out_channels=2, variance="learned_range", labels=None, classes=None, latent=False, **options):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        unet = UNet2DModel(
-            sample_size=8,
-            in_channels=1,
-            out_channels=out_channels,
-            num_class_embeds=classes,
-            block_out_channels=[8],
-            layers_per_block=1,
-            norm_num_groups=4,
-            add_attention=False,
-            down_block_types=["DownBlock2D"],
-            up_block_types=["UpBlock2D"],
-        )
+        unet = shallow_unet(outputs=out_channels, num_class_embeds=classes)
     names = ("levels", "levels_arguments", "weighting", "min_snr_gamma")
     denoising = DenoisingConfig(**{name: options.pop(name) for name in names if name in options})
     objective = ClassObjectiveConfig(**{"loss": "hybrid", **options})

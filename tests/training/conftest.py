@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from diffusers import UNet2DModel
+from tiny import shallow_unet
 from tiny_data import captioned
 from training_scripts import TRAINING, load
 
@@ -20,18 +20,7 @@ class Denoising:
 
     def __init__(self, config, dropout=0.1, crash_at=None):
         torch.manual_seed(config.seed)
-        unet = UNet2DModel(
-            sample_size=8,
-            in_channels=1,
-            out_channels=1,
-            block_out_channels=(8,),
-            down_block_types=("DownBlock2D",),
-            up_block_types=("UpBlock2D",),
-            layers_per_block=1,
-            add_attention=False,
-            norm_num_groups=4,
-            dropout=dropout,
-        )
+        unet = shallow_unet(dropout=dropout)
         self.modules = {"unet": unet}
         self.optimizers = {"unet": make_optimizer(config, unet.parameters())}
         self.crash_at = crash_at

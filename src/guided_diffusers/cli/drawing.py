@@ -82,9 +82,11 @@ def load_pipeline(
     from diffusers.utils import logging
     from transformers.utils import logging as transformers_logging
 
+    from guided_diffusers.core.checks import check_that
+
     source = local_folder(checkpoint) or checkpoint
-    if isinstance(source, Path) and not (source / "model_index.json").is_file():
-        raise ValueError(f"checkpoint={checkpoint!r} is a folder without a model_index.json")
+    whole = not isinstance(source, Path) or (source / "model_index.json").is_file()
+    check_that(whole, "checkpoint", checkpoint, "a folder with a model_index.json")
     for library in (logging, transformers_logging):
         library.disable_progress_bar()  # of loading; drawing has its own
     pipeline = _pipeline_class(source, revision, prompted).from_pretrained(source, revision=revision)
@@ -142,17 +144,15 @@ def local_folder(checkpoint: str) -> Path | None:
     Raises:
         ValueError: It is none of the three.
     """
+    from guided_diffusers.core.checks import check_that
     from guided_diffusers.store.checkpoints import pretrained, shipped
 
     if Path(checkpoint).is_dir():
         return Path(checkpoint)
     if checkpoint in shipped():
         return pretrained(checkpoint)
-    if checkpoint.count("/") != 1:
-        raise ValueError(
-            f"checkpoint={checkpoint!r} is no folder, no Hub repository (owner/name) and no checkpoint that "
-            f"ships with the package, which are: {', '.join(shipped())}"
-        )
+    allowed = f"a folder, a Hub repository (owner/name), or what ships: {', '.join(shipped())}"
+    check_that(checkpoint.count("/") == 1, "checkpoint", checkpoint, allowed)
     return None
 
 
@@ -245,9 +245,11 @@ def prompt_arguments(pipeline: GuidedPipeline, texts: list[str], negative: str |
     Raises:
         ValueError: A negative prompt for a pipeline that takes none.
     """
+    from guided_diffusers.core.checks import check_that
+
     taken = inspect.signature(getattr(pipeline, "base", pipeline).__call__).parameters
-    if negative is not None and "negative_prompt" not in taken:
-        raise ValueError(f"a negative prompt is given, and a {type(pipeline).__name__} takes none")
+    fits, name = negative is None or "negative_prompt" in taken, type(pipeline).__name__
+    check_that(fits, "negative_prompt", negative, f"None: a {name} takes no negative prompt")
     if "class_labels" in taken and "prompt" not in taken:
         return {"class_labels": [int(text) if text.isdecimal() else text for text in texts]}
     return {"prompt": texts, **({} if negative is None else {"negative_prompt": [negative] * len(texts)})}

@@ -121,9 +121,11 @@ def evaluate(
 def _format_of(picture: Path) -> str:
     from PIL import Image
 
+    from guided_diffusers.core.checks import check_that
+
     formats = Image.registered_extensions()
-    if picture.suffix.lower() not in formats:
-        raise ValueError(f"--picture is {picture}; allowed: a name that ends as pictures' do, such as .png")
+    allowed = "a name that ends as pictures' do, such as .png"
+    check_that(picture.suffix.lower() in formats, "--picture", str(picture), allowed)
     return formats[picture.suffix.lower()]
 
 

@@ -143,22 +143,20 @@ def load_images(
         ValueError: Images of another size or number of channels than the network's, or without the classes
             that it asks for: nothing is resized, for that would be another likelihood.
     """
+    from guided_diffusers.core.checks import check_that
     from guided_diffusers.evaluation.images import read_images
 
     found = read_images(data, limit=count)
     pixels = found.images
     if crop is not None:
         top, left = ((side - crop) // 2 for side in pixels.shape[2:])
-        if min(top, left) < 0:
-            raise ValueError(f"crop is {crop}, but the images of {data} are {tuple(pixels.shape[2:])}")
+        allowed = f"at most the size of the images of {data}, {tuple(pixels.shape[2:])}"
+        check_that(min(top, left) >= 0, "crop", crop, allowed)
         pixels = pixels[..., top : top + crop, left : left + crop]
     size = unet.config.sample_size or pixels.shape[2:]  # one that does not say it takes any
     expected = (unet.config.in_channels, *((size, size) if isinstance(size, int) else size))
-    if tuple(pixels.shape[1:]) != expected:
-        raise ValueError(
-            f"the images of {data} are {tuple(pixels.shape[1:])}, and the network takes {expected}: give "
-            "--crop where they were padded, or data of its size"
-        )
+    given, allowed = tuple(pixels.shape[1:]), f"{expected}: give --crop where they were padded"
+    check_that(given == expected, f"the size of the images of {data}", given, allowed)
     condition = None
     if unet.class_embedding is not None:
         labels = found.need("labels", f"the network takes classes, and {data} has no column `label` of them")

@@ -107,11 +107,10 @@ def _metrics(spec: SweepSpec, data: ImageSet, sampler: PipelineSampler) -> Metri
         data.need(
             "labels", f"a judge needs the class of each image, and {spec.data} has no column `label` of them"
         )
-        if not sampler.takes_text and not sampler.takes_class:
-            raise ValueError(
-                f"judge is {spec.judge!r}, and {spec.checkpoint} draws for no class that a judge could find: "
-                "leave it out"
-            )
+        from guided_diffusers.core.checks import check_that
+
+        allowed = f"none, for {spec.checkpoint} draws for no class that a judge could find: leave it out"
+        check_that(sampler.takes_text or sampler.takes_class, "judge", spec.judge, allowed)
     network = feature_network(spec.features)
     return Metrics(
         network=network,

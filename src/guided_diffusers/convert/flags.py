@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from guided_diffusers.convert.values import listed, numbers, read_flags, typed
-from guided_diffusers.core.checks import check_choice, check_int, check_number, shown
+from guided_diffusers.core.checks import check_choice, check_int, check_number, check_that
 from guided_diffusers.models.noise_aware_classifier import POOLS
 
 IMAGENET_CLASSES = 1000
@@ -168,13 +168,10 @@ class Architecture:
         result = []
         for level, width in enumerate(self.widths):
             by_width = self.head_channels != -1
-            used = self.attends[level] or level == len(self.widths) - 1
-            if used and width % (self.head_channels if by_width else self.heads):
-                name = "num_head_channels" if by_width else "num_heads"
-                value = self.head_channels if by_width else self.heads
-                raise ValueError(
-                    f"{name} is {value}, and level {level} has {width} channels: it must divide them"
-                )
+            name, value = ("num_head_channels", self.head_channels) if by_width else ("num_heads", self.heads)
+            unused = not self.attends[level] and level < len(self.widths) - 1
+            allowed = f"what divides {width}, the channels of level {level}"
+            check_that(unused or width % value == 0, name, value, allowed)
             result.append(self.head_channels if by_width else max(width // self.heads, 1))
         return tuple(result)
 
@@ -188,11 +185,9 @@ def unet_architecture(config: Mapping[str, Any]) -> Architecture:
         ValueError: A name that is no flag, a value of another kind, or one that is not supported.
     """
     flags = _check_ranges(read_flags(config, {**CLASSIFIER_FLAGS, **UNET_FLAGS}))
-    if flags["num_heads_upsample"] not in (-1, flags["num_heads"]) and flags["num_head_channels"] == -1:
-        raise ValueError(
-            f"num_heads_upsample is {flags['num_heads_upsample']}; supported: -1 or num_heads, "
-            f"{flags['num_heads']}"
-        )
+    heads, upsampling = flags["num_heads"], flags["num_heads_upsample"]
+    fits = upsampling in (-1, heads) or flags["num_head_channels"] != -1
+    check_that(fits, "num_heads_upsample", upsampling, f"-1 or num_heads, {heads}")
     upsampler = flags["large_size"] > 0
     size = flags["large_size"] if upsampler else flags["image_size"]
     multipliers = UPSAMPLER_MULTIPLIERS if upsampler else MULTIPLIERS
@@ -247,8 +242,7 @@ def classifier_architecture(config: Mapping[str, Any]) -> Architecture:
 
 def _constructed(flags: Mapping[str, Any]) -> Architecture:
     for name, supported in (("conv_resample", True), ("dims", 2)):
-        if flags[name] != supported:
-            raise ValueError(f"{name} is {flags[name]}; supported: {supported}")
+        check_that(flags[name] == supported, name, flags[name], supported)
     return Architecture(
         image_size=flags["image_size"],
         in_channels=flags["in_channels"],
@@ -276,33 +270,27 @@ def process_of_flags(config: Mapping[str, Any]) -> dict[str, Any]:
         ValueError: An unknown `noise_schedule`, or `rescale_timesteps`, under which the network is told
             other timesteps than the scheduler's.
     """
-    if not isinstance(config, Mapping):
-        raise ValueError(f"config is {shown(config)}; allowed: a mapping of flags to values")
+    check_that(isinstance(config, Mapping), "config", config, "a mapping of flags to values")
     flags = {**DIFFUSION_FLAGS, **config}
     steps, schedule = typed("diffusion_steps", flags["diffusion_steps"], 1000), flags["noise_schedule"]
     check_int("diffusion_steps", steps, 21, 1_000_000)  # fewer have betas above 1
-    if typed("rescale_timesteps", flags["rescale_timesteps"], False) and steps != 1000:
-        raise ValueError("rescale_timesteps with diffusion_steps other than 1000 is not supported")
+    rescaled = typed("rescale_timesteps", flags["rescale_timesteps"], False)
+    check_that(not rescaled or steps == 1000, "diffusion_steps", steps, "1000 with rescale_timesteps")
     described = {"kind": "variance_preserving", "num_train_timesteps": steps}
-    if isinstance(schedule, str) and schedule == "linear":
-        scale = 1000 / steps
-        return {**described, "beta_schedule": "linear", "beta_start": scale * 1e-4, "beta_end": scale * 0.02}
-    if isinstance(schedule, str) and schedule == "cosine":
+    if check_choice("noise_schedule", schedule, ("linear", "cosine")) == "cosine":
         return {**described, "beta_schedule": "squaredcos_cap_v2"}
-    raise ValueError(f"noise_schedule is {shown(schedule)}; allowed: 'linear', 'cosine'")
+    scale = 1000 / steps
+    return {**described, "beta_schedule": "linear", "beta_start": scale * 1e-4, "beta_end": scale * 0.02}
 
 
 def _multipliers(given: str | Sequence[float], size: int, known: Mapping[int, tuple]) -> tuple[float, ...]:
     if given is None or (isinstance(given, str) and given == ""):
-        if size not in known:
-            sizes = ", ".join(map(str, sorted(known)))
-            raise ValueError(f"channel_mult is left out for images of {size}; it has a default for {sizes}")
+        sizes = ", ".join(map(str, sorted(known)))
+        check_that(size in known, "image_size", size, f"{sizes}, where channel_mult is left out")
         return known[size]
     multipliers = listed("channel_mult", given)
-    if not 0 < len(multipliers) <= _MOST_LEVELS or not all(0 < each <= 64 for each in multipliers):
-        raise ValueError(
-            f"channel_mult is {shown(given)}; allowed: up to {_MOST_LEVELS} numbers above 0, at most 64"
-        )
+    fits = 0 < len(multipliers) <= _MOST_LEVELS and all(0 < each <= 64 for each in multipliers)
+    check_that(fits, "channel_mult", given, f"up to {_MOST_LEVELS} numbers above 0, at most 64")
     return tuple(multipliers)
 
 

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from guided_diffusers.convert.rename import Rename, layer, load_renamed
 from guided_diffusers.convert.values import read_flags
+from guided_diffusers.core.checks import check_that
 from guided_diffusers.models.autoencoder import VariationalAutoencoder
 
 DDCONFIG: dict[str, Any] = {
@@ -67,15 +68,10 @@ def ldm_autoencoder(state_dict: Mapping[str, Tensor], config: Mapping[str, Any])
 def _flags(config: Mapping[str, Any]) -> dict[str, Any]:
     flat = {name: value for name, value in config.items() if name != "ddconfig" and name not in _BESIDE}
     flags = read_flags({**config.get("ddconfig", {}), **flat}, DDCONFIG)
-    channels = (flags["embed_dim"], flags["z_channels"])
-    if channels[0] != channels[1] or channels[0] < 1:
-        raise ValueError(
-            f"embed_dim is {channels[0]} and z_channels {channels[1]}; both are needed, and only the same "
-            "number of channels is supported"
-        )
+    fits, channels = flags["embed_dim"] == flags["z_channels"] > 0, flags["z_channels"]
+    check_that(fits, "embed_dim", flags["embed_dim"], f"z_channels, {channels}; both are needed")
     for name in ("double_z", "resamp_with_conv"):
-        if not flags[name]:
-            raise ValueError(f"{name} is False; supported: True, as KL autoencoders have it")
+        check_that(flags[name], name, flags[name], "True, as KL autoencoders have it")
     return flags
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from guided_diffusers.core.checks import shown
+from guided_diffusers.core.checks import check_that, shown
 
 
 def read_flags(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
@@ -14,11 +14,9 @@ def read_flags(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[s
     Raises:
         ValueError: A name that is no flag, or a value that cannot be read.
     """
-    if not isinstance(config, Mapping):
-        raise ValueError(f"config is {shown(config)}; allowed: a mapping of flags to values")
-    unknown = sorted(shown(name) for name in config if name not in defaults)
-    if unknown:
-        raise ValueError(f"config has {', '.join(unknown)}; allowed: {', '.join(sorted(defaults))}")
+    check_that(isinstance(config, Mapping), "config", config, "a mapping of flags to values")
+    unknown = [name for name in config if name not in defaults]
+    check_that(not unknown, "keys of config", unknown, ", ".join(sorted(defaults)))
     return {name: typed(name, config.get(name, default), default) for name, default in defaults.items()}
 
 
@@ -37,18 +35,16 @@ def typed(name: str, value: Any, default: Any) -> Any:
             return float(value)
     except (KeyError, TypeError, ValueError, OverflowError, RuntimeError):
         pass
-    if isinstance(default, int | float):
-        raise ValueError(
-            f"{name} is {shown(value)}; it must be a {type(default).__name__}, such as {default}"
-        )
+    kind = type(default).__name__
+    check_that(not isinstance(default, int | float), name, value, f"a {kind}, such as {default}")
     return value
 
 
 def numbers(name: str, flags: Mapping[str, Any]) -> list[int]:
     """The positive integers of a flag."""
     values = listed(name, flags[name])
-    if any(not 1 <= value <= _LARGEST or value != int(value) for value in values):
-        raise ValueError(f"{name} is {shown(flags[name])}; it must be positive integers")
+    fits = all(1 <= value <= _LARGEST and value == int(value) for value in values)
+    check_that(fits, name, flags[name], "positive integers")
     return [int(value) for value in values]
 
 
@@ -58,4 +54,4 @@ def listed(name: str, given: str | Sequence[float] | int) -> list[float]:
     try:
         return [float(item) for item in items if str(item).strip()]
     except (TypeError, ValueError, OverflowError, RuntimeError):
-        raise ValueError(f"{name} is {shown(given)}; it must be numbers, as '32,16,8' or a list") from None
+        raise ValueError(f"{name} is {shown(given)}; allowed: numbers, as '32,16,8' or a list") from None

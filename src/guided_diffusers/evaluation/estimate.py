@@ -21,7 +21,7 @@ from torch import Tensor
 from guided_diffusers.core.checks import check_finite, check_int, check_tensor, check_that
 from guided_diffusers.core.declared import Between, read
 
-_Confidence = Annotated[float, Between(0, 1)]
+Confidence = Annotated[float, Between(0, 1)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +52,7 @@ def wilson_estimate(successes: int, trials: int, confidence: float = 0.95) -> Es
     check_int("trials", trials, 0, 2**53)
     check_that(trials, "trials", trials, f"at least one trial of which {successes} are successes")
     check_int("successes", successes, 0, trials)
-    z = NormalDist().inv_cdf(0.5 + read("confidence", confidence, _Confidence) / 2)
+    z = NormalDist().inv_cdf(0.5 + read("confidence", confidence, Confidence) / 2)
     fraction = successes / trials
     shrink = 1 + z * z / trials
     centre = (fraction + z * z / (2 * trials)) / shrink
@@ -99,7 +99,7 @@ def ratio_of_means(
 
 def percentiles(values: Tensor, confidence: float) -> tuple[float, float]:
     """The ends of the interval that holds the middle share `confidence` of some resamples' values."""
-    tail = (1 - read("confidence", confidence, _Confidence)) / 2
+    tail = (1 - read("confidence", confidence, Confidence)) / 2
     low, high = torch.quantile(values, torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()
     return low, high
 

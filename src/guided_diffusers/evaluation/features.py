@@ -19,6 +19,7 @@ from torch import Tensor
 
 from guided_diffusers.evaluation.images import check_pixels
 from guided_diffusers.evaluation.judge import Judge, load_judge, to_unit_range
+from guided_diffusers.store.weight_files import weight_bytes
 
 NETWORKS = ("efficientnet-lite0", "efficientnet-lite1", "inception")
 
@@ -121,6 +122,6 @@ def extract_features(network: FeatureNetwork, images: Tensor, batch_size: int = 
 def fingerprint_of(network: torch.nn.Module) -> str:
     """A hash of a network's weights."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(network.state_dict().items()):
-        digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
+    for name, _, data in weight_bytes(network):
+        digest.update(name.encode() + data)
     return digest.hexdigest()[:16]

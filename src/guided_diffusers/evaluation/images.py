@@ -77,11 +77,9 @@ def read_images(path: Path | str, *, limit: int | None = None) -> ImageSet:
         return _folder(path, limit)
     if not path.is_file():
         raise FileNotFoundError(f"no folder or file of images at {path}")
-    if path.suffix == ".npz":
-        return _npz(path, limit)
-    if path.suffix == ".parquet":
-        return _parquet(path, limit)
-    raise ValueError(f"{path} is no source of images; allowed: a folder, .npz, .parquet")
+    readers = {".npz": _npz, ".parquet": _parquet}
+    check_that(path.suffix in readers, "the source of images", str(path), "a folder, .npz, .parquet")
+    return readers[path.suffix](path, limit)
 
 
 def _folder(path: Path, limit: int | None) -> ImageSet:
@@ -99,9 +97,9 @@ def _folder(path: Path, limit: int | None) -> ImageSet:
 
 
 def _named(metadata: Path, number: int, row: dict[str, Any]) -> Path:
-    if not isinstance(row.get("file_name"), str):
-        raise ValueError(f"{metadata}, line {number} has no file_name, which names the picture")
-    return metadata.parent / row["file_name"]
+    name = row.get("file_name")
+    check_that(isinstance(name, str), f"file_name of {metadata}, line {number},", name, "a picture's name")
+    return metadata.parent / name
 
 
 def _chunks(path: Path, limit: int | None) -> ImageSet:
@@ -114,8 +112,7 @@ def _chunks(path: Path, limit: int | None) -> ImageSet:
 
 def _npz(path: Path, limit: int | None) -> ImageSet:
     with np.load(path, allow_pickle=False) as file:
-        if "images" not in file:
-            raise ValueError(f"{path} has no array named images; it has {', '.join(file)}")
+        check_that("images" in file, f"arrays of {path}", list(file), "one named images among them")
         array = file["images"][:limit]
     fits = array.dtype == np.uint8 and array.ndim == 4 and len(array)
     check_that(fits, f"images of {path}", f"{array.dtype} {array.shape}", "uint8 with 4 dimensions")
@@ -125,17 +122,17 @@ def _npz(path: Path, limit: int | None) -> ImageSet:
 
 
 def _parquet(path: Path, limit: int | None) -> ImageSet:
-    rows = read_parquet(path).slice(0, limit).to_pylist()
-    if not rows or "image" not in rows[0]:
-        raise ValueError(f"{path} has no column named image, or no rows")
+    table = read_parquet(path).slice(0, limit)
+    fits, told = len(table) and "image" in table.column_names, f"{len(table)} rows of {table.column_names}"
+    check_that(fits, str(path), told, "rows with a column named image")
+    rows = table.to_pylist()
     cells = [row["image"] for row in rows]
     sources = [
         (f"{path}, row {number}", cell["bytes"] if isinstance(cell, dict) else cell)
         for number, cell in enumerate(cells)
     ]
     for name, source in sources:
-        if not isinstance(source, bytes):
-            raise ValueError(f"{name} has no image; allowed: the bytes of an image file")
+        check_that(isinstance(source, bytes), f"image of {name},", source, "the bytes of an image file")
     return ImageSet(images=_stacked(sources), **_columns(rows, path))
 
 
@@ -158,8 +155,7 @@ def _columns(rows: Sequence[dict[str, Any]], path: Path) -> dict[str, Any]:
 def _labels(cells: Sequence[Any], where: str) -> Tensor:
     """Class numbers; names are none, for nothing says which number a judge or a network gives to each."""
     numbers, names = class_numbers(cells, where)
-    if names is not None:
-        raise ValueError(f"row 0 has {cells[0]!r} in {where}; allowed: the class's number")
+    check_that(names is None, f"row 0 of {where}", cells[0], "the class's number")
     return numbers
 
 

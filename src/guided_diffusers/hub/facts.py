@@ -5,12 +5,14 @@ Nothing is made up: a field that is not known stays None and its section is left
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
+
+from guided_diffusers.core.declared import build
+from guided_diffusers.store.reading import read_mapping
 
 FACTS, EVALUATIONS = "card.json", ("evaluation.json", "metrics.json")
 
@@ -67,20 +69,11 @@ class CardFacts:
         """From JSON values.
 
         Raises:
-            ValueError: An unknown key, with the nearest known one.
+            ValueError: An unknown key, with the nearest known one, or a value of another type.
         """
-        known = {item.name for item in fields(cls)}
-        for key in values:
-            if key not in known:
-                (nearest,) = difflib.get_close_matches(key, sorted(known), n=1, cutoff=0.0)
-                raise ValueError(f"unknown key {key!r} in a card's facts: did you mean {nearest!r}?")
-        lists = ("tags", "datasets", "recipe")
-        tuples = {
-            key: (values[key],) if isinstance(values[key], str) else tuple(values[key])
-            for key in lists
-            if values.get(key) is not None
-        }
-        return cls(**{**values, **tuples})
+        lists, known = ("tags", "datasets", "recipe"), {k: v for k, v in values.items() if v is not None}
+        several = {key: [known[key]] for key in lists if isinstance(known.get(key), str)}
+        return build(cls, {**known, **several})
 
     @classmethod
     def read(cls, path: str | Path) -> CardFacts:
@@ -89,10 +82,7 @@ class CardFacts:
         Raises:
             ValueError: It holds no JSON object, or an unknown key.
         """
-        values = json.loads(Path(path).read_text(encoding="utf-8"))
-        if not isinstance(values, Mapping):
-            raise ValueError(f"{path} holds no JSON object: a card's facts are one")
-        return cls.of(values)
+        return cls.of(read_mapping(path))
 
     def with_evaluation_of(self, folder: Path) -> CardFacts:
         """With the evaluation that lies in a folder, where these have none."""

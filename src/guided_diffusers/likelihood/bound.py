@@ -34,11 +34,13 @@ from guided_diffusers.core.checks import (
     check_int,
     check_number,
     check_tensor,
-    shown,
+    check_that,
 )
+from guided_diffusers.core.declared import read
 from guided_diffusers.core.finite import NonFiniteError
 from guided_diffusers.core.randomness import Stream, randn_for, seed_for
-from guided_diffusers.evaluation.estimate import Estimate
+from guided_diffusers.evaluation.estimate import Confidence, Estimate
+from guided_diffusers.evaluation.plotting import new_figure
 from guided_diffusers.likelihood.variational import FLOOR, bound_term, prior_term
 from guided_diffusers.losses import add_noise
 from guided_diffusers.schedulers import GuidedDDPMScheduler
@@ -103,10 +105,8 @@ def mean_interval(values: Tensor, confidence: float = 0.95) -> Estimate:
         Abramowitz and Stegun, "Handbook of Mathematical Functions" (1964), equation 26.7.5.
     """
     check_finite("values", check_tensor("values", values, ("n",)), 1e150)
-    if len(values) < 2:
-        raise ValueError(f"an interval needs at least 2 observations, values has shape {tuple(values.shape)}")
-    if not 0 < check_number("confidence", confidence) < 1:
-        raise ValueError(f"confidence must lie strictly between 0 and 1, got {confidence}")
+    check_that(len(values) > 1, "values", values, "at least 2 observations")
+    read("confidence", confidence, Confidence)
     values, freedom = values.double(), len(values) - 1
     z = NormalDist().inv_cdf(0.5 + confidence / 2)
     t = z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
@@ -176,9 +176,8 @@ def estimated_bound(
             images.
     """
     reference = _checked(schedulers, images, network, condition, (seed, first_index), batch_size, floor)
-    count, draws = len(reference.timesteps), check_int("draws", draws, None)
-    if not 2 <= draws <= count:
-        raise ValueError(f"draws is {draws}; allowed: 2 to {count}, the timesteps: or take the full sum")
+    count = len(reference.timesteps)
+    draws = check_int("draws", draws, 2, count)
     seeds = [seed_for(seed_for(seed, Stream.LEVEL), first_index + row) for row in range(len(images))]
     places = torch.stack([stratified_places(each, draws, count) for each in seeds])
     return _bounds(
@@ -263,11 +262,7 @@ def plot_terms(bounds: Mapping[str, Bound], path: str | Path) -> None:
 
     The decoder is the point at the least timestep. It needs matplotlib, the extra `eval`.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 4.2), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(7, 4.2)
     axes = figure.add_subplot()
     for name, bound in bounds.items():
         means = bound.mean_terms()
@@ -284,11 +279,10 @@ def plot_terms(bounds: Mapping[str, Bound], path: str | Path) -> None:
 def _check_condition(condition: Any, images: int) -> None:
     if condition is None:
         return
-    if not isinstance(condition, Mapping) or not all(isinstance(name, str) for name in condition):
-        raise ValueError(f"condition is {shown(condition)}; allowed: tensors by the network's arguments")
+    fits = isinstance(condition, Mapping) and all(isinstance(name, str) for name in condition)
+    check_that(fits, "condition", condition, "tensors by the network's arguments")
     for name, value in condition.items():
-        if not isinstance(value, Tensor) or value.ndim < 1 or len(value) != images:
-            raise ValueError(f"condition has {name} {shown(value)}; allowed: a tensor of {images} rows")
+        check_tensor(f"{name} of condition", value, (images, "..."), floating=False)
 
 
 def _checked(
@@ -307,12 +301,10 @@ def _checked(
         check_int(name, value, None, None)
     check_int("batch_size", batch_size, 1)
     check_number("floor", floor, 0, 1)
-    wrong = not isinstance(schedulers, Mapping) or not schedulers or 0 in images.shape
-    if wrong or images.abs().max() > 1.1:
-        raise ValueError(
-            f"schedulers is {shown(schedulers)} and images {shown(images)}; allowed: at least one scheduler "
-            "by name, and one image, in [-1, 1]"
-        )
+    fits = isinstance(schedulers, Mapping) and schedulers
+    check_that(fits, "schedulers", schedulers, "at least one scheduler by name")
+    fits = 0 not in images.shape and images.abs().max() <= 1.1
+    check_that(fits, "images", images, "at least one image, in [-1, 1]")
     _check_condition(condition, len(images))
     return _of_one_chain(schedulers)
 
@@ -322,16 +314,14 @@ def _of_one_chain(schedulers: Schedulers) -> GuidedDDPMScheduler:
     reference: GuidedDDPMScheduler | None = None
     levels: Sequence[Tensor] = ()
     for name, scheduler in schedulers.items():
-        if not isinstance(scheduler, GuidedDDPMScheduler):
-            raise ValueError(f"schedulers has {shown(scheduler)}; allowed: GuidedDDPMScheduler")
+        fits = isinstance(scheduler, GuidedDDPMScheduler)
+        check_that(fits, f"scheduler {name!r}", scheduler, "a GuidedDDPMScheduler")
         here = scheduler.noise_level(scheduler.timesteps.cpu())
         if reference is None:
             reference, levels = scheduler, (scheduler.timesteps.cpu(), here.alpha)
-        elif not all(
-            torch.equal(a, b) for a, b in zip(levels, (scheduler.timesteps.cpu(), here.alpha), strict=True)
-        ):
-            raise ValueError(
-                f"scheduler {name!r} lists other timesteps or noise levels than the first: make it with "
-                "with_variance(first, variance_type)"
-            )
+        else:
+            own = (scheduler.timesteps.cpu(), here.alpha)
+            alike = all(torch.equal(a, b) for a, b in zip(levels, own, strict=True))
+            allowed = "one of the first's timesteps and noise levels: with_variance(first, variance_type)"
+            check_that(alike, f"scheduler {name!r}", scheduler, allowed)
     return reference

@@ -14,6 +14,7 @@ from diffusers import UNet2DModel
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 
+from guided_diffusers.core.checks import check_choice
 from guided_diffusers.models.levels import head_widths, set_head_widths
 from guided_diffusers.models.safe import SafeWeightsMixin
 
@@ -66,11 +67,8 @@ class ADMUNet2DModel(SafeWeightsMixin, UNet2DModel):
         timestep_channels: int | None = None,
     ) -> None:
         widths = head_widths(attention_head_dim, block_out_channels, down_block_types)
-        if timestep_channels is not None and time_embedding_type != "positional":
-            raise ValueError(
-                f"timestep_channels is {timestep_channels} with time_embedding_type "
-                f"{time_embedding_type!r}; it needs 'positional'"
-            )
+        if timestep_channels is not None:
+            check_choice("time_embedding_type, with timestep_channels,", time_embedding_type, ("positional",))
         super().__init__(
             sample_size=sample_size,
             in_channels=in_channels,

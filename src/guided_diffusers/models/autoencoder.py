@@ -39,11 +39,12 @@ from diffusers.models.modeling_outputs import AutoencoderKLOutput
 from diffusers.utils import BaseOutput
 from torch import Tensor, nn
 
+from guided_diffusers.core.checks import check_choice, check_that
 from guided_diffusers.core.randomness import as_generators
 from guided_diffusers.models import evidence
 from guided_diffusers.models.decoder_likelihoods import make_likelihood
 from guided_diffusers.models.evidence import EvidenceBound
-from guided_diffusers.models.latents import raw_statistics
+from guided_diffusers.models.latents import raw_statistics, shrunk, spatial_factor
 from guided_diffusers.models.point_posterior import PointPosterior
 from guided_diffusers.models.safe import PICKLE_SUFFIXES, SafeWeightsMixin
 from guided_diffusers.models.standardised import StandardisedLatentsMixin
@@ -110,8 +111,8 @@ class VariationalAutoencoder(SafeWeightsMixin, StandardisedLatentsMixin, Autoenc
         latent: Literal["spatial", "vector"] = "spatial",
         likelihood: str | None = None,
     ) -> None:
-        _check_option("posterior", posterior, ("gaussian", "deterministic"))
-        _check_option("latent", latent, ("spatial", "vector"))
+        check_choice("posterior", posterior, ("gaussian", "deterministic"))
+        check_choice("latent", latent, ("spatial", "vector"))
         statistics = raw_statistics(self.config)
         super().__init__(
             in_channels=in_channels,
@@ -141,8 +142,7 @@ class VariationalAutoencoder(SafeWeightsMixin, StandardisedLatentsMixin, Autoenc
 
     def _make_vector_layers(self, both: bool) -> None:
         """Convolutions as large as the encoder's map in place of the two of size 1."""
-        if not both:
-            raise ValueError("latent is 'vector': it needs use_quant_conv and use_post_quant_conv")
+        check_that(both, "latent", "vector", "'spatial', or use_quant_conv and use_post_quant_conv with it")
         width, sides = self.config.latent_channels, self._map_size(*self.image_size)
         self.quant_conv = nn.Conv2d(2 * width, 2 * width, sides)
         self.post_quant_conv = nn.ConvTranspose2d(width, width, sides)
@@ -207,20 +207,16 @@ class VariationalAutoencoder(SafeWeightsMixin, StandardisedLatentsMixin, Autoenc
         return (self.config.latent_channels, *map_size)
 
     def _map_size(self, height: int, width: int) -> tuple[int, int]:
-        factor = 2 ** (len(self.config.block_out_channels) - 1)
-        if height % factor or width % factor:
-            raise ValueError(f"images of {height}x{width} do not shrink by {factor}: give multiples of it")
-        return height // factor, width // factor
+        return shrunk(height, width, spatial_factor(self))
 
     def _check_vector_size(self, sides: Sequence[int]) -> None:
-        if tuple(sides) != self.image_size:
-            given, allowed = ("x".join(map(str, pair)) for pair in (sides, self.image_size))
-            raise ValueError(f"images are {given}; latent is 'vector', whose sample_size is {allowed}")
+        allowed = f"{self.image_size}, the sample_size, where latent is 'vector'"
+        check_that(tuple(sides) == self.image_size, "the images' size", tuple(sides), allowed)
 
     def enable_tiling(self) -> None:
         """As AutoencoderKL's; raises ValueError for a vector latent, which is of the whole image."""
-        if self.config.latent == "vector":
-            raise ValueError("latent is 'vector': it is of the whole image and cannot be tiled")
+        allowed = "'spatial': a vector is of the whole image and cannot be tiled"
+        check_that(self.config.latent != "vector", "latent", "vector", allowed)
         super().enable_tiling()
 
     def posterior(self, images: Tensor) -> DiagonalGaussianDistribution:
@@ -324,8 +320,3 @@ class VariationalAutoencoder(SafeWeightsMixin, StandardisedLatentsMixin, Autoenc
             output = VariationalAutoencoderOutput(sample=reconstruction, latent_dist=posterior)
             return output if return_dict else (reconstruction, posterior)
         return DecoderOutput(sample=reconstruction) if return_dict else (reconstruction,)
-
-
-def _check_option(name: str, value: Any, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ValueError(f"{name} is {value!r}; allowed: {', '.join(map(repr, allowed))}")

@@ -29,6 +29,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
+from guided_diffusers.core.checks import check_choice
 from guided_diffusers.core.distributions import (
     bits_per_dim,
     discretised_log_likelihood,
@@ -141,9 +142,4 @@ def make_likelihood(name: str | None) -> DecoderLikelihood | None:
     Raises:
         ValueError: for an unknown name.
     """
-    if name is None:
-        return None
-    if name not in LIKELIHOODS:
-        allowed = ", ".join(map(repr, LIKELIHOODS))
-        raise ValueError(f"likelihood is {name!r}; allowed: None, {allowed}")
-    return LIKELIHOODS[name]()
+    return None if name is None else LIKELIHOODS[check_choice("likelihood", name, tuple(LIKELIHOODS))]()

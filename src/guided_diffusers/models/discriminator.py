@@ -10,6 +10,8 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
+from guided_diffusers.core.checks import check_int
+
 
 class PatchDiscriminator(ModelMixin, ConfigMixin):
     """Convolutions that halve the resolution `num_layers` times and end in one logit a patch.
@@ -29,8 +31,7 @@ class PatchDiscriminator(ModelMixin, ConfigMixin):
         self, in_channels: int = 3, base_channels: int = 32, num_layers: int = 2, norm_num_groups: int = 8
     ) -> None:
         super().__init__()
-        if num_layers < 1:
-            raise ValueError(f"num_layers is {num_layers}: it must be at least 1")
+        check_int("num_layers", num_layers, 1)
         widths = [base_channels * min(2**level, 4) for level in range(num_layers)]
         layers = [nn.Conv2d(in_channels, widths[0], 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
         for before, after, stride in [

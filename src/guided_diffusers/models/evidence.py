@@ -44,13 +44,13 @@ from guided_diffusers.core.checks import (
     check_int,
     check_number,
     check_tensor,
-    shown,
+    check_that,
 )
 from guided_diffusers.core.distributions import bits_per_dim, gaussian_kl
 from guided_diffusers.core.finite import check_output
 from guided_diffusers.core.prediction import at_least_float32
 from guided_diffusers.core.randomness import as_generators, randn_for, seed_for
-from guided_diffusers.models.decoder_likelihoods import DecoderLikelihood
+from guided_diffusers.models.decoder_likelihoods import LIKELIHOODS, DecoderLikelihood
 from guided_diffusers.models.point_posterior import PointPosterior
 
 METHODS = ("importance", "prior")
@@ -248,34 +248,27 @@ def checked_likelihood(model: Any) -> DecoderLikelihood:
     Raises:
         ValueError: it has none.
     """
-    if model.decoder_likelihood is None:
-        raise ValueError(
-            "likelihood is None: the model says no p(x | z). Make it with likelihood 'gaussian', "
-            "'bernoulli', 'discretised_logistic' or 'discretised_gaussian'"
-        )
-    return model.decoder_likelihood
+    likelihood, allowed = model.decoder_likelihood, ", ".join(map(repr, LIKELIHOODS))
+    check_that(likelihood is not None, "likelihood", likelihood, f"{allowed}: without, there is no p(x | z)")
+    return likelihood
 
 
 def _checked_images(model: Any, images: Any) -> Tensor:
     """Images of the model's channels, at least one, finite, in at least float32."""
     channels = getattr(getattr(model, "config", None), "in_channels", "channels")
     images = check_tensor("images", images, ("batch", channels, "height", "width"))
-    if 0 in images.shape:
-        raise ValueError(f"images is {shown(images)}; allowed: at least one image")
+    check_that(0 not in images.shape, "images", images, "at least one image")
     return check_finite("images", at_least_float32(images))
 
 
 def _check_generator(generator: Any, count: int) -> None:
     several = generator if isinstance(generator, list | tuple) else [generator] * count
     right = generator is None or all(isinstance(each, torch.Generator) for each in several)
-    if not right or len(several) != count:
-        raise ValueError(f"generator is {shown(generator)}; allowed: a torch.Generator, or {count} of them")
+    fits, allowed = right and len(several) == count, f"a torch.Generator, or {count} of them"
+    check_that(fits, "generator", generator, allowed)
 
 
 def _gaussian(posterior: DiagonalGaussianDistribution) -> DiagonalGaussianDistribution:
-    if isinstance(posterior, PointPosterior):
-        raise ValueError(
-            "posterior is 'deterministic': a plain autoencoder's divergence is infinite and it has no "
-            "evidence bound; likelihoods need posterior 'gaussian'"
-        )
+    allowed = "'gaussian': a plain autoencoder's divergence is infinite and it has no evidence bound"
+    check_that(not isinstance(posterior, PointPosterior), "posterior", "deterministic", allowed)
     return posterior

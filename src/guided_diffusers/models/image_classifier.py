@@ -26,6 +26,7 @@ from diffusers.models.autoencoders.vae import Encoder
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
+from guided_diffusers.core.checks import check_int, check_tensor
 from guided_diffusers.core.noise import NoiseLevel
 from guided_diffusers.core.prediction import at_least_float32
 from guided_diffusers.models.labels import NamedClassesMixin, checked_names
@@ -81,8 +82,7 @@ class ImageClassifier(NamedClassesMixin, SafeWeightsMixin, ModelMixin, ConfigMix
         id2label: Mapping[int | str, str] | None = None,
     ) -> None:
         super().__init__()
-        if pool_size < 1:
-            raise ValueError(f"pool_size is {pool_size}; allowed: 1 or more")
+        check_int("pool_size", pool_size, 1)
         checked_names(id2label or {}, num_classes)
         self.encoder = Encoder(
             in_channels=in_channels,
@@ -126,12 +126,7 @@ class ImageClassifier(NamedClassesMixin, SafeWeightsMixin, ModelMixin, ConfigMix
         Raises:
             ValueError: Images of other channels.
         """
-        channels = self.config.in_channels
-        if images.ndim != 4 or images.shape[1] != channels:
-            raise ValueError(
-                f"images is of shape {tuple(images.shape)}, and the classifier was made for {channels} "
-                f"channels: (batch, {channels}, height, width)"
-            )
+        check_tensor("images", images, ("batch", self.config.in_channels, "height", "width"))
         return self.pool(self.encoder(images.to(self.dtype))).flatten(1)
 
     def forward(self, images: Tensor) -> Tensor:

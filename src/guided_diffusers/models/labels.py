@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from guided_diffusers.core.checks import shown
+from guided_diffusers.core.checks import check_that, shown
 from guided_diffusers.core.condition import Condition
 
 
@@ -32,15 +32,12 @@ def class_ids(
         ValueError: A label outside the classes, an unknown name, no label, or what is none at all.
     """
     if isinstance(labels, Tensor):
-        kind = f"shape {tuple(labels.shape)} and {labels.dtype}"
-        real = not (labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool)
-        if labels.ndim > 1 or not real:
-            raise ValueError(f"{argument} are of {kind}; allowed: integers, one or one a sample")
+        whole = not (labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool)
+        check_that(whole and labels.ndim < 2, argument, labels, "integers, one or one a sample")
         labels = labels.tolist()
     several = isinstance(labels, Sequence) and not isinstance(labels, str | bytes)
     indices = [_index_of(label, num_classes, names, argument) for label in (labels if several else [labels])]
-    if not indices:
-        raise ValueError(f"{argument} is empty; allowed: one label, or one a sample")
+    check_that(indices, argument, labels, "one label, or one a sample")
     return torch.tensor(indices if several else indices[0])
 
 
@@ -55,8 +52,7 @@ class NamedClassesMixin:
         """
         labels = labels.positive if isinstance(labels, Condition) else labels
         if isinstance(labels, Mapping):
-            if "class_labels" not in labels:
-                raise ValueError(f"the condition has {', '.join(labels)}; the classifier needs class_labels")
+            check_that("class_labels" in labels, "the condition", list(labels), "one with class_labels")
             labels = labels["class_labels"]
         return class_ids(labels, self.config.num_classes, self.class_names)
 
@@ -67,10 +63,8 @@ class NamedClassesMixin:
             ValueError: Another number of labels than samples, and what `class_ids` refuses.
         """
         ids = self.class_ids(labels)
-        if ids.ndim == 1 and len(ids) not in (1, len(sample)):
-            raise ValueError(
-                f"labels has {len(ids)} labels for {len(sample)} samples; give 1 or {len(sample)}"
-            )
+        fits = ids.ndim == 0 or len(ids) in (1, len(sample))
+        check_that(fits, "labels", labels, f"1 or {len(sample)} labels, one a sample")
         return ids.to(sample.device).expand(len(sample))
 
     @property
@@ -85,17 +79,13 @@ def checked_names(id2label: Mapping[int | str, str], num_classes: int) -> dict[i
     Raises:
         ValueError: A key that is no class, or two classes of one name.
     """
-    try:
-        names = {int(index): str(name) for index, name in id2label.items()}
-    except (TypeError, ValueError):
-        raise ValueError(f"id2label has the keys {_shown(list(id2label))}; allowed: class indices") from None
-    outside = [index for index in names if not 0 <= index < num_classes]
-    if outside:
-        raise ValueError(f"id2label names class {_shown(outside)}; allowed: 0 to {num_classes - 1}")
-    if len(set(names.values())) < len(names):
-        twice = sorted({name for name in names.values() if list(names.values()).count(name) > 1})
-        raise ValueError(f"id2label has two classes named {_shown(twice)}; names must differ")
-    return names
+    keys = [int(key) if str(key).isdecimal() else -1 for key in id2label]
+    fits = all(0 <= key < num_classes for key in keys)
+    check_that(fits, "the keys of id2label", list(id2label), f"class indices, 0 to {num_classes - 1}")
+    names = [str(name) for name in id2label.values()]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    check_that(not twice, "the name of two classes in id2label", twice, "names that differ")
+    return dict(zip(keys, names, strict=True))
 
 
 def _index_of(label: Any, num_classes: int, names: Mapping[int, str] | None, argument: str) -> int:
@@ -105,20 +95,16 @@ def _index_of(label: Any, num_classes: int, names: Mapping[int, str] | None, arg
         found = [index for index, known in (names or {}).items() if known == label]
         if len(found) == 1:
             return found[0]
+        known = list((names or {}).values())
         if found:
-            count = f"{len(found)} classes"
-            raise ValueError(f"{argument} has {label!r}, which is the name of {count}; allowed: {indices}")
-        if not names:
-            raise ValueError(f"{argument} has {label!r}, and these classes have no names; allowed: {indices}")
-        close = get_close_matches(label, names.values(), n=3, cutoff=0.5) or list(names.values())[:5]
-        raise ValueError(f"{argument} has {label!r}, which is no class; did you mean {_shown(close)}?")
-    if isinstance(label, bool) or not isinstance(label, int):
-        raise ValueError(f"{argument} has {shown(label)}; allowed: {indices}, or names of classes")
-    if not 0 <= label < num_classes:
-        raise ValueError(f"{argument} has {shown(label)}; allowed: 0 to {num_classes - 1}, the known classes")
-    return label
-
-
-def _shown(values: list[Any]) -> str:
-    more = f" and {len(values) - 5} more" if len(values) > 5 else ""
-    return ", ".join(map(repr, values[:5])) + more
+            told = f", which is the name of {len(found)} classes; allowed: {indices}"
+        elif not known:
+            told = f", and these classes have no names; allowed: {indices}"
+        else:
+            close = get_close_matches(label, known, n=3, cutoff=0.5) or known[:5]
+            told = f", which is no class; did you mean {', '.join(map(repr, close))}?"
+    elif isinstance(label, int) and not isinstance(label, bool) and 0 <= label < num_classes:
+        return label
+    else:
+        told = f"; allowed: {indices}, or names of classes"
+    raise ValueError(f"{argument} has {shown(label)}{told}")

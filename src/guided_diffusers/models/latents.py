@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from guided_diffusers.core.checks import check_number
+from guided_diffusers.core.checks import check_number, check_that
 from guided_diffusers.core.finite import check_output
 from guided_diffusers.models.standardised import StandardisedLatentsMixin, check_statistics, per_channel
 
@@ -80,8 +80,8 @@ def raw_statistics(config: Mapping[str, Any]) -> Statistics:
     check_statistics("latents_std", std, channels, positive=True)
     if scaling == 1 and shift == 0:
         return mean, std
-    if shift != 0 and (mean is not None or std is not None):
-        raise ValueError(f"shift_factor is {shift} beside latents_mean or latents_std; allowed: one of them")
+    alone = shift == 0 or (mean is None and std is None)
+    check_that(alone, "shift_factor", shift, "0 beside latents_mean or latents_std")
     mean = [shift] * channels if mean is None else mean
     return mean, [deviation / scaling for deviation in ([1.0] * channels if std is None else std)]
 
@@ -110,10 +110,14 @@ def latent_shape(vae: Any, height: int, width: int) -> tuple[int, int, int]:
     """
     if isinstance(vae, StandardisedLatentsMixin):
         return vae.latent_shape(height, width)
-    factor = spatial_factor(vae)
-    if height % factor or width % factor:
-        raise ValueError(f"images of {height}x{width} do not shrink by {factor}: give multiples of it")
-    return (latent_channels(vae.config), height // factor, width // factor)
+    return (latent_channels(vae.config), *shrunk(height, width, spatial_factor(vae)))
+
+
+def shrunk(height: int, width: int, factor: int) -> tuple[int, int]:
+    """The sides divided by a factor; ValueError where they do not divide evenly."""
+    fits = height % factor == width % factor == 0
+    check_that(fits, "the images' size", (height, width), f"multiples of {factor}, by which they shrink")
+    return height // factor, width // factor
 
 
 def encode(vae: Any, images: Tensor) -> tuple[Tensor, Tensor]:

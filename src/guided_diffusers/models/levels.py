@@ -8,6 +8,8 @@ from typing import Any
 from diffusers.models.unets.unet_2d_blocks import get_down_block
 from torch import nn
 
+from guided_diffusers.core.checks import check_that
+
 
 def head_widths(
     widths: int | Sequence[int], channels: Sequence[int], types: Sequence[str]
@@ -24,16 +26,12 @@ def head_widths(
         ValueError: Another number of widths than levels, or a width that does not divide the channels.
     """
     widths = (widths,) * len(channels) if isinstance(widths, int) else tuple(widths)
-    if len(widths) != len(channels):
-        raise ValueError(
-            f"attention_head_dim has {len(widths)} widths; allowed: one, or {len(channels)}, one a level"
-        )
+    allowed = f"one number, or {len(channels)}, one a level"
+    check_that(len(widths) == len(channels), "attention_head_dim", widths, allowed)
     for level, (width, wide) in enumerate(zip(widths, channels, strict=True)):
         attends = types[level].startswith("Attn") or level == len(channels) - 1
-        if attends and (width < 1 or wide % width):
-            raise ValueError(
-                f"attention_head_dim is {width} at level {level}, of {wide} channels: it must divide them"
-            )
+        fits = not attends or (width > 0 and wide % width == 0)
+        check_that(fits, f"attention_head_dim at level {level}", width, f"what divides {wide} channels")
     return widths
 
 

@@ -29,6 +29,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from diffusers.models.unets.unet_2d_blocks import UNetMidBlock2D
 from torch import Tensor, nn
 
+from guided_diffusers.core.checks import check_choice, check_tensor, check_that
 from guided_diffusers.core.noise import NoiseLevel, broadcast
 from guided_diffusers.core.prediction import at_least_float32
 from guided_diffusers.core.process import Process
@@ -197,8 +198,7 @@ class NoiseAwareClassifier(TrainedProcessMixin, NamedClassesMixin, SafeWeightsMi
         Raises:
             ValueError: A level without a timestep, or a sample that `forward` refuses.
         """
-        if level.timestep is None:
-            raise ValueError("level has no timestep, and a noise-aware classifier is told it")
+        check_that(level.timestep is not None, "the level's timestep", None, "that of the process")
         sample = at_least_float32(sample)
         scaled = broadcast(level.input_scale, sample) * sample
         factor = _HALF_GRADIENT_FACTOR if self.dtype == torch.float16 else 1.0
@@ -206,39 +206,28 @@ class NoiseAwareClassifier(TrainedProcessMixin, NamedClassesMixin, SafeWeightsMi
         return scale_gradient(at_least_float32(logits), factor)
 
     def _check_sample(self, sample: Tensor) -> None:
-        channels, size = self.config.in_channels, self.config.sample_size
-        if sample.ndim != 4 or sample.shape[1] != channels:
-            raise ValueError(
-                f"sample is of shape {tuple(sample.shape)}, and the classifier was made for {channels} "
-                f"channels: (batch, {channels}, height, width)"
-            )
-        if self.config.pool == "attention" and sample.shape[2:] != (size, size):
-            raise ValueError(
-                f"sample is {tuple(sample.shape[2:])}, and a classifier that pools by attention takes its "
-                f"own size only: ({size}, {size})"
-            )
+        size = self.config.sample_size
+        sides = (size, size) if self.config.pool == "attention" else ("height", "width")
+        check_tensor("sample", sample, ("batch", self.config.in_channels, *sides))
 
     def _embed(self, timestep: Tensor | float, sample: Tensor) -> Tensor:
         timesteps = torch.as_tensor(timestep)
-        if timesteps.ndim > 1 or timesteps.numel() not in (1, len(sample)):
-            raise ValueError(
-                f"timestep is of shape {tuple(timesteps.shape)}; allowed: () or ({len(sample)},)"
-            )
+        fits = timesteps.ndim < 2 and timesteps.numel() in (1, len(sample))
+        check_that(fits, "timestep", timesteps, f"() or ({len(sample)},)")
         timesteps = timesteps.float().to(sample.device).expand(len(sample))
         return self.time_embedding(self.time_proj(timesteps).to(self.dtype))
 
 
 def _check_options(types: Sequence[str], downsample: str, shift: str, pool: str, levels: int) -> None:
-    if len(types) != levels:
-        raise ValueError(f"down_block_types has {len(types)} types for {levels} block_out_channels")
+    allowed = f"{levels} types, as many as block_out_channels"
+    check_that(len(types) == levels, "down_block_types", types, allowed)
     for name, given, allowed in (
         *(("down_block_types", given, BLOCK_TYPES) for given in types),
         ("downsample_type", downsample, DOWNSAMPLE_TYPES),
         ("resnet_time_scale_shift", shift, TIME_SCALE_SHIFTS),
         ("pool", pool, POOLS),
     ):
-        if given not in allowed:
-            raise ValueError(f"{name} has {given!r}; allowed: {', '.join(map(repr, allowed))}")
+        check_choice(name, given, allowed)
 
 
 def _sum_of_widths(channels: Sequence[int], layers: int) -> int:

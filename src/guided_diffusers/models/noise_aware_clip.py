@@ -43,6 +43,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
+from guided_diffusers.core.checks import check_int, check_that
 from guided_diffusers.core.condition import TextCondition
 from guided_diffusers.core.noise import NoiseLevel
 from guided_diffusers.core.prediction import at_least_float32
@@ -83,14 +84,10 @@ class NoiseAwareCLIP(TrainedProcessMixin, SafeWeightsMixin, ModelMixin, ConfigMi
         process: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        taken = sorted({"num_classes", "id2label", "process"} & set(image_config))
-        if taken:
-            raise ValueError(
-                f"image_config has {taken[0]!r}; allowed: NoiseAwareClassifier's arguments of the network "
-                "alone (its width of output is projection_dim, and process an argument beside it)"
-            )
-        if projection_dim < 1:
-            raise ValueError(f"projection_dim is {projection_dim}; allowed: at least 1")
+        taken = {"num_classes", "id2label", "process"} & set(image_config)
+        allowed = "without num_classes, id2label and process, which are not of the network alone"
+        check_that(not taken, "image_config", image_config, allowed)
+        check_int("projection_dim", projection_dim, 1)
         if process is not None:
             Process.from_config(process)
         text_config = {name: value for name, value in text_config.items() if name not in _NOT_OF_THE_TEXT}
@@ -171,10 +168,8 @@ class NoiseAwareCLIP(TrainedProcessMixin, SafeWeightsMixin, ModelMixin, ConfigMi
         """
         if isinstance(condition, Tensor):
             condition = TextCondition({}, text_embeds=condition)
-        if getattr(condition, "text_embeds", None) is None:
-            raise ValueError(
-                f"condition is a {type(condition).__name__} without text_embeds; allowed: a TextCondition"
-            )
+        has_text = getattr(condition, "text_embeds", None) is not None
+        check_that(has_text, "condition", condition, "a TextCondition with text_embeds")
         texts = self._directions("text_embeds", condition.text_embeds, sample, (1, len(sample)))
         images = self.temperature * self.encode_image(sample, level)
         own = (images * texts).sum(dim=1)
@@ -189,7 +184,7 @@ class NoiseAwareCLIP(TrainedProcessMixin, SafeWeightsMixin, ModelMixin, ConfigMi
         self, name: str, embeds: Tensor, sample: Tensor, counts: tuple[int, ...] | None = None
     ) -> Tensor:
         width = self.config.projection_dim
-        if embeds.ndim != 2 or embeds.shape[1] != width or (counts and len(embeds) not in counts):
-            allowed = "texts" if counts is None else " or ".join(map(str, counts))
-            raise ValueError(f"{name} is of shape {tuple(embeds.shape)}; allowed: ({allowed}, {width})")
+        fits = embeds.ndim == 2 and embeds.shape[1] == width and (counts is None or len(embeds) in counts)
+        allowed = "texts" if counts is None else " or ".join(map(str, counts))
+        check_that(fits, name, embeds, f"({allowed}, {width})")
         return normalize(at_least_float32(embeds.to(sample.device)), dim=1)

@@ -10,8 +10,8 @@ from guided_diffusers.models.latents import check_autoencoder, latent_channels
 
 def check_channels(name: str, seen: int | None, other: str, channels: int | None) -> None:
     """Raise ValueError where a part takes other channels than another gives; both are named."""
-    if None not in (seen, channels) and seen != channels:
-        raise ValueError(f"{name} takes {seen} channels and {other} has {channels}; allowed: as many in both")
+    if None not in (seen, channels):
+        _check_equal(f"{name} takes", f"{seen} channels", f"{other} has", f"{channels} channels")
 
 
 def check_vae(unet: Any, vae: Any) -> None:
@@ -30,19 +30,16 @@ def check_text_width(unet: Any, text_encoder: Any) -> None:
     config, width = unet.config, getattr(text_encoder.config, "hidden_size", None)
     projected = config.get("encoder_hid_dim")
     expected = config.get("cross_attention_dim") if projected is None else projected
-    if isinstance(expected, int) and isinstance(width, int) and width != expected:
-        name = "cross_attention_dim" if projected is None else "encoder_hid_dim"
-        raise ValueError(
-            f"unet has {name} {expected} and text_encoder hidden_size {width}; allowed: the same"
-        )
+    name = "cross_attention_dim" if projected is None else "encoder_hid_dim"
+    if isinstance(expected, int) and isinstance(width, int):
+        _check_equal(f"unet has {name}", expected, "text_encoder hidden_size", width)
 
 
 def check_weak(unet: Any, weak: Any) -> None:
     """Raise ValueError where a weak network is not of the denoiser's channels and condition."""
     for name in ("in_channels", "cross_attention_dim"):
-        if None not in (unet, weak) and unet.config.get(name) != weak.config.get(name):
-            own, given = unet.config.get(name), weak.config.get(name)
-            raise ValueError(f"weak_unet has {name} {given} and unet {own}; allowed: the same")
+        if None not in (unet, weak):
+            _check_equal(f"weak_unet has {name}", weak.config.get(name), "unet", unet.config.get(name))
 
 
 def check_sample(network: Any, name: str, shape: Sequence[int], of: str) -> None:
@@ -57,6 +54,11 @@ def check_sample(network: Any, name: str, shape: Sequence[int], of: str) -> None
     check_channels(name, network.config.get("in_channels"), of, shape[0])
     size = network.config.get("sample_size")
     sides = (size, size) if isinstance(size, int) else size
-    if sides is not None and tuple(sides) != tuple(shape[1:]):
-        both = "x".join(map(str, sides)), "x".join(map(str, shape[1:]))
-        raise ValueError(f"{name} has sample_size {both[0]} and {of} has {both[1]}; allowed: the same")
+    if sides is not None:
+        own, given = "x".join(map(str, sides)), "x".join(map(str, shape[1:]))
+        _check_equal(f"{name} has sample_size", own, f"{of} has", given)
+
+
+def _check_equal(name: str, value: Any, other: str, wanted: Any) -> None:
+    if value != wanted:
+        raise ValueError(f"{name} {value} and {other} {wanted}; allowed: the same")

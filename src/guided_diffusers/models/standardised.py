@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from guided_diffusers.core.checks import check_that
+
 
 class StandardisedLatentsMixin:
     """For a ConfigMixin with `latent_channels`, `latents_mean` and `latents_std` (None: 0 and 1)."""
@@ -69,7 +71,6 @@ def check_statistics(
     if values is None:
         return
     given = torch.as_tensor(values, dtype=torch.float64)
-    if given.shape != (channels,) or not bool(given.isfinite().all()):
-        raise ValueError(f"{name} must be {channels} finite numbers, one a latent channel; got {values}.")
-    if positive and not bool((given > 0).all()):
-        raise ValueError(f"{name} must be positive; got {values}.")
+    fits = given.shape == (channels,) and given.isfinite().all() and (not positive or (given > 0).all())
+    kind = "finite numbers above 0" if positive else "finite numbers"
+    check_that(fits, name, values, f"{channels} {kind}, one a latent channel")

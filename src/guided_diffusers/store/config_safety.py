@@ -15,6 +15,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from guided_diffusers.core.checks import shown
+
 CONFIGS = (
     "config.json",
     "scheduler_config.json",
@@ -63,16 +65,43 @@ def check_configs(path: Path, tensors: int = 0, values: int = 0, code: bool = Fa
     if path.name == "tokenizer.json":  # its numbers are ids and scores, as many as there are words
         return
     for key, value in _leaves(config):
-        if key in _CLASSES:
-            _check_class_name(path, key, value)
-        if not code:
-            _check_code(path, key, value)
-        if isinstance(value, float) and not _is_setting(value, path):
-            raise OSError(f"{path} has {key} {value}; allowed: finite numbers")
-        if path.name == "config.json" and tensors:
-            _check_size(path, key, value, tensors, values)
-        if key == "num_train_timesteps" and _beyond(value, MAX_TRAIN_TIMESTEPS):
-            raise OSError(f"{path} has {key} {value}; allowed: at most {MAX_TRAIN_TIMESTEPS:,}")
+        for right, allowed in _rules(path, key, value, tensors, values, code):
+            if not right:
+                raise OSError(f"{path} has {key} {shown(value)}; allowed: {allowed}")
+
+
+def _rules(
+    path: Path, key: str, value: Any, tensors: int, values: int, code: bool
+) -> Iterator[tuple[Any, str]]:
+    """What has to be true of a value, and what is allowed where it is not."""
+    if key in _CLASSES:
+        yield _is_class_name(path, value), "the name of a class"
+    if not code:
+        yield not (value and key in _CODE), "none: code to run is refused, and this checkpoint needs none"
+        plain = value is None or (isinstance(value, str) and value.replace("_", "").isalnum())
+        yield plain or key not in _ATTENTION, "a plain name: code from elsewhere is refused"
+    if isinstance(value, float):
+        yield _is_setting(value, path), "finite numbers"
+    if key == "num_train_timesteps":
+        yield not _beyond(value, MAX_TRAIN_TIMESTEPS), f"at most {MAX_TRAIN_TIMESTEPS:,}"
+    if path.name == "config.json" and tensors:
+        yield from _sizes(key, value, tensors, values)
+
+
+def _sizes(key: str, value: Any, tensors: int, values: int) -> Iterator[tuple[Any, str]]:
+    """The rules of what the weights beside a configuration can fill."""
+    most = f"at most {tensors}, as its weights have tensors: refused"
+    if "layers" in key:
+        yield not _beyond(value, tensors), most
+    if "block" in key and isinstance(value, list):
+        yield len(value) <= tensors, most
+    if not key.endswith("_step"):  # of training: no size
+        largest = max(values, _ALWAYS_ALLOWED)
+        yield not _beyond(value, largest), f"at most {largest:,}, for its weights hold {values:,}: refused"
+    if ("layers" in key or "channels" in key) and isinstance(value, int):
+        yield value >= 0, "0 or more"
+    if key == "sample_size":
+        yield value is None or isinstance(value, list) or _is_count(value), "a positive integer, or two"
 
 
 def _is_setting(value: float, path: Path) -> bool:
@@ -80,37 +109,15 @@ def _is_setting(value: float, path: Path) -> bool:
     return math.isfinite(value) or (math.isinf(value) and path.name != "config.json")
 
 
-def _check_size(path: Path, key: str, value: Any, tensors: int, values: int) -> None:
-    if "layers" in key and _beyond(value, tensors):
-        raise OSError(f"{path} has {key} {value}, and its weights are only {tensors} tensors: refused")
-    if "block" in key and isinstance(value, list) and len(value) > tensors:
-        raise OSError(f"{path} has {len(value)} {key}, and its weights are only {tensors} tensors: refused")
-    if _beyond(value, max(values, _ALWAYS_ALLOWED)) and not key.endswith("_step"):  # of training: no size
-        raise OSError(f"{path} has {key} {value}, and its weights hold only {values:,} values: refused")
-    if ("layers" in key or "channels" in key) and isinstance(value, int) and value < 0:
-        raise OSError(f"{path} has {key} {value}; allowed: 0 or more")
-    if key == "sample_size" and not (value is None or isinstance(value, list) or _is_count(value)):
-        raise OSError(f"{path} has {key} {value!r}; allowed: a positive integer, or two")
-
-
 def _is_count(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
-def _check_class_name(path: Path, key: str, value: Any) -> None:
+def _is_class_name(path: Path, value: Any) -> bool:
     """A class is a plain name; of a pipeline with an entry point, the file's and the class's."""
     pair = path.name == "model_index.json" and isinstance(value, list) and len(value) == 2
     parts = value if pair else [value]
-    if value is not None and not all(isinstance(part, str) and part.isidentifier() for part in parts):
-        raise OSError(f"{path} has {key} {value!r}; allowed: the name of a class")
-
-
-def _check_code(path: Path, key: str, value: Any) -> None:
-    if value and key in _CODE:
-        raise OSError(f"{path} names code to run ({key}), which is refused: this checkpoint needs none")
-    plain = value is None or (isinstance(value, str) and value.replace("_", "").isalnum())
-    if key in _ATTENTION and not plain:
-        raise OSError(f"{path} has {key} {value!r}, which is code from elsewhere: refused")
+    return value is None or all(isinstance(part, str) and part.isidentifier() for part in parts)
 
 
 def _beyond(value: Any, limit: int) -> bool:

@@ -35,8 +35,13 @@ COMPONENTS = "guided_diffusers.store.components"
 def check_path(name: Any, where: Any) -> None:
     """Raise OSError for a path that is not one inside its folder: absolute, or with `..`."""
     parts = PurePosixPath(name).parts if isinstance(name, str) else ("..",)
-    if ".." in parts or name.startswith("/") or "\\" in name or "\0" in name:
-        raise OSError(f"{where} names the path {name!r}, which leaves the checkpoint's folder: refused")
+    leaves = ".." in parts or name.startswith("/") or "\\" in name or "\0" in name
+    _refuse(leaves, f"{where} names the path {name!r}, which leaves the checkpoint's folder")
+
+
+def _refuse(wrong: Any, told: str) -> None:
+    if wrong:
+        raise OSError(f"{told}: refused")
 
 
 def check_checkpoint(
@@ -88,11 +93,9 @@ def check_links(folder: Path) -> None:
         if parent.name == "snapshots" and (parent.parent / "blobs").is_dir():
             roots += [parent.parent, parent.parents[1] / "blobs"]
     for path in sorted(path for path in folder.rglob("*") if path.is_symlink()):
-        if not any(path.resolve().is_relative_to(root) for root in roots):
-            raise OSError(
-                f"{path} is a link to {os.readlink(path)}, which leaves the checkpoint's folder: refused; "
-                "put a copy there if you trust it"
-            )
+        leaves = not any(path.resolve().is_relative_to(root) for root in roots)
+        told = f"{path} is a link to {os.readlink(path)}, which leaves the checkpoint's folder"
+        _refuse(leaves, f"{told} (put a copy there if you trust it)")
 
 
 def check_component(folder: str | os.PathLike[str], code: bool = False, variant: str | None = None) -> None:
@@ -172,8 +175,8 @@ def check_model_index(index: Mapping[str, Any], where: Any, code: Collection[str
         OSError: A component's name that is a path, or a class outside the libraries that hold components.
     """
     for name, (library, class_name) in components_of(index).items():
-        if not name.isidentifier():
-            raise OSError(f"{where} names the component {name!r}, which is no name but a path: refused")
+        told = f"{where} names the component {name!r}, which is no name but a path"
+        _refuse(not name.isidentifier(), told)
         if name not in code and not _is_component_class(library, class_name):
             raise OSError(
                 f"{where} says that {name!r} is {library}.{class_name}; allowed: models, schedulers, "
@@ -207,21 +210,20 @@ def check_finite(module: Any, name: str) -> None:
     if not isinstance(module, nn.Module):
         return
     for key, weight in module.named_parameters():
-        if weight.is_meta or not weight.is_floating_point() or bool(torch.isfinite(weight).all()):
-            continue
-        count = int((~torch.isfinite(weight)).sum())
-        raise OSError(f"{name}: the weight {key!r} has {count} values that are NaN or infinite: refused")
+        if not weight.is_meta and weight.is_floating_point():
+            count = int((~torch.isfinite(weight)).sum())
+            _refuse(count, f"{name}: the weight {key!r} has {count} values that are NaN or infinite")
 
 
 def check_schedule(scheduler: Any, name: str) -> None:
     """Raise OSError if a scheduler's tables are no process's: NaN, or an abar that leaves [0, 1]."""
     for key in ("betas", "alphas_cumprod", "sigmas", "timesteps"):
         table = getattr(scheduler, key, None)
-        if isinstance(table, torch.Tensor) and bool(table.isnan().any()):
-            raise OSError(f"{name}: its configuration makes {key} that are no numbers (NaN): refused")
+        wrong = isinstance(table, torch.Tensor) and table.isnan().any()
+        _refuse(wrong, f"{name}: its configuration makes {key} that are no numbers (NaN)")
     abar = getattr(scheduler, "alphas_cumprod", None)
-    if isinstance(abar, torch.Tensor) and not bool(((abar >= 0) & (abar <= 1)).all()):
-        raise OSError(f"{name}: its betas lead outside those of a process, from 0 to 1: refused")
+    wrong = isinstance(abar, torch.Tensor) and not ((abar >= 0) & (abar <= 1)).all()
+    _refuse(wrong, f"{name}: its betas lead outside those of a process, from 0 to 1")
 
 
 def check_complete(module: Any, folder: Path, name: str, variant: str | None = None) -> None:
@@ -240,16 +242,13 @@ def check_complete(module: Any, folder: Path, name: str, variant: str | None = N
     check_no_adapter(found, name)
     has = sum(math.prod(value["shape"]) for value in found.values())
     wanted = sum(weight.numel() for weight in module.parameters())
-    if has < wanted:
-        raise OSError(
-            f"{name}: its files hold {has:,} values, the network has {wanted:,}: not whole, refused"
-        )
+    told = f"{name}: its files hold {has:,} values, the network has {wanted:,}: not whole"
+    _refuse(has < wanted, told)
     missing = [key for key, _ in module.named_parameters() if key not in found]
-    if missing and isinstance(module, ModelMixin) and not any(map(_OLD_ATTENTION.search, found)):
-        raise OSError(
-            f"{name}: its files have no {missing[0]!r}, one of {len(missing)} weights of the network that "
-            f"are not there; they have {min(found)!r}, for example: not its weights, refused"
-        )
+    known = isinstance(module, ModelMixin) and not any(map(_OLD_ATTENTION.search, found))
+    first, other = ", ".join(map(repr, missing[:1])), min(found, default=None)
+    told = f"its files have no {first}, one of {len(missing)} weights of the network that are not there"
+    _refuse(known and missing, f"{name}: {told}; they have {other!r}, for example: not its weights")
 
 
 def check_no_adapter(weights: Iterable[str], name: str) -> None:

@@ -9,7 +9,10 @@ import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 PICKLE_SUFFIXES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 _BASES = ("diffusion_pytorch_model", "model")
@@ -98,6 +101,16 @@ def _kinds(folder: Path) -> dict[Path, tuple[str, str]]:
     return {path: kind for path, kind in kinds.items() if kind and kind[0] in _BASES}
 
 
+def weight_bytes(network: nn.Module) -> Iterator[tuple[str, Tensor, bytes]]:
+    """Name, tensor and bytes of each weight of a network, in the order of their names."""
+    import torch
+
+    for name, tensor in sorted(network.state_dict().items()):
+        # NumPy has no bfloat16
+        plain = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
+        yield name, tensor, plain.numpy().tobytes()
+
+
 def tensor_sizes(path: Path) -> list[int]:
     """How many numbers each tensor of a safetensors file has; OSError as of `safetensors_header`."""
     header = safetensors_header(path)
@@ -121,12 +134,12 @@ def safetensors_header(path: Path) -> dict[str, Any]:
             header = json.loads(file.read(length))
             tensors = [value for key, value in header.items() if key != "__metadata__"]
             ends = [value["data_offsets"][1] for value in tensors]
-            sound = all(type(side) is int and side >= 0 for value in tensors for side in value["shape"])
+            sides = [side for value in tensors for side in value["shape"]]
+            if not all(type(side) is int and side >= 0 for side in sides):
+                raise ValueError("a shape that is none")
             whole = 8 + length + max(ends, default=0)
         except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError) as error:
             raise OSError(f"{path} is no safetensors file: its header does not read") from error
-    if not sound:
-        raise OSError(f"{path} is no safetensors file: its header has a shape that is none")
     if whole != size:
         raise OSError(f"{path} has {size} bytes and should have {whole}: cut short")
     return header

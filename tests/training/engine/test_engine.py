@@ -173,7 +173,7 @@ def test_a_batch_that_does_not_split_is_named(tmp_path):
         num_processes, process_index, device = 3, 0, torch.device("cpu")
 
     config = TrainingConfig(output_dir=str(tmp_path), batch_size=8)
-    with pytest.raises(ValueError, match="batch_size.*8 for 3 x 1"):
+    with pytest.raises(ValueError, match="batch_size is 8; allowed: a multiple of .*3 x 1"):
         train(TwoPlayers(), config, accelerator=ThreeProcesses())
 
 

@@ -18,6 +18,7 @@ from guided_diffusers.evaluation.prompts import Prompts, stratified_prompts
 from guided_diffusers.evaluation.sweep.spec import Point
 from guided_diffusers.guidance import Guidance
 from guided_diffusers.schedulers.adapt import prediction_type_of
+from guided_diffusers.store.weight_files import weight_bytes
 
 OWN_SCHEDULER = "own"
 
@@ -112,9 +113,8 @@ class PipelineSampler:
         for name, network in sorted(networks.items()):
             if isinstance(network, torch.nn.Module):
                 digest.update(name.encode())
-                for key, tensor in sorted(network.state_dict().items()):
-                    digest.update(key.encode())
-                    digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+                for key, _, data in weight_bytes(network):
+                    digest.update(key.encode() + data)
         for stage in getattr(self.pipeline, "stages", ())[1:]:  # what no point replaces
             settings = [{**stage.config}, {**stage.scheduler.config}]
             digest.update(repr([sorted(each.items(), key=str) for each in settings]).encode())

@@ -28,6 +28,7 @@ from guided_diffusers.core.condition import encode_text, tokenize
 from guided_diffusers.models import latents
 from guided_diffusers.store.files import cache_folder, new_array, write_json_atomically
 from guided_diffusers.store.provenance import differences
+from guided_diffusers.store.weight_files import weight_bytes
 from guided_diffusers.training.data.dataset import ImageTextDataset
 
 logger = logging.getLogger(__name__)
@@ -148,9 +149,8 @@ def fingerprint(network: nn.Module) -> str:
     told = {name: value for name, value in config.items() if not name.startswith("_")}
     told.pop("transformers_version", None)
     digest = hashlib.sha256(json.dumps([type(network).__name__, told], sort_keys=True, default=str).encode())
-    for name, tensor in sorted(network.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    for name, tensor, data in weight_bytes(network):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode() + data)
     return digest.hexdigest()
 
 

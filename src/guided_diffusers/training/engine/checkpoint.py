@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from guided_diffusers.core.checks import one_line
+from guided_diffusers.core.checks import check_that, one_line
 from guided_diffusers.store.files import REPLACED, TEMPORARY, atomic_folder, recover, remove_folder
 
 Content = TypeVar("Content")
@@ -113,10 +113,10 @@ def _read(path: Path, name: str, read: Callable[[Path], Content]) -> Content:
 
 def _state(file: Path) -> dict[str, Any]:
     state = json.loads(file.read_text())
-    if not isinstance(state, dict) or not isinstance(state.get("parts"), list):
-        raise ValueError("it does not name the checkpoint's parts")
-    if (seen := state.get("images_seen")) != int(file.parent.name):
-        raise ValueError(f"it is of a checkpoint after {seen} images")
+    parts = state.get("parts") if isinstance(state, dict) else None
+    check_that(isinstance(parts, list), "parts", parts, "a list of the checkpoint's")
+    seen, wanted = state.get("images_seen"), int(file.parent.name)
+    check_that(seen == wanted, "images_seen", seen, f"{wanted}, the folder's name")
     return state
 
 

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from guided_diffusers.core.checks import check_that
+
 
 class ExponentialMovingAverage:
     """Averaged copies of named modules, ready to be used and saved.
@@ -65,8 +67,7 @@ class ExponentialMovingAverage:
 
     def load_state_dict(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
         """Restore what `state_dict` gave; every module and tensor must be there."""
-        if set(state) != set(self.modules):
-            raise ValueError(f"averaged modules must be {sorted(self.modules)}, got {sorted(state)}")
+        check_that(set(state) == set(self.modules), "averaged modules", sorted(state), sorted(self.modules))
         for name, module in self.modules.items():
             module.load_state_dict(state[name])
 

@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from guided_diffusers import schedulers
+from guided_diffusers.core.checks import check_that
 from guided_diffusers.store.launch import on_cpu, start_processes
 from guided_diffusers.training.engine.config import TrainingConfig, check_arguments
 
@@ -68,8 +69,7 @@ def make_scheduler(name: str, arguments: Mapping[str, Any]) -> Any:
         ValueError: there is no such scheduler, or it has no such argument.
     """
     cls = getattr(schedulers, name, None) or getattr(diffusers, name, None)
-    if cls is None or not hasattr(cls, "set_timesteps"):
-        raise ValueError(f"scheduler is {name!r}; allowed: a scheduler of ours or of diffusers")
+    check_that(hasattr(cls, "set_timesteps"), "scheduler", name, "a scheduler of ours or of diffusers")
     check_arguments(arguments, "scheduler_arguments", [cls])
     return cls(**arguments)
 

@@ -25,6 +25,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast
 from torch import Tensor, nn
 
+from guided_diffusers.core.checks import check_that
 from guided_diffusers.core.finite import NonFiniteError
 from guided_diffusers.core.randomness import seed_for
 from guided_diffusers.store.files import atomic_folder, recover, room_for
@@ -88,11 +89,9 @@ class Trainer:
     ) -> None:
         self.task, self.config, self.accelerator = task, config, accelerator
         self.folder = Path(config.output_dir)
-        if config.batch_size % (accelerator.num_processes * config.gradient_accumulation):
-            raise ValueError(
-                f"batch_size is not a multiple of processes x gradient_accumulation: {config.batch_size} "
-                f"for {accelerator.num_processes} x {config.gradient_accumulation}"
-            )
+        processes, parts = accelerator.num_processes, config.gradient_accumulation
+        allowed = f"a multiple of processes x gradient_accumulation, {processes} x {parts}"
+        check_that(config.batch_size % (processes * parts) == 0, "batch_size", config.batch_size, allowed)
         refuse_sharding(accelerator)
         for module in task.modules.values():
             module.to(accelerator.device).train()
