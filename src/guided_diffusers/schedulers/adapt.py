@@ -17,7 +17,7 @@ from torch import Tensor
 
 from guided_diffusers.core.checks import as_number, check_same_shape, shown
 from guided_diffusers.core.noise import NoiseLevel
-from guided_diffusers.schedulers.families import FAMILIES, family_of, known_as, why_unsupported
+from guided_diffusers.schedulers.families import FAMILIES, Family, family_of, known_as, why_unsupported
 from guided_diffusers.schedulers.protocol import AnyScheduler
 
 SUPPORTED_SCHEDULERS = tuple(FAMILIES)
@@ -86,19 +86,7 @@ def run_levels(scheduler: AnyScheduler) -> Iterator[NoiseLevel]:
         yield noise_level(scheduler, listed[0])
         yield from (next_noise_level(scheduler, index) for index in range(len(listed)))
         return
-    places = torch.arange(len(listed) + 1)
-    # Multi-stage schedulers keep the values of their second stages in a table of their own.
-    first, second = (
-        table[places.clamp(max=len(table) - 1)]
-        for table in (torch.as_tensor(family.table(scheduler, index)).cpu().double() for index in (0, 1))
-    )
-    values = torch.where(places % 2 == 1, second, first)
-    if values.isnan().any():
-        raise ValueError(
-            f"the table of noise levels that {type(scheduler).__name__} made has no number (NaN) at step "
-            f"{int(values.isnan().nonzero()[0]) + 1} of {len(listed)}; try more steps, or another scheduler "
-            "or timestep_spacing"
-        )
+    values = _values(scheduler, family)[: len(listed) + 1]
     alpha, sigma, input_scale = family.coordinates(scheduler, values)
     yield from NoiseLevel(alpha=alpha, sigma=sigma, input_scale=input_scale).each([*listed, None])
 
@@ -287,15 +275,25 @@ def _level(scheduler: AnyScheduler, index: int, timestep: Any) -> NoiseLevel:
     family = family_of(scheduler)
     if family is None:
         return NoiseLevel(alpha=1.0, sigma=0.0)
-    table = family.table(scheduler, index)
-    value = torch.as_tensor(table[min(index, len(table) - 1)]).cpu().double()
-    if value.isnan():
-        raise ValueError(
-            f"the table of noise levels that {type(scheduler).__name__} made has no number (NaN) at step "
-            f"{index + 1} of {len(table) - 1}; try more steps, or another scheduler or timestep_spacing"
-        )
+    values = _values(scheduler, family)
+    value = values[min(index, len(values) - 1)]
     alpha, sigma, input_scale = family.coordinates(scheduler, value)
     return NoiseLevel(alpha=alpha, sigma=sigma, timestep=timestep, input_scale=input_scale)
+
+
+def _values(scheduler: AnyScheduler, family: Family) -> Tensor:
+    """The values of a family's table at the steps of a run, and where it ends, `(steps + 1,)` float64."""
+    # Multi-stage schedulers keep the values of their second stages in a table of their own.
+    first, second = (torch.as_tensor(family.table(scheduler, index)).cpu().double() for index in (0, 1))
+    places = torch.arange(len(first))
+    values = torch.where(places % 2 == 1, second[places.clamp(max=len(second) - 1)], first)
+    if values.isnan().any():
+        raise ValueError(
+            f"the table of noise levels that {type(scheduler).__name__} made has no number (NaN) at step "
+            f"{int(values.isnan().nonzero()[0]) + 1} of {len(values) - 1}; try more steps, or another "
+            "scheduler or timestep_spacing"
+        )
+    return values
 
 
 def _checked(scheduler: AnyScheduler, level: Any) -> NoiseLevel:
