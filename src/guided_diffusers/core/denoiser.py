@@ -8,16 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Annotated, Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from guided_diffusers.core.checks import as_number, check_callable, check_choice, check_number, shown
+from guided_diffusers.core.checks import a_kind_of, shown
+from guided_diffusers.core.declared import AtLeast, Positive, Within, read
 from guided_diffusers.core.networks import WITHOUT_A_BATCH, Network
 from guided_diffusers.core.noise import NoiseLevel, broadcast, factor
 from guided_diffusers.core.prediction import PREDICTION_TYPES, at_least_float32, denoised_of
 
+_MODEL = Annotated[Callable, "a network, or a function (sample, timestep, **condition)"]
+_CLIP = Annotated[Positive | None, "None, a number above 0, or a function of x_0"]
 _COMPUTE_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -82,15 +85,10 @@ class ModelDenoiser:
         prediction_type: str,
         clip: float | Callable[[Tensor], Tensor] | None = None,
     ) -> None:
-        check_callable("model", model, "a network, or a function (sample, timestep, **condition)")
-        check_choice("prediction_type", prediction_type, PREDICTION_TYPES)
-        number = as_number(clip)
-        if clip is not None and not callable(clip) and not (number is not None and number > 0):
-            raise ValueError(f"clip is {shown(clip)}; allowed: None, a number above 0, or a function of x_0")
-        self.model = model
+        self.model = read("model", model, _MODEL)
         self.network = Network(model)
-        self.prediction_type = prediction_type
-        self.clip = clip
+        self.prediction_type = read("prediction_type", prediction_type, Literal[PREDICTION_TYPES])
+        self.clip = clip if callable(clip) else read("clip", clip, _CLIP)
         modules = model.modules() if isinstance(model, torch.nn.Module) else ()
         held = ((m._parameters, name) for m in modules for name, p in m._parameters.items() if p is not None)
         self._first: tuple[Mapping[str, Any], str] = next(held, ({}, ""))
@@ -98,10 +96,6 @@ class ModelDenoiser:
 
     def __call__(self, sample: Tensor, level: NoiseLevel, condition: Any = None) -> Denoised:
         """Estimate x_0 of `sample`, `(batch, ...)`, with one forward."""
-        if not isinstance(level, NoiseLevel):
-            raise TypeError(f"level is {shown(level)}; allowed: a NoiseLevel")
-        if at_least_float32(sample).ndim < 2:
-            raise ValueError(f"sample is {shown(sample)}; allowed: a tensor (batch, channels, ...)")
         return self.batch(sample, level, [condition])[0]
 
     def batch(self, sample: Tensor, level: NoiseLevel, conditions: Sequence[Any]) -> list[Denoised]:
@@ -144,10 +138,9 @@ class ModelDenoiser:
             outputs, extras = outputs.split(channels, dim=2)
             extras = extras.clone()
         elif outputs.shape[1:] != sample.shape:
-            raise ValueError(
-                f"the network's output has shape {tuple(outputs.shape[1:])} for a sample of "
-                f"{tuple(sample.shape)}; allowed: its shape, or twice its channels (learned variance)"
-            )
+            given = f"the network's output has shape {tuple(outputs.shape[1:])}"
+            allowed = "its shape, or twice its channels (learned variance)"
+            raise ValueError(f"{given} for a sample of {tuple(sample.shape)}; allowed: {allowed}")
         denoised = denoised_of(outputs, sample, level, self.prediction_type).unbind()
         if self.clip is not None:
             denoised = map(self._clipped, denoised)
@@ -169,10 +162,8 @@ class DynamicThreshold:
     """
 
     def __init__(self, quantile: float = 0.995, maximum: float = float("inf")) -> None:
-        self.quantile = check_number("quantile", quantile, 0, 1, above=True)
-        number = as_number(maximum)
-        if number is None or not number >= 1:
-            raise ValueError(f"maximum is {shown(maximum)}; allowed: a number of at least 1")
+        self.quantile = read("quantile", quantile, Annotated[float, Within(0, 1, "(]")])
+        number = read("maximum", maximum, Annotated[float, AtLeast(1, finite=False)])
         self.maximum = number if number < torch.finfo(torch.float32).max else float("inf")
 
     def __call__(self, x0: Tensor) -> Tensor:
@@ -190,8 +181,7 @@ def _arguments(condition: Any) -> Mapping[str, Any]:
     arguments = getattr(condition, "positive", condition)
     if not isinstance(arguments, dict | Mapping):
         raise TypeError(
-            f"condition is a {type(condition).__name__}; a network needs a Condition or a mapping of its "
-            "keyword arguments"
+            f"condition is {a_kind_of(condition)}; allowed: a Condition, or a network's arguments"
         )
     return arguments
 
@@ -202,13 +192,12 @@ def _concatenated(many: Sequence[Any], path: str = "") -> Any:
     if not others:
         return first
     if isinstance(first, dict | Mapping):  # to ask for a dict is quicker
-        for other in others:
-            if not isinstance(other, dict | Mapping) or other.keys() != first.keys():
-                raise ValueError(
-                    f"conditions of one step differ in their arguments{path and f' under {path}'}: "
-                    + " and ".join(str(list(m)) if isinstance(m, Mapping) else shown(m) for m in many)
-                    + "; allowed: the same in all, as Condition(positive, negative) gives them to guidance"
-                )
+        if not all(isinstance(other, dict | Mapping) and other.keys() == first.keys() for other in others):
+            keys = " and ".join(str(list(m)) if isinstance(m, Mapping) else shown(m) for m in many)
+            where = f"conditions of one step differ in their arguments{path and f' under {path}'}: {keys}"
+            raise ValueError(
+                f"{where}; allowed: the same in all, as Condition(positive, negative) gives them"
+            )
         return {key: _concatenated([m[key] for m in many], f"{path}.{key}" if path else key) for key in first}
     if path in WITHOUT_A_BATCH and all(_equal(other, first) for other in others):
         return first
