@@ -212,6 +212,10 @@ def _concatenated(many: Sequence[Any], path: str = "") -> Any:
             raise ValueError(
                 f"condition {path!r} has shapes {listed}; they may differ in the batch only"
             ) from None
+    if isinstance(first, list | tuple) and first and all(map(torch.is_tensor, first)):
+        if any(not isinstance(other, list | tuple) or len(other) != len(first) for other in others):
+            raise ValueError(f"condition {path!r} has other numbers of tensors in the conditions of one step")
+        return [_concatenated(rows, path) for rows in zip(*many, strict=True)]
     if any(other is not first and other != first for other in others):
         raise ValueError(f"condition {path!r} is no tensor and differs between the conditions of one step")
     return first

@@ -41,7 +41,7 @@ class Calling:
     channels: int | None = 1
 
 
-WITHOUT_A_BATCH = ("image_rotary_emb", "img_ids", "txt_ids")
+WITHOUT_A_BATCH = ("image_rotary_emb", "img_ids", "txt_ids", "cross_attention_kwargs.ip_adapter_masks")
 """Arguments of transformers that are one for all samples."""
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 import torch
+from diffusers.loaders import TextualInversionLoaderMixin
 from diffusers.utils import logging
 from torch import Tensor
 
@@ -21,6 +22,7 @@ from guided_diffusers.core.condition import (
     token_ids,
 )
 from guided_diffusers.pipelines import inputs
+from guided_diffusers.pipelines.adapters import lora_scaled
 from guided_diffusers.store.caption_words import unseen_words
 
 logger = logging.get_logger(__name__)
@@ -96,10 +98,12 @@ class PromptEncoder:
     Attributes:
         tokenizer: None where embeddings are given.
         text_encoder: Likewise.
+        lora_scale: How much the text encoder's LoRA layers count, where it has some; None is whole.
     """
 
     tokenizer: Any
     text_encoder: Any
+    lora_scale: float | None = None
 
     def __call__(
         self,
@@ -131,15 +135,19 @@ class PromptEncoder:
             return embeds, null
         if self.text_encoder is None or self.tokenizer is None:
             self._refuse(next(iter(asked)))
-        texts = list(dict.fromkeys(text for several in asked.values() for text in several))
         length = context_of(self.tokenizer) if embeds is None else embeds.shape[1]
+        if set(self.tokenizer.added_tokens_encoder).difference(self.tokenizer.all_special_tokens):
+            whole = TextualInversionLoaderMixin().maybe_convert_prompt  # a word of several vectors is several
+            asked = {name: whole(list(several), self.tokenizer) for name, several in asked.items()}
+        texts = list(dict.fromkeys(text for several in asked.values() for text in several))
         ids, mask = (tokens.to(device) for tokens in token_ids(self.tokenizer, texts, length))
         warn_of_prompts(self.tokenizer, texts, length)
         for name, several in asked.items():
             own = list(dict.fromkeys(several))  # equal ones are encoded once
             rows = [texts.index(text) for text in own]
             skip = clip_skip if name == "prompt" else None
-            encoded = encode_text(self.text_encoder, ids[rows], mask[rows], skip)
+            with lora_scaled(self.text_encoder, self.lora_scale):
+                encoded = encode_text(self.text_encoder, ids[rows], mask[rows], skip)
             encoded = encoded[[own.index(text) for text in several]]
             embeds, null = (encoded, null) if name == "prompt" else (embeds, encoded)
         return embeds, null
@@ -169,8 +177,9 @@ class PromptEncoder:
         with_null: bool,
         clip_skip: int | None,
         arguments: Mapping[str, Any],
+        null_arguments: Mapping[str, Any],
     ) -> PromptCondition:
-        """What a network is told of prompts, beside arguments that are the same with and without them.
+        """What a network is told of prompts, beside other arguments, and those that are others in the null.
 
         Without the null it is encoded when a term first asks for it.
         """
@@ -181,8 +190,8 @@ class PromptEncoder:
             return self.repeated(encoded, device, dtype, times)[1]
 
         positive = {"encoder_hidden_states": embeds, **arguments}
-        negative = None if null is None else {"encoder_hidden_states": null, **arguments}
-        return PromptCondition(positive, negative, encode_null)
+        condition = PromptCondition(positive, None, encode_null, null_arguments)
+        return condition if null is None else condition.with_null(null)
 
     def _refuse(self, name: str) -> None:
         """Raise ValueError: there is nothing to encode a text with."""
@@ -222,9 +231,11 @@ class PromptCondition(Condition):
         positive: The network's arguments, `encoder_hidden_states` `(images, length, width)` among them.
         negative: The same of the null, where its embeddings are known.
         encode_null: What gives them where they are not.
+        null_arguments: Other arguments of the null than of the prompts.
     """
 
     encode_null: Callable[[], Tensor] | None = None
+    null_arguments: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def embeds(self) -> Tensor:
@@ -242,7 +253,7 @@ class PromptCondition(Condition):
         """The condition of the null's embeddings."""
         if self.negative is not None:
             return Condition(self.negative)
-        return Condition({**self.positive, "encoder_hidden_states": self.encode_null()})
+        return Condition(self._null_of(self.encode_null()))
 
     def with_embeds(self, embeds: Tensor) -> PromptCondition:
         """The same with other embeddings of the prompts."""
@@ -252,4 +263,7 @@ class PromptCondition(Condition):
 
     def with_null(self, embeds: Tensor) -> PromptCondition:
         """The same with other embeddings of the null."""
-        return replace(self, negative={**self.positive, "encoder_hidden_states": embeds})
+        return replace(self, negative=self._null_of(embeds))
+
+    def _null_of(self, embeds: Tensor) -> dict[str, Any]:
+        return {**self.positive, **self.null_arguments, "encoder_hidden_states": embeds}

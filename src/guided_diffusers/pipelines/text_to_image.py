@@ -7,6 +7,7 @@ guidance does is in `guided_diffusers.guidance`; what a scheduler does is in the
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ from guided_diffusers.guidance import Guidance, GuidanceInterval
 from guided_diffusers.models.latents import decode, spatial_factor
 from guided_diffusers.models.parts import check_text_width, check_vae, check_weak
 from guided_diffusers.pipelines import inputs
+from guided_diffusers.pipelines.adapters import AdaptersMixin
 from guided_diffusers.pipelines.call import Call, default_guidance_config, rescaled, told_scale
 from guided_diffusers.pipelines.drawing import Drawing
 from guided_diffusers.pipelines.guided import GuidedPipeline
@@ -36,7 +38,7 @@ from guided_diffusers.schedulers.adapt import config_of, prediction_type_of
 logger = logging.get_logger(__name__)
 
 
-class TextToImagePipeline(GuidedPipeline, StableDiffusionMixin):
+class TextToImagePipeline(GuidedPipeline, StableDiffusionMixin, AdaptersMixin):
     """Text-to-image generation with classifier-free and any other guidance.
 
     A folder saved by StableDiffusionPipeline loads here. Guidance is classifier-free by `guidance_scale`, or
@@ -53,7 +55,7 @@ class TextToImagePipeline(GuidedPipeline, StableDiffusionMixin):
             configuration, which would clip latents after guidance, is switched off in a copy.
         safety_checker: As in Stable Diffusion; may be None.
         feature_extractor: As in Stable Diffusion; may be None unless there is a safety checker.
-        image_encoder: Kept with the checkpoint, not used; may be None.
+        image_encoder: Of an IP-Adapter; may be None.
         requires_safety_checker: Kept with the checkpoint.
         weak_unet: The weak network of autoguidance, such as a snapshot of the same training; None for none.
         default_guidance: The guidance of a call that names none: a Guidance, its `to_config()` value, or a
@@ -177,11 +179,9 @@ class TextToImagePipeline(GuidedPipeline, StableDiffusionMixin):
             is None without classifier-free guidance.
 
         Raises:
-            ValueError: A `lora_scale` (this pipeline loads no LoRA), prompts that are none, more layers to
-                leave out than there are, or as many negative prompts as do not fit the prompts.
+            ValueError: Prompts that are none, more layers to leave out than there are, or as many negative
+                prompts as do not fit the prompts.
         """
-        if lora_scale is not None:
-            raise ValueError("lora_scale was given, and this pipeline loads no LoRA: leave it out")
         check_bool("do_classifier_free_guidance", do_classifier_free_guidance)
         check_int("num_images_per_prompt", num_images_per_prompt, 1)
         prompts = Prompts(
@@ -193,7 +193,7 @@ class TextToImagePipeline(GuidedPipeline, StableDiffusionMixin):
         prompts.check()
         if clip_skip is not None:
             self.prompt_encoder.check_clip_skip(clip_skip)
-        return self.prompt_encoder.repeated(
+        return replace(self.prompt_encoder, lora_scale=lora_scale).repeated(
             prompts,
             torch.device(device),
             dtype_of(self.unet, getattr(self.text_encoder, "dtype", torch.float32)),
@@ -250,6 +250,8 @@ class TextToImagePipeline(GuidedPipeline, StableDiffusionMixin):
         guidance: Guidance | None = None,
         guidance_interval: GuidanceInterval | Sequence[float] | None = None,
         guidance_rescale: float = 0.0,
+        ip_adapter_image: Any = None,
+        ip_adapter_image_embeds: list[Tensor] | None = None,
     ) -> StableDiffusionPipelineOutput | tuple:
         """Generate images for prompts.
 
@@ -286,6 +288,9 @@ class TextToImagePipeline(GuidedPipeline, StableDiffusionMixin):
             guidance_interval: Where guidance is active: a GuidanceInterval or a pair (low, high] in sigma /
                 alpha.
             guidance_rescale: phi of `RescaledGuidance`, 0 (none) to 1, for classifier-free guidance.
+            ip_adapter_image: What an IP-Adapter is to see: an image, or one for each adapter.
+            ip_adapter_image_embeds: Its embeddings instead, `(1 or images, tokens, width)` a tensor for each
+                adapter, and before them as many of the null where guidance asks for the null.
 
         Returns:
             `StableDiffusionPipelineOutput` with `images` (and `nsfw_content_detected` of a safety checker),
@@ -324,11 +329,13 @@ class TextToImagePipeline(GuidedPipeline, StableDiffusionMixin):
             logger.warning(
                 "negative_prompt has no part in this call: its guidance does nothing at this scale"
             )
+        self.check_ip_adapter(ip_adapter_image, ip_adapter_image_embeds)
         told: dict[str, Any] = {"return_dict": False}
         self._cross_attention_kwargs = cross_attention_kwargs
         if cross_attention_kwargs is not None:
             told["cross_attention_kwargs"] = cross_attention_kwargs
-        return self._draw(prompts, drawing, call, shape, clip_skip, told)
+        images = (ip_adapter_image, ip_adapter_image_embeds)
+        return self._draw(prompts, drawing, call, shape, clip_skip, told, images)
 
     def _draw(
         self,
@@ -338,6 +345,7 @@ class TextToImagePipeline(GuidedPipeline, StableDiffusionMixin):
         shape: tuple[int, int, int, int],
         clip_skip: int | None,
         told: dict[str, Any],
+        images: tuple[Any, Any],
     ) -> StableDiffusionPipelineOutput | tuple:
         """The images of a checked call; a schedule that cannot be is refused before prompts are encoded."""
         device, dtype = self._execution_device, dtype_of(self.unet, torch.float32)
@@ -350,8 +358,13 @@ class TextToImagePipeline(GuidedPipeline, StableDiffusionMixin):
         if (width := self.unet.config.get("time_cond_proj_dim")) is not None:
             told["timestep_cond"] = guidance_embedding(call.scale, len(noise), width).to(device, dtype)
         times, with_null = len(noise) // len(prompts), call.current.needs_null
-        encoder = self.prompt_encoder
-        run.condition = encoder.condition(prompts, device, dtype, times, with_null, clip_skip, told)
+        lora_scale = told.get("cross_attention_kwargs", {}).get("scale")
+        encoder = replace(self.prompt_encoder, lora_scale=lora_scale)
+        null: dict[str, Any] = {}
+        if self.has_ip_adapter:
+            seen, null = self.told_of_images(*images, with_null, len(noise), dtype)
+            told |= seen
+        run.condition = encoder.condition(prompts, device, dtype, times, with_null, clip_skip, told, null)
         sample = drawing.sample(self, run, call)
         images, flagged = self._decode(sample, drawing.output_type, drawing.generator)
         self.maybe_free_model_hooks()
