@@ -17,7 +17,7 @@ from guided_diffusers import (
 )
 from guided_diffusers.guidance import ClassifierFreeGuidance, GuidanceInterval
 from guided_diffusers.guidance.recurrence import renoised
-from guided_diffusers.sampling import Run, StopSampling
+from guided_diffusers.sampling import Run
 
 UNCLIPPED = {"clip_sample": False}
 
@@ -164,29 +164,11 @@ class TestCallback:
         assert sampled(scheduler, callback=callback).eq(0).all()
         assert seen == list(enumerate(scheduler.timesteps.tolist()))
 
-    def test_it_may_stop_the_run(self):
-        calls = []
-
-        def denoise(sample, level, condition):
-            calls.append(level)
-            return 0.5 * sample
-
-        def callback(index, timestep, sample):
-            if index == 2:
-                raise StopSampling(torch.full_like(sample, 7.0))
-            return sample
-
-        result = sampling_loop(denoise, GuidedDDIMScheduler(), draw(4, 2), None, 6, callback=callback)
-        assert result.eq(7).all() and len(calls) == 3
-
-    @pytest.mark.parametrize("stops", [False, True])
     @pytest.mark.parametrize(
         "wrong", [None, [1.0], torch.zeros(1, 2), torch.zeros(4, 2, dtype=torch.int64)], ids=str
     )
-    def test_what_it_gives_is_checked(self, wrong, stops):
+    def test_what_it_gives_is_checked(self, wrong):
         def callback(index, timestep, sample):
-            if stops:
-                raise StopSampling(wrong)
             return wrong
 
         with pytest.raises(ValueError, match=r"what callback gave is .*shape of the sample, \(4, 2\)"):

@@ -31,7 +31,7 @@ from guided_diffusers.core.finite import Watch
 from guided_diffusers.core.noise import NoiseLevel, broadcast
 from guided_diffusers.core.prediction import at_least_float32, output_of
 from guided_diffusers.core.randomness import as_generators
-from guided_diffusers.guidance.base import Guidance, GuidanceSum, Guided, Prediction, Step
+from guided_diffusers.guidance.base import Guidance, GuidanceSum, Prediction, Step
 from guided_diffusers.guidance.recurrence import renoised
 from guided_diffusers.schedulers.adapt import (
     check_supported,
@@ -47,14 +47,6 @@ from guided_diffusers.schedulers.adapt import (
     takes,
 )
 from guided_diffusers.schedulers.protocol import AnyScheduler
-
-
-class StopSampling(Exception):  # noqa: N818  (a signal, as StopIteration is)
-    """Raised by a callback to end a run early: `raise StopSampling(sample)`; the loop returns that sample."""
-
-    def __init__(self, sample: Tensor) -> None:
-        super().__init__()
-        self.sample = sample
 
 
 class Run:
@@ -111,14 +103,13 @@ class Run:
         step_kwargs: Mapping[str, Any] | None = None,
         mu: float | None = None,
     ) -> None:
-        self._guided = denoiser if hasattr(denoiser, "run") else Guided(denoiser)
-        self._guided = self._guided if guidance is None else guidance(self._guided)
-        if not isinstance(noise, Tensor) or not noise.is_floating_point() or noise.ndim < 2:
+        self._guided = GuidanceSum(() if guidance is None else guidance.terms)(denoiser)
+        if not isinstance(noise, Tensor) or not noise.is_floating_point() or noise.ndim < 2 or not len(noise):
             raise ValueError(f"noise is {shown(noise)}; allowed: a floating-point tensor (batch, ...)")
         _check_generator(generator, len(noise))
         if step_kwargs is not None and not isinstance(step_kwargs, Mapping):
             raise TypeError(f"step_kwargs is {shown(step_kwargs)}; allowed: a mapping of arguments of step")
-        if any(term.needs_null for term in getattr(self._guided, "guidance", ())):
+        if self.guidance.needs_null:
             getattr(condition, "null", None)  # a Condition that has none says so before anything is computed
         self.condition, self.generator = condition, as_generators(generator)
         self.scheduler = _prepared(scheduler, num_inference_steps, timesteps, sigmas, mu)
@@ -208,8 +199,8 @@ class Run:
         return prediction
 
     def _recurrence(self, step: Step) -> int:
-        terms = getattr(self._guided, "guidance", ())
-        return max((t.recurrence for t in terms if t.recurrence > 1 and t.active(step)), default=1)
+        recurring = [term for term in self._guided.guidance if term.recurrence > 1]
+        return max((term.recurrence for term in recurring if term.active(step)), default=1)
 
     def _variance(self, prediction: Prediction) -> Tensor:
         if prediction.extra is None:
@@ -275,15 +266,8 @@ def sampling_loop(
         run.advance(step)
         if callback is None:
             continue
-        try:
-            given, stopped = callback(index, run.timesteps[index], run.sample), False
-        except StopSampling as stop:
-            given, stopped = stop.sample, True
-        given = check_same_shape("what callback gave", given, "the sample", run.sample)
-        run.sample = at_least_float32(given)
-        if stopped:
-            run.check()
-            break
+        given = callback(index, run.timesteps[index], run.sample)
+        run.sample = at_least_float32(check_same_shape("what callback gave", given, "the sample", run.sample))
     return run.sample
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -25,7 +26,7 @@ from guided_diffusers import (
 )
 from guided_diffusers.core.finite import NonFiniteError
 from guided_diffusers.likelihood.bound import full_bound
-from guided_diffusers.sampling import StopSampling
+from guided_diffusers.sampling import Run
 
 COSINE = {"beta_schedule": "squaredcos_cap_v2", "timestep_spacing": "trailing"}
 NOISE = torch.randn(2, 3, generator=torch.Generator().manual_seed(0))
@@ -70,21 +71,18 @@ def test_a_clean_end_that_is_listed_is_no_step(scheduler: Any, how: Any) -> None
         sampling_loop(spoilt_from(2, torch.nan), scheduler, NOISE, **how)
 
 
-def test_a_callback_mends_it_or_ends_the_run_before() -> None:
+def test_a_callback_mends_it_and_a_run_that_is_left_says_so_when_asked() -> None:
     def mend(index: int, timestep: Any, sample: torch.Tensor) -> torch.Tensor:
         return sample.nan_to_num(0.0)
 
-    def stop(index: int, timestep: Any, sample: torch.Tensor) -> torch.Tensor:
-        raise StopSampling(sample)
-
     ddim = DDIMScheduler(clip_sample=False)
-    for callback in (mend, stop):
-        drawn = sampling_loop(
-            spoilt_from(3, torch.nan), ddim, NOISE, num_inference_steps=5, callback=callback
-        )
-        assert drawn.isfinite().all()
-    with pytest.raises(NonFiniteError, match="step 1 of 5"):
-        sampling_loop(spoilt_from(1, torch.nan), ddim, NOISE, num_inference_steps=5, callback=stop)
+    drawn = sampling_loop(spoilt_from(3, torch.nan), ddim, NOISE, num_inference_steps=5, callback=mend)
+    assert drawn.isfinite().all()
+    for spoilt, expected in ((3, nullcontext()), (1, pytest.raises(NonFiniteError, match="step 1 of 5"))):
+        run = Run(spoilt_from(spoilt, torch.nan), ddim, NOISE, num_inference_steps=5)
+        run.advance(next(iter(run)))
+        with expected:
+            run.check()
 
 
 def overflowing(dtype: torch.dtype, **config: Any) -> Any:

@@ -21,6 +21,7 @@ from guided_diffusers.core.denoiser import ModelDenoiser
 from guided_diffusers.core.noise import NoiseLevel
 from guided_diffusers.guidance import ClassifierFreeGuidance, ClassifierGuidance, Guidance, GuidanceSum
 from guided_diffusers.guidance.base import checked_scale
+from guided_diffusers.guidance.classifier import check_sees_noise
 from guided_diffusers.pipelines import inputs, unprompted
 from guided_diffusers.pipelines.call import Call
 from guided_diffusers.pipelines.clipping import clip_before_guidance
@@ -78,10 +79,9 @@ class OwnClassifier:
         return GuidanceSum(tuple(terms)) if on_x0 else guidance
 
     def check_process(self, guidance: Guidance, scheduler: Any) -> None:
-        """Compare what a noise-aware network was trained on with the scheduler, where it is to see x_t."""
-        sees_noise = any(not term.idle and term.through == "classifier" for term in self.of(guidance))
-        if sees_noise and hasattr(self.network, "check_scheduler"):
-            self.network.check_scheduler(scheduler)
+        """Where the network is to see x_t, check that it can, and that it was trained on the scheduler's."""
+        if any(not term.idle and term.through == "classifier" for term in self.of(guidance)):
+            check_sees_noise(self.network, scheduler)
 
     def warn_of_nearly_pure_noise(self, guidance: Guidance, level: NoiseLevel) -> None:
         """Say so where the score form, unbounded, is active at a first level at which its factor is huge."""
