@@ -29,12 +29,14 @@ def aligned(module: torch.nn.Module) -> torch.nn.Module:
 
 def drawn(pipeline: Any) -> str:
     """A name of what a pipeline draws, from a fixed seed."""
-    for part in pipeline.components.values():
+    from guided_diffusers.evaluation.compute import all_components
+
+    for part in all_components(pipeline.components).values():
         if isinstance(part, torch.nn.Module):
             aligned(part)
     pipeline.set_progress_bar_config(disable=True)
     generator = [torch.Generator().manual_seed(3)]
-    first = (["a bag"],) if hasattr(pipeline, "text_encoder") else ()
+    first = (["a bag"],) if hasattr(getattr(pipeline, "base", pipeline), "text_encoder") else ()
     images = pipeline(*first, num_inference_steps=2, generator=generator, output_type="pt").images
     return hashlib.sha256(images.contiguous().numpy().tobytes()).hexdigest()
 
@@ -76,6 +78,10 @@ def push_all(origin: str) -> dict[str, Any]:
         "alice/images": drawn(images),
         "alice/vae": reconstructed(autoencoder),
     }
+    from tiny_upsampler import tiny_cascade
+
+    result["outputs"]["alice/cascade"] = drawn(cascade := tiny_cascade())
+    cascade.push_to_hub("alice/cascade", with_code=True, max_shard_size="20KB")
     first = pipeline.push_to_hub("alice/text")
     pipeline.push_to_hub("alice/code", with_code=True)
     images.push_to_hub("alice/images", private=True)
@@ -97,7 +103,12 @@ def pull_all(folder: str) -> dict[str, Any]:
     """Pull them again, in a process and a cache that have not seen them; push one back as it came."""
     from diffusers import DiffusionPipeline
 
-    from guided_diffusers import ImagePipeline, TextToImagePipeline, VariationalAutoencoder
+    from guided_diffusers import (
+        CascadePipeline,
+        ImagePipeline,
+        TextToImagePipeline,
+        VariationalAutoencoder,
+    )
     from guided_diffusers.hub import pull
     from guided_diffusers.training.data.images import load_autoencoder
 
@@ -107,6 +118,9 @@ def pull_all(folder: str) -> dict[str, Any]:
         "alice/text": drawn(text),
         "alice/images": drawn(ImagePipeline.from_pretrained("alice/images")),
         "alice/vae": reconstructed(VariationalAutoencoder.from_pretrained("alice/vae")),
+        "alice/cascade": drawn(CascadePipeline.from_pretrained("alice/cascade")),
+        "plain cascade": drawn(DiffusionPipeline.from_pretrained("alice/cascade", trust_remote_code=True)),
+        "pulled cascade": drawn(CascadePipeline.from_pretrained(pull("alice/cascade", Path(folder) / "two"))),
         "with code": drawn(with_code),
         "dev": drawn(TextToImagePipeline.from_pretrained("alice/text", revision="dev")),
         "folder": drawn(TextToImagePipeline.from_pretrained(pull("alice/text", Path(folder) / "text"))),

@@ -28,7 +28,7 @@ def trip(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return {"hub": hub, "folder": folder, "xet": xet, "log": log, "pushed": pushed, **back}
 
 
-@pytest.mark.parametrize("name", ["alice/text", "alice/images", "alice/vae", "dev"])
+@pytest.mark.parametrize("name", ["alice/text", "alice/images", "alice/vae", "alice/cascade", "dev"])
 def test_what_comes_back_gives_the_same_to_the_bit(trip: dict[str, Any], name: str):
     assert trip["pulled"][name] == trip["pushed"]["outputs"][name]
 
@@ -38,6 +38,13 @@ def test_every_way_in_gives_the_same(trip: dict[str, Any]):
         assert trip["pulled"][way] == trip["pushed"]["outputs"]["alice/text"], way
     assert trip["pulled"]["fp16"] == "torch.float16"
     assert trip["pulled"]["name"] == "alice/text"
+
+
+def test_a_cascade_is_one_commit_and_comes_back_by_every_way_in(trip: dict[str, Any]):
+    titles = [commit["title"] for commit in trip["hub"].history("alice/cascade")]
+    assert titles == ["Upload CascadePipeline", "initial commit"]
+    for way in ("plain cascade", "pulled cascade"):
+        assert trip["pulled"][way] == trip["pushed"]["outputs"]["alice/cascade"], way
 
 
 def test_a_pipelines_name_stands_for_its_autoencoder(trip: dict[str, Any]):
