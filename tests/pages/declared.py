@@ -50,6 +50,7 @@ NOT_TYPED = {
     "make": "the same, and the tests would run themselves",
     "python training/data/emoji": "it downloads packages of pictures",
     "accelerate launch training/train_autoencoder.py --config training/configs/emoji": "it trains on these",
+    "accelerate launch training/train_upsampler.py --config training/configs/emoji": "the same",
     "accelerate launch --multi_gpu": "it needs two GPUs",
     "guided-diffusers convert-": "the published checkpoints are not ours to ship",
 }
@@ -60,6 +61,7 @@ UNTRAINED = {
     "runs/fashion_latent_class/final": "fashion_latent_class",
     "runs/fashion_unconditional/final": "fashion_unconditional",
     "runs/fashion_vae_vector/final": "fashion_vae_vector",
+    "runs/fashion_upsampler/final": "fashion_upsampler",
     "runs/fashion_noise_aware_classifier/final": "fashion_noise_aware_classifier",
     "runs/fashion_noise_aware_clip/final": "fashion_noise_aware_clip",
 }
@@ -73,6 +75,8 @@ EXPECTED = {
     ],
     "docs/use.md": [
         "abs(together[2] - alone[0]).max() < 1e-4",
+        "[len(large), large[0].size, small[0].size] == [1, (128, 128), (32, 32)]",
+        "len(in_tiles) == len(faithful) == 4 and faithful[0].size == (128, 128)",
         "len(steps_between) == 8 and plane.size == (6 * 28, 6 * 28)",
         "latents.shape == (1, 4, 8, 8) and latents.isfinite().all() and not latents.requires_grad",
         "pixels.shape == (8, 1, 28, 28) and bound.bits_per_dim.isfinite().all()",

@@ -49,6 +49,7 @@ def _write_idx_files(folder: Path) -> None:
 def furnish(folder: Path) -> None:
     """What the commands of train.md would have made, as new networks, and the data."""
     makers = {"train_unconditional": _denoiser, "train_autoencoder": _autoencoder}
+    makers |= {"train_upsampler": _upsampler}
     makers |= {"train_classifier": _classifier, "train_clip": _clip}
     data = load("data/fashion_mnist")
     (folder / "data" / "fashion").mkdir(parents=True)
@@ -73,6 +74,20 @@ def _denoiser(module: ModuleType, words: list[str], folder: Path, data: ModuleTy
     unet = module.make_unet(config, vae, learned, None if config.label_column is None else len(data.CLASSES))
     pipeline = DDPMPipeline(unet, scheduler) if vae is None else ImagePipeline(unet, scheduler, vae)
     pipeline.save_pretrained(folder)
+
+
+def _upsampler(module: ModuleType, words: list[str], folder: Path, data: ModuleType) -> None:
+    from guided_diffusers import UpsamplePipeline
+    from guided_diffusers.training.engine.setup import make_scheduler
+
+    config = read(module, *words)
+    UpsamplePipeline(
+        module.make_unet(config, None, None, None, False),
+        make_scheduler(config.scheduler, config.scheduler_arguments),
+        config.augmentation.scheduler,
+        scale=config.scale,
+        image_size=config.data.resolution,
+    ).save_pretrained(folder)
 
 
 def _autoencoder(module: ModuleType, words: list[str], folder: Path, data: ModuleType) -> None:
