@@ -426,6 +426,8 @@ class TestAView:
     @pytest.mark.slow
     @torch.no_grad()
     def test_sees_a_network_that_is_compiled(self):
+        from torch._dynamo import eval_frame
+
         for compile_it in (
             lambda net: net.compile(backend="eager"),
             lambda net: torch.compile(net, backend="eager"),
@@ -438,6 +440,14 @@ class TestAView:
             for make in (views.skip_layers, views.identity_attention):
                 torch.testing.assert_close(make(denoiser)(SAMPLE, LEVEL, TOLD).x0, self.weak(make))
             assert torch.equal(denoiser(SAMPLE, LEVEL, TOLD).x0, before)
+        first, second = (views.skip_layers(unet).perturbed() for _ in range(2))
+        first.__enter__()
+        second.__enter__()
+        denoiser(SAMPLE, LEVEL, TOLD)
+        first.__exit__(None, None, None)
+        assert eval_frame._stance.stance == "force_eager"
+        second.__exit__(None, None, None)
+        assert eval_frame._stance.stance == "default"
 
 
 def hooks_of(network: nn.Module) -> list[tuple[int, int]]:

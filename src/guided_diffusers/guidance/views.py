@@ -35,6 +35,7 @@ from __future__ import annotations
 
 import math
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -156,7 +157,7 @@ class View:
             if isinstance(self.network, View):
                 stack.enter_context(self.network.perturbed())
             if "torch._dynamo" in sys.modules:  # compiled code does not look for hooks that came later
-                stack.enter_context(torch.compiler.set_stance("force_eager"))
+                stack.enter_context(_uncompiled())
             cached = getattr(self._orig_mod, "is_cache_enabled", False)
             if cached:  # what it keeps of the view it keeps apart
                 stack.enter_context(self._orig_mod.cache_context(f"view {id(self)}"))
@@ -165,6 +166,23 @@ class View:
             yield
             if not cached:  # which leaves layers out itself
                 hooks.check()
+
+
+_LOCK, _STANCES = threading.Lock(), []
+
+
+@contextmanager
+def _uncompiled() -> Iterator[None]:
+    """Nothing runs compiled until the last of those who are inside has left, in whichever thread."""
+    with _LOCK:
+        _STANCES.append(_STANCES[0] if _STANCES else torch.compiler.set_stance("force_eager"))
+    try:
+        yield
+    finally:
+        with _LOCK:
+            stance = _STANCES.pop()
+            if not _STANCES:
+                stance.__exit__(None, None, None)
 
 
 def _module_of(network: Any) -> nn.Module:
