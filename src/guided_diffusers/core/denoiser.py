@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 from guided_diffusers.core.checks import a_kind_of, shown
-from guided_diffusers.core.declared import AtLeast, Positive, Within, read
+from guided_diffusers.core.declared import Above, AtLeast, Within, read
 from guided_diffusers.core.networks import WITHOUT_A_BATCH, Network
 from guided_diffusers.core.noise import NoiseLevel, broadcast, factor
 from guided_diffusers.core.prediction import PREDICTION_TYPES, at_least_float32, denoised_of
 
 _MODEL = Annotated[Callable, "a network, or a function (sample, timestep, **condition)"]
-_CLIP = Annotated[Positive | None, "None, a number above 0, or a function of x_0"]
+_CLIP = Annotated[Annotated[float, Above(0, finite=False)] | None, "None, a number above 0, or a function"]
 _COMPUTE_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
