@@ -103,12 +103,10 @@ def device_of(device: str | None) -> torch.device:
     """
     import torch
 
-    from guided_diffusers.core.checks import check_device
-
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    found = check_device("device", device)
     try:
+        found = torch.device(device)
         torch.empty(1, device=found)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).split("\n")[0]

@@ -37,15 +37,6 @@ def check_that(fits: Any, name: str, value: Any, allowed: str) -> None:
         raise ValueError(f"{name} is {shown(value)}; allowed: {allowed}")
 
 
-def check_integers(name: str, value: Any, count: int, below: int) -> Tensor:
-    """A tensor `(count,)` of integers from 0 to less than `below`, such as labels."""
-    whole = isinstance(value, Tensor) and not (value.is_floating_point() or value.is_complex())
-    allowed = f"({count},) integers from 0 to {below - 1}"
-    check_that(whole and value.dtype != torch.bool and value.shape == (count,), name, value, allowed)
-    check_that(all(0 <= number < below for number in value.tolist()), name, value.tolist(), allowed)
-    return value
-
-
 def check_choice(name: str, value: Any, allowed: Sequence[str]) -> str:
     """A string that is one of `allowed`."""
     return read(name, value, Literal[tuple(allowed)])
@@ -64,11 +55,6 @@ def check_number(
     """A finite number of any type but bool, from `low` to `high`; `above` excludes `low`."""
     ends = (-math.inf if low is None else low, math.inf if high is None else high)
     return read(name, value, Annotated[float, Range(*ends, "(]" if above else "[]")])
-
-
-def check_bool(name: str, value: Any) -> bool:
-    """True or False."""
-    return read(name, value, bool)
 
 
 def check_tensor(
@@ -106,14 +92,6 @@ def check_same_shape(name: str, value: Any, other: str, reference: Tensor) -> Te
     shape = f"{other}, {tuple(reference.shape)}"
     check_that(right, name, value, f"a floating-point tensor of the shape of {shape}")
     return value
-
-
-def check_device(name: str, value: Any) -> torch.device | None:
-    """A device, or the name of one; None passes."""
-    try:
-        return None if value is None else torch.device(value)
-    except (RuntimeError, TypeError, ValueError):
-        raise ValueError(f"{name} is {shown(value)}; allowed: a device, such as 'cpu' or 'cuda:0'") from None
 
 
 def check_callable(name: str, value: Any, what: str = "a function") -> Any:

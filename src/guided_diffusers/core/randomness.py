@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from guided_diffusers.core.checks import check_device, check_that
+from guided_diffusers.core.checks import check_that
 
 _MASK = (1 << 64) - 1
 _MOST = 1 << 32
@@ -89,7 +89,7 @@ def seed_for(seed: int, sample_index: int) -> int:
 
 def generator_for(seed: int, sample_index: int, device: torch.device | str = "cpu") -> torch.Generator:
     """A generator for one sample, seeded by `seed_for`."""
-    return torch.Generator(check_device("device", device) or "cpu").manual_seed(seed_for(seed, sample_index))
+    return torch.Generator(device).manual_seed(seed_for(seed, sample_index))
 
 
 def randn_for(
@@ -116,7 +116,7 @@ def randn_for(
     generator = torch.Generator()
     for row, number in zip(noise, sample_indices, strict=True):
         row.normal_(generator=generator.manual_seed(seed_for(seed, number)))
-    return noise.to(check_device("device", device))
+    return noise.to(device)
 
 
 def rand_for(
@@ -132,7 +132,7 @@ def rand_for(
     generator = torch.Generator()
     for row, number in zip(numbers, sample_indices, strict=True):
         row.uniform_(generator=generator.manual_seed(seed_for(seed, number)))
-    return numbers.to(check_device("device", device))
+    return numbers.to(device)
 
 
 def as_generators(value: Any) -> torch.Generator | list[torch.Generator] | None:

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from guided_diffusers.core.checks import check_finite, check_integers, check_tensor, check_that
+from guided_diffusers.core.checks import check_finite, check_tensor, check_that
 from guided_diffusers.evaluation.estimate import Estimate, wilson_estimate
+from guided_diffusers.evaluation.images import check_integers
 
 
 @dataclass(frozen=True, kw_only=True)

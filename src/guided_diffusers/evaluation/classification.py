@@ -20,12 +20,13 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from guided_diffusers.core.checks import check_int, check_integers, check_tensor, check_that
+from guided_diffusers.core.checks import check_int, check_tensor, check_that
 from guided_diffusers.core.noise import NoiseLevel
 from guided_diffusers.core.prediction import at_least_float32
 from guided_diffusers.core.randomness import randn_for, seed_for
 from guided_diffusers.evaluation.bootstrap import mean_estimate
 from guided_diffusers.evaluation.estimate import Estimate, wilson_estimate
+from guided_diffusers.evaluation.images import check_integers
 from guided_diffusers.evaluation.plotting import as_image, new_figure
 from guided_diffusers.losses import Levels, add_noise
 

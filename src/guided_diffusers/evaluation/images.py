@@ -48,6 +48,15 @@ class ImageSet:
         return getattr(self, attribute)
 
 
+def check_integers(name: str, value: Any, count: int, below: int) -> Tensor:
+    """A tensor `(count,)` of integers from 0 to less than `below`, such as labels."""
+    whole = isinstance(value, Tensor) and not (value.is_floating_point() or value.is_complex())
+    allowed = f"({count},) integers from 0 to {below - 1}"
+    check_that(whole and value.dtype != torch.bool and value.shape == (count,), name, value, allowed)
+    check_that(all(0 <= number < below for number in value.tolist()), name, value.tolist(), allowed)
+    return value
+
+
 def check_pixels(
     name: str, images: Any, channels: Sequence[int] | None = None, count: int | str = "count"
 ) -> Tensor:

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
 
-from guided_diffusers.core.checks import check_integers, check_tensor, check_that
+from guided_diffusers.core.checks import check_tensor, check_that
 from guided_diffusers.core.declared import Count, Declared
-from guided_diffusers.evaluation.images import check_pixels
+from guided_diffusers.evaluation.images import check_integers, check_pixels
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,7 +21,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from guided_diffusers.core.checks import check_bool, check_callable
+from guided_diffusers.core.checks import check_callable
 from guided_diffusers.core.denoiser import Denoised, Denoiser
 from guided_diffusers.guidance.base import Guidance, Query, Scale, Step, column, network_field
 from guided_diffusers.guidance.interval import GuidanceInterval
@@ -53,11 +53,10 @@ class AutoGuidance(Guidance):
     null: bool = False
 
     def __post_init__(self) -> None:
-        """Check the network and the option."""
+        """Check the network."""
         super().__post_init__()
         if self.weak is not None:  # of a term that is only written down, it comes with `from_config`
             check_callable("weak", self.weak, _WEAK)
-        check_bool("null", self.null)
 
     @property
     def needs_null(self) -> bool:

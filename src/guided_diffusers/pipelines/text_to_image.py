@@ -20,7 +20,8 @@ from diffusers.utils import logging
 from torch import Tensor
 from transformers import CLIPVisionModelWithProjection, PreTrainedModel, PreTrainedTokenizerBase
 
-from guided_diffusers.core.checks import check_bool, check_int, check_number
+from guided_diffusers.core.checks import check_int, check_number
+from guided_diffusers.core.declared import read
 from guided_diffusers.core.denoiser import ModelDenoiser, dtype_of
 from guided_diffusers.core.networks import guidance_embedding, needed_arguments
 from guided_diffusers.guidance import Guidance, GuidanceInterval
@@ -182,7 +183,7 @@ class TextToImagePipeline(GuidedPipeline, StableDiffusionMixin, AdaptersMixin):
             ValueError: Prompts that are none, more layers to leave out than there are, or as many negative
                 prompts as do not fit the prompts.
         """
-        check_bool("do_classifier_free_guidance", do_classifier_free_guidance)
+        read("do_classifier_free_guidance", do_classifier_free_guidance, bool)
         check_int("num_images_per_prompt", num_images_per_prompt, 1)
         prompts = Prompts(
             prompt=prompt,

@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from guided_diffusers.core.checks import check_device, check_that, shown
+from guided_diffusers.core.checks import check_that, shown
 from guided_diffusers.core.declared import AtLeast, Range, Whole, Within, read
 from guided_diffusers.core.noise import NoiseLevel, broadcast
 from guided_diffusers.core.posterior import Posterior, posterior
@@ -101,7 +101,6 @@ class VariancePreservingMixin:
             listed = read("timesteps", given, kind)
             falls = all(after < before for before, after in zip(listed, listed[1:], strict=False))
             check_that(falls, "timesteps", listed, "strictly descending ones")
-        device = check_device("device", device)
         self.custom_timesteps = timesteps is not None
         self.num_inference_steps = len(listed)
         self.timesteps = torch.tensor(listed, dtype=torch.int64).to(device)

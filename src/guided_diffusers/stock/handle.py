@@ -22,7 +22,8 @@ import torch
 from diffusers import DiffusionPipeline
 from diffusers.modular_pipelines import ModularPipeline
 
-from guided_diffusers.core.checks import check_bool, check_number, shown
+from guided_diffusers.core.checks import check_number, shown
+from guided_diffusers.core.declared import read
 from guided_diffusers.core.networks import unwrapped
 from guided_diffusers.guidance.base import Guidance
 from guided_diffusers.guidance.views import View
@@ -100,9 +101,8 @@ class Handle:
         _check_pipeline(pipeline)
         self.pipeline = pipeline
         self.guidance = _by_network(pipeline, guidance)
-        check_bool("sequential", sequential)
         self._null = _checked_null(pipeline, condition, self.guidance)
-        self._sequential, self._running = sequential, False
+        self._sequential, self._running = read("sequential", sequential, bool), False
         self._recorder = self._make_recorder()
         self._check_parts()
         self._class = type(pipeline)
