@@ -17,6 +17,7 @@ from guided_diffusers.guidance import (
     Guidance,
     GuidanceInterval,
     GuidanceSum,
+    HistoryGuidance,
     ProjectedGuidance,
     Query,
     Step,
@@ -191,6 +192,20 @@ class TestAlgebra:
         answer = guided.run(Step(sample=sample, level=level_at(1.0)))
         assert not answer.x0.requires_grad and not answer.extra.requires_grad
         assert sample.grad is None
+
+    @pytest.mark.parametrize("term", [ProjectedGuidance(3.0), HistoryGuidance(cutoff=None)])
+    def test_no_graph_stays_in_the_memory_of_a_run(self, term):
+        """Each step's would hold those of all steps before it."""
+        memory = {}
+        guidance = term + ClassifierGuidance(log_prob, 1.0, through="denoised")
+        step = Step(sample=draw(4, 2), level=level_at(1.0), condition=LABELS, memory=memory)
+        for _ in range(2):
+            guidance(exact_denoiser()).run(step)
+        kept = [
+            each for value in memory.values() for each in (value if isinstance(value, tuple) else [value])
+        ]
+        assert any(torch.is_tensor(each) for each in kept)
+        assert not any(torch.is_tensor(each) and each.requires_grad for each in kept)
 
     def test_memory_belongs_to_the_run(self):
         @dataclass(frozen=True)

@@ -52,7 +52,7 @@ class ProjectedGuidance(ClassifierFreeGuidance):
             key = (type(self).__name__, self.momentum, self.interval)
             if key in step.memory:
                 difference = difference + self.momentum * step.memory[key]
-            step.memory[key] = difference
+            step.memory[key] = difference.detach()
         axes = tuple(range(1, difference.ndim))
         if self.norm_threshold is not None:
             norm = torch.linalg.vector_norm(difference, dim=axes, keepdim=True)
