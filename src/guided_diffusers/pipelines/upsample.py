@@ -394,7 +394,7 @@ class UpsamplePipeline(GuidedPipeline):
             images, dtype = len(seen[LOW_RES]), dtype_of(self.unet, torch.float32)
             encoder = PromptEncoder(self.tokenizer, self.text_encoder)
             times = images // len(prompts)
-            return encoder.condition(prompts, self._execution_device, dtype, times, with_null, None, seen)
+            return encoder.condition(prompts, self._execution_device, dtype, times, with_null, None, seen, {})
         if labels is None:
             return Condition(seen, seen)
         null = torch.full_like(labels, self.unet.config.num_class_embeds - 1)
