@@ -79,6 +79,7 @@ def of(term: type[Guidance], **options: Any) -> Target:
         arguments={**common, **options},
         right=of_shape_of("sample"),
         called={"weak": "denoiser", "log_prob": "log_prob"},
+        keep=("sample", "level"),
     )
 
 

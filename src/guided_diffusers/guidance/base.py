@@ -19,7 +19,7 @@ from typing import Annotated, Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from guided_diffusers.core.checks import check_callable, shown
+from guided_diffusers.core.checks import as_number, check_callable, check_that, shown
 from guided_diffusers.core.declared import Declared, build
 from guided_diffusers.core.denoiser import Denoised, Denoiser, as_denoised
 from guided_diffusers.core.noise import NoiseLevel, broadcast
@@ -202,10 +202,8 @@ class Guidance(Declared):
         """
         entries = [config] if isinstance(config, Mapping) else config
         several = isinstance(entries, Sequence) and not isinstance(entries, str)
-        if not several or not all(isinstance(entry, Mapping) for entry in entries):
-            raise ValueError(
-                f"config is {shown(config)}; allowed: a term's to_config() value, or a list of them"
-            )
+        several = several and all(isinstance(entry, Mapping) for entry in entries)
+        check_that(several, "config", config, "a term's to_config() value, or a list of them")
         terms = tuple(_term_from(entry, networks) for entry in entries)
         return terms[0] if len(terms) == 1 else GuidanceSum(terms)
 
@@ -268,10 +266,6 @@ class Guided:
 
     def __call__(self, sample: Tensor, level: NoiseLevel, condition: Any = None) -> Tensor:
         """The guided x_0 of `sample`, outside a sampling run: no next level and an empty memory."""
-        if not isinstance(sample, Tensor) or not sample.is_floating_point() or sample.ndim < 2:
-            raise ValueError(f"sample is {shown(sample)}; allowed: a floating-point tensor (batch, ...)")
-        if not isinstance(level, NoiseLevel):
-            raise TypeError(f"level is {shown(level)}; allowed: a NoiseLevel")
         return self.run(Step(sample=sample, level=level, condition=condition)).x0
 
     def run(self, step: Step) -> Prediction:
@@ -350,10 +344,8 @@ def _asked(network: Denoiser, sample: Tensor, level: NoiseLevel, condition: Any)
     """The answer of a denoiser that is any callable, checked where the mistake is."""
     answer = as_denoised(network(sample, level, condition))
     if not isinstance(answer.x0, Tensor) or answer.x0.shape != sample.shape:
-        raise ValueError(
-            f"the denoiser gives {shown(answer.x0)}; allowed: x_0 of the sample's shape, "
-            f"{tuple(sample.shape)}"
-        )
+        given, shape = shown(answer.x0), tuple(sample.shape)
+        raise ValueError(f"the denoiser gives {given}; allowed: x_0 of the sample's shape, {shape}")
     return answer
 
 
@@ -371,21 +363,14 @@ def checked_scale(scale: float | Sequence[float] | Tensor, name: str = "scale") 
         TypeError: Not a number, nor a sequence or 1-dim tensor of numbers.
         ValueError: Not finite, too large for what float32 holds after some steps, or none at all.
     """
-    try:
-        value = scale.tolist() if hasattr(scale, "tolist") else scale
-        values = (
-            tuple(float(v) for v in value)
-            if isinstance(value, Sequence) and not isinstance(value, str | bytes)
-            else None
-        )
-        single = float(value) if values is None and not isinstance(value, str | bytes | bool) else None
-    except (TypeError, ValueError, OverflowError, RuntimeError):
-        values = single = None
-    if values is None and single is None:
+    value = scale.tolist() if hasattr(scale, "tolist") else scale
+    several = isinstance(value, Sequence) and not isinstance(value, str | bytes)
+    numbers = tuple(as_number(each) for each in (value if several else (value,)))
+    if None in numbers:
         raise TypeError(f"{name} is {shown(scale)}; allowed: a number, or one number a sample")
-    if values == () or not all(abs(v) <= MAX_SCALE for v in (values if values is not None else (single,))):
-        raise ValueError(f"{name} is {shown(scale)}; allowed: finite numbers, at most {MAX_SCALE:,.0f}")
-    return values if values is not None else single
+    fits = numbers and all(abs(number) <= MAX_SCALE for number in numbers)
+    check_that(fits, name, scale, f"finite numbers, at most {MAX_SCALE:,.0f}")
+    return numbers if several else numbers[0]
 
 
 Scale = Annotated[float | tuple[float, ...], checked_scale]

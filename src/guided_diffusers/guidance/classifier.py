@@ -53,7 +53,24 @@ from guided_diffusers.guidance.gradient import gradient_of
 from guided_diffusers.guidance.interval import GuidanceInterval
 
 _LOG_PROB = "a function (sample, level, condition) -> (batch,)"
-LogProb = Annotated[Callable[[Tensor, NoiseLevel, Any], Tensor], _LOG_PROB]
+_FOR_CLEAN = "allowed: through='denoised', LossGuidance, or a noise-aware classifier"
+
+
+def _of_three(log_prob: Any) -> Any:
+    """A function of three arguments, as far as Python knows its signature."""
+    check_callable("log_prob", log_prob, _LOG_PROB)
+    try:
+        inspect.signature(log_prob).bind(None, None, None)
+    except ValueError:  # of a function whose signature Python does not know
+        return log_prob
+    except TypeError:
+        given = f"log_prob is {shown(log_prob)}, which does not take three arguments"
+        allowed = f"{_LOG_PROB}; a function of images alone is a loss of LossGuidance"
+        raise ValueError(f"{given}; allowed: {allowed}") from None
+    return log_prob
+
+
+LogProb = Annotated[Callable[[Tensor, NoiseLevel, Any], Tensor], _of_three]
 FORMS = ("score", "mean_shift")
 
 
@@ -98,10 +115,8 @@ class ClassifierGuidance(Guidance):
     def __post_init__(self) -> None:
         """Check that the options go together."""
         super().__post_init__()
-        if self.log_prob is not None:
-            _check_arguments(self.log_prob)
-            if self.through == "classifier":
-                check_sees_noise(self._network)
+        if self.log_prob is not None and self.through == "classifier":
+            check_sees_noise(self._network)
         if self.at == "mean" and self.through == "denoised":
             raise ValueError("at is 'mean' and through is 'denoised'; allowed: at='sample', or 'classifier'")
 
@@ -123,9 +138,8 @@ class ClassifierGuidance(Guidance):
         """`s sigma^2 / alpha g` of this level or the next; `s g` where the scheduler shifts its own mean."""
         for name, value, other in (("form", "mean_shift", "score"), ("at", "mean", "sample")):
             if step.next_level is None and getattr(self, name) == value:
-                raise ValueError(
-                    f"{name} {value!r} needs the next noise level: use it in a sampling run, or {other!r}"
-                )
+                remedy = f"use it in a sampling run, or {other!r}"
+                raise ValueError(f"{name} {value!r} needs the next noise level: {remedy}")
         gradient = column(self.scale, own.x0) * self._gradient(step, own, answers)
         if self.form == "mean_shift" and step.shifts_mean:
             return Shift(mean=gradient)
@@ -160,24 +174,8 @@ def check_sees_noise(network: Any, scheduler: Any = None) -> None:
             which `sees_noise` is False.
         scheduler: Where it is given, a network with `check_scheduler` compares its process with this one's.
     """
-    clean = type(network).__module__.startswith("transformers.") or not getattr(network, "sees_noise", True)
-    if clean:
-        raise ValueError(
-            f"through is 'classifier', and log_prob is of {a_kind_of(network)}, which knows clean "
-            "images only; allowed: through='denoised', LossGuidance, or a noise-aware classifier"
-        )
+    if type(network).__module__.startswith("transformers.") or not getattr(network, "sees_noise", True):
+        given = f"through is 'classifier', and log_prob is of {a_kind_of(network)}"
+        raise ValueError(f"{given}, which knows clean images only; {_FOR_CLEAN}")
     if scheduler is not None and hasattr(network, "check_scheduler"):
         network.check_scheduler(scheduler)
-
-
-def _check_arguments(log_prob: Any) -> None:
-    check_callable("log_prob", log_prob, _LOG_PROB)
-    try:
-        inspect.signature(log_prob).bind(None, None, None)
-    except TypeError:
-        given = f"log_prob is {shown(log_prob)}, which does not take three arguments"
-        raise ValueError(
-            f"{given}; allowed: {_LOG_PROB}; a function of images alone is a loss of LossGuidance"
-        ) from None
-    except ValueError:  # a function whose signature Python does not know
-        pass
