@@ -37,8 +37,8 @@ from guided_diffusers.schedulers.adapt import (
     check_supported,
     config_of,
     initial_scale,
-    prediction_type_of,
     reads_variance,
+    row_of,
     run_levels,
     run_timesteps,
     seed_noise,
@@ -115,7 +115,7 @@ class Run:
         self.scheduler = _prepared(scheduler, num_inference_steps, timesteps, sigmas, mu)
         self.timesteps = run_timesteps(self.scheduler)
         self.memory: dict[Any, Any] = {}
-        self._prediction_type = prediction_type_of(self.scheduler)
+        self._prediction_type = row_of(self.scheduler)
         self._with_variance = reads_variance(self.scheduler)
         taken = inspect.signature(self.scheduler.step).parameters
         self._shifts_mean = "guidance_gradient" in taken
@@ -147,7 +147,7 @@ class Run:
         return self._steps
 
     def _walk(self) -> Iterator[Step]:
-        levels = run_levels(self.scheduler)
+        levels = run_levels(self.scheduler, self.timesteps)
         following, prepares = next(levels), hasattr(self.scheduler, "scale_model_input")
         for timestep in self.timesteps:
             if prepares:  # it sets up a multi-stage one's state
@@ -237,7 +237,7 @@ def sampling_loop(
         timesteps: As of `Run`.
         sigmas: As of `Run`.
         generator: As of `Run`.
-        callback: `(index, timestep, sample) -> sample`, after each step.
+        callback: `(index, timestep, sample) -> sample`, after each step; a run that ends early is a `Run`.
         step_kwargs: As of `Run`.
         mu: As of `Run`.
 

@@ -20,6 +20,7 @@ from __future__ import annotations
 import difflib
 import math
 import os
+import sys
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
@@ -53,6 +54,18 @@ class Range:
         above = number > self.low if self.ends[0] == "(" else number >= self.low
         below = number < self.high if self.ends[1] == ")" else number <= self.high
         return above and below and not (self.finite and abs(number) == math.inf)
+
+    @property
+    def least(self) -> float:
+        """The least number in it."""
+        low = math.nextafter(self.low, math.inf) if self.ends[0] == "(" else self.low
+        return max(low, -sys.float_info.max) if self.finite else low
+
+    @property
+    def greatest(self) -> float:
+        """The greatest number in it."""
+        high = math.nextafter(self.high, -math.inf) if self.ends[1] == ")" else self.high
+        return min(high, sys.float_info.max) if self.finite else high
 
     def __str__(self) -> str:
         """In words, to follow those of the type: " above 0"."""
@@ -135,11 +148,11 @@ def read(name: str, value: Any, kind: Any, text: bool = False) -> Any:
         ValueError: Not allowed; it says what is.
         TypeError: What has to be called and cannot be.
     """
-    classes, number, ranges, choices = _taken(kind)
+    classes, number, low, high, choices = _taken(kind)
     exact = type(value)
     if isinstance(value, classes) or (exact is str and value in choices):
         return value
-    if exact is number and all(value in limits for limits in ranges):
+    if exact is number and low <= value <= high:
         return value
     try:
         return _as(kind, value, name, text)
@@ -149,33 +162,37 @@ def read(name: str, value: Any, kind: Any, text: bool = False) -> Any:
 
 
 @cache
-def _taken(kind: Any) -> tuple[tuple[type, ...], type | None, tuple[Range, ...], tuple[str, ...]]:
+def _taken(kind: Any) -> tuple[tuple[type, ...], type | None, float, float, tuple[str, ...]]:
     """Which values are taken as they are, which is most of them, so that nothing else has to be asked.
 
     Returns:
-        Classes whose instances are; `int` or `float` where numbers of it in the ranges that follow are; and
-        texts that are.
+        Classes whose instances are; `int` or `float`, where numbers of it are that lie from the least to the
+        greatest that follow; and texts that are.
     """
-    rules, parts = getattr(kind, "__metadata__", ()), typing.get_args(kind)
-    origin = _origin(kind)
-    if rules:
-        plain = kind.__origin__ in (int, float) and not any(map(callable, rules))
-        ranges = tuple(rule for rule in rules if isinstance(rule, Range))
-        return (), kind.__origin__ if plain else None, ranges, ()
-    if origin is typing.Union:
+    rules, parts, origin = getattr(kind, "__metadata__", ()), typing.get_args(kind), _origin(kind)
+    if rules and not any(isinstance(rule, Range) or callable(rule) for rule in rules):  # words alone
+        return _taken(kind.__origin__)
+    classes: tuple[type, ...] = ()
+    number, low, high, choices = None, -math.inf, math.inf, ()
+    if rules or kind in (int, float):
+        ranges = [rule for rule in rules if isinstance(rule, Range)] if rules else [Range()]
+        of = kind.__origin__ if rules else kind
+        number = of if of in (int, float) and not any(map(callable, rules)) else None
+        low = max([-math.inf, *(limits.least for limits in ranges)])
+        high = min([math.inf, *(limits.greatest for limits in ranges)])
+    elif origin is typing.Union:
         inner = [_taken(part) for part in parts]
-        whole = all(classes and number is None for classes, number, *_ in inner)
-        several = tuple(each for classes, *_ in inner for each in classes)
-        return (several if whole else (type(None),) * (type(None) in parts)), None, (), ()
-    if kind in (int, float):
-        return (), kind, (Range(),), ()
-    if origin is Literal:
-        return (), None, (), tuple(part for part in parts if isinstance(part, str))
-    if Callable in (origin, kind):
-        return (Callable,), None, (), ()
-    if kind is str or not isinstance(kind, type) or parts:
-        return (), None, (), ()
-    return (kind,) if kind in _CHECKED or is_dataclass(kind) else (object,), None, (), ()
+        if all(each[0] for each in inner):
+            classes = tuple(one for each in inner for one in each[0])
+        else:
+            classes = (type(None),) * (type(None) in parts)
+    elif origin is Literal:
+        choices = tuple(part for part in parts if isinstance(part, str))
+    elif Callable in (origin, kind):
+        classes = (Callable,)
+    elif kind is not str and origin not in (tuple, list, dict):
+        classes = (kind,) if kind in _CHECKED or is_dataclass(kind) else (object,)
+    return classes, number, low, high, choices
 
 
 _CHECKED = (bool, type(None), dict, Mapping, tuple, list)

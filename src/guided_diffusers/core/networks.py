@@ -160,7 +160,7 @@ class Network:
         self.calling = next(filter(None, known), None) if names[0] == "hidden_states" else None
         known = self.calling is not None or names[:2] == ["sample", "timestep"]
         check_that(known, "model", model, _CALLED)
-        self.needs = needed_arguments(plain)
+        self.needs = {} if forward is None else dict(_needs(plain, forward))
         self.axis = 1 if self.calling is None else self.calling.channels
         self.channels = self.config.get("in_channels") if forward and self.axis else None
 

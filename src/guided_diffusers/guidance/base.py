@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from guided_diffusers.core.checks import as_number, check_callable, check_that, shown
-from guided_diffusers.core.declared import Declared, build
+from guided_diffusers.core.declared import Declared, build, kinds_of
 from guided_diffusers.core.denoiser import Denoised, Denoiser, as_denoised
 from guided_diffusers.core.noise import NoiseLevel, broadcast
 from guided_diffusers.guidance.interval import GuidanceInterval
@@ -122,7 +122,7 @@ class Guidance(Declared):
 
     def __post_init__(self) -> None:
         """Normalise `scale` to a float or a tuple of floats, and the rest as the annotations say."""
-        if any(f.name == "scale" for f in fields(self)):
+        if kinds_of(type(self)).get("scale", Scale) != Scale:  # of one's own: a number is a scale too
             object.__setattr__(self, "scale", checked_scale(self.scale))
         super().__post_init__()
 

@@ -61,8 +61,8 @@ class Prompts:
         text = self.negative_prompt or ""
         return [text] * len(self) if isinstance(text, str) else text
 
-    def check(self, width: int | None = None) -> None:
-        """Raise ValueError where they are none, contradict each other, or are embeddings of another width."""
+    def check(self, width: int | None = None) -> int:
+        """How many there are; ValueError where they are none, contradict each other, or are too wide."""
         for text, embeds in (("prompt", "prompt_embeds"), ("negative_prompt", "negative_prompt_embeds")):
             asked, given = getattr(self, text), getattr(self, embeds)
             if given is not None:
@@ -72,11 +72,11 @@ class Prompts:
                 inputs.check_prompts(text, asked)
             elif text == "prompt":
                 raise ValueError("neither prompt nor prompt_embeds was given; give one of them")
-        self._check_as_many()
+        self._check_as_many(count := len(self))
+        return count
 
-    def _check_as_many(self) -> None:
+    def _check_as_many(self, count: int) -> None:
         """Raise ValueError where what images are not to show is of other prompts than what they are."""
-        count = len(self)
         for name in ("negative_prompt", "negative_prompt_embeds"):
             several = getattr(self, name)
             if several is not None and not isinstance(several, str) and len(several) != count:

@@ -34,7 +34,7 @@ from guided_diffusers.pipelines.drawing import Drawing
 from guided_diffusers.pipelines.guided import GuidedPipeline
 from guided_diffusers.pipelines.noise import noise_of
 from guided_diffusers.pipelines.prompts import PromptEncoder, Prompts
-from guided_diffusers.schedulers.adapt import config_of, prediction_type_of
+from guided_diffusers.schedulers.adapt import config_of, prediction_type_of, row_of
 
 logger = logging.get_logger(__name__)
 
@@ -354,7 +354,7 @@ class TextToImagePipeline(GuidedPipeline, StableDiffusionMixin, AdaptersMixin):
         noise = self.prepare_latents(
             shape[0], height, width, dtype, device, drawing.generator, drawing.latents
         )
-        denoiser = ModelDenoiser(self.unet, prediction_type_of(self.scheduler))
+        denoiser = ModelDenoiser(self.unet, row_of(self.scheduler))
         run = drawing.run(denoiser, self.scheduler, noise, call)
         if (width := self.unet.config.get("time_cond_proj_dim")) is not None:
             told["timestep_cond"] = guidance_embedding(call.scale, len(noise), width).to(device, dtype)
@@ -379,8 +379,10 @@ class TextToImagePipeline(GuidedPipeline, StableDiffusionMixin, AdaptersMixin):
         """The shape of a call's samples."""
         config, factor = self.unet.config, self.vae_scale_factor
         attended = config.cross_attention_dim
-        prompts.check(attended if isinstance(attended, int) and config.encoder_hid_dim is None else None)
-        images = inputs.checked_images(len(prompts), times)
+        count = prompts.check(
+            attended if isinstance(attended, int) and config.encoder_hid_dim is None else None
+        )
+        images = inputs.checked_images(count, times)
         for name, side in (("height", height), ("width", width)):
             if side is not None:
                 inputs.check_size(name, side, factor)

@@ -71,17 +71,18 @@ def next_noise_level(scheduler: AnyScheduler, index: int) -> NoiseLevel:
     return _level(scheduler, index + 1, listed[index + 1] if index + 1 < len(listed) else None)
 
 
-def run_levels(scheduler: AnyScheduler) -> Iterator[NoiseLevel]:
+def run_levels(scheduler: AnyScheduler, listed: Sequence[Any] | Tensor) -> Iterator[NoiseLevel]:
     """The levels of a run in their order: at each listed timestep, and where the last step arrives.
 
     Args:
         scheduler: A supported scheduler, after `set_timesteps`. The levels of diffusers' classes are made at
             once; one that says its own is asked for them as they come.
+        listed: Its `run_timesteps`.
 
     Raises:
         ValueError: A table of noise levels with NaN.
     """
-    listed, family = run_timesteps(scheduler), family_of(scheduler)
+    family = family_of(scheduler)
     if family is None or hasattr(scheduler, "noise_level"):
         yield noise_level(scheduler, listed[0])
         yield from (next_noise_level(scheduler, index) for index in range(len(listed)))
