@@ -66,7 +66,7 @@ def next_noise_level(scheduler: AnyScheduler, index: int) -> NoiseLevel:
     """
     check_supported(scheduler)
     if hasattr(scheduler, "next_noise_level"):
-        return _checked(scheduler, scheduler.next_noise_level(index))
+        return _said(scheduler, scheduler.next_noise_level(index))
     listed = run_timesteps(scheduler)
     return _level(scheduler, index + 1, listed[index + 1] if index + 1 < len(listed) else None)
 
@@ -129,10 +129,8 @@ def process_kind(scheduler: AnyScheduler) -> str:
     check_supported(scheduler)
     family = family_of(scheduler)
     if family is None:
-        raise ValueError(
-            f"scheduler is a {type(scheduler).__name__}, whose process is not known: give it an attribute "
-            "`process`, as describe_process gives it for a scheduler of the same process"
-        )
+        own = f"scheduler is a {type(scheduler).__name__}, whose process is not known"
+        raise ValueError(f"{own}: give it an attribute `process`, as describe_process gives one")
     return "flow" if config_of(scheduler, "use_flow_sigmas") else family.process
 
 
@@ -271,7 +269,7 @@ def place_of(scheduler: AnyScheduler, timestep: Tensor | float) -> int:
 def _level(scheduler: AnyScheduler, index: int, timestep: Any) -> NoiseLevel:
     """The level of step `index`, by the scheduler's own word or its family's table; then where it ends."""
     if timestep is not None and hasattr(scheduler, "noise_level"):
-        level = _checked(scheduler, scheduler.noise_level(timestep))
+        level = _said(scheduler, scheduler.noise_level(timestep))
         return level if level.timestep is not None else replace(level, timestep=timestep)
     family = family_of(scheduler)
     if family is None:
@@ -289,18 +287,17 @@ def _values(scheduler: AnyScheduler, family: Family) -> Tensor:
     places = torch.arange(len(first))
     values = torch.where(places % 2 == 1, second[places.clamp(max=len(second) - 1)], first)
     if values.isnan().any():
-        raise ValueError(
-            f"the table of noise levels that {type(scheduler).__name__} made has no number (NaN) at step "
-            f"{int(values.isnan().nonzero()[0]) + 1} of {len(values) - 1}; try more steps, or another "
-            "scheduler or timestep_spacing"
-        )
+        step = f"step {int(values.isnan().nonzero()[0]) + 1} of {len(values) - 1}"
+        made = f"the table of noise levels that {type(scheduler).__name__} made has no number (NaN) at {step}"
+        raise ValueError(f"{made}; try more steps, or another scheduler or timestep_spacing")
     return values
 
 
-def _checked(scheduler: AnyScheduler, level: Any) -> NoiseLevel:
+def _said(scheduler: AnyScheduler, level: Any) -> NoiseLevel:
+    """A level as a scheduler says it, where it is one."""
     if not isinstance(level, NoiseLevel):
-        name = type(scheduler).__name__
-        raise TypeError(f"the noise level that {name} says is {shown(level)}; allowed: a NoiseLevel")
+        given = f"the noise level that {type(scheduler).__name__} says is {shown(level)}"
+        raise TypeError(f"{given}; allowed: a NoiseLevel")
     return level
 
 
