@@ -8,7 +8,7 @@ import diffusers
 import pytest
 import torch
 from own_loop import by_our_loop, drawn
-from stock_families import FAMILIES, GAMMA, STEPS, embeds, made, stable_diffusion
+from stock_families import FAMILIES, GAMMA, STEPS, WITHOUT_A_NULL, embeds, made, stable_diffusion
 
 from guided_diffusers import ModelDenoiser, guide
 from guided_diffusers.guidance import (
@@ -248,6 +248,20 @@ class TestOthersAround:
             assert_same(case.call(pipeline, guidance_scale=3.5, **alone), plain)
             assert_same(case.call(pipeline, guidance_scale=3.5), plain)
         assert run.calls == [1, 1] * STEPS
+
+    @pytest.mark.parametrize(
+        "term", [ClassifierFreeGuidance(GAMMA), ProjectedGuidance(GAMMA)], ids=["plain", "projected"]
+    )
+    def test_a_pipeline_without_a_negative_prompt(self, term):
+        """Flux 2 knows none: the null is our call, of embeddings of any length."""
+        case, pipeline = WITHOUT_A_NULL["flux2"], made("flux2")
+        null = {"encoder_hidden_states": torch.randn(1, 6, 12, generator=torch.Generator().manual_seed(8))}
+        with guide(pipeline, term, condition=null) as run:
+            ours = drawn(case, pipeline, STEPS)
+        assert run.calls == [1, 1] * STEPS
+        assert_same(ours, by_our_loop(case, pipeline, term, STEPS, null))
+        with guide(pipeline, term), pytest.raises(ValueError, match="told its network none.*condition="):
+            case.call(pipeline)
 
     def test_two_networks_have_a_guidance_each(self):
         case, pipeline = FAMILIES["wan 2.2"], made("wan 2.2")

@@ -118,12 +118,16 @@ def _function(pipeline: Any, network: Any) -> Callable[..., Any]:
     return network
 
 
-def by_our_loop(case: Family, pipeline: Any, guidance: Any, steps: int) -> torch.Tensor:
+def by_our_loop(
+    case: Family, pipeline: Any, guidance: Any, steps: int, null: dict[str, Any] | None = None
+) -> torch.Tensor:
     """What `sampling_loop` draws under guidance with the network, the noise and the levels of a pipeline."""
     network = getattr(pipeline, case.network)
     calls, sample, tables = watched(case, pipeline, steps)
     names = list(inspect.signature(type(network).forward).parameters)[1:]
     named = [{**dict(zip(names, args, strict=False)), **kwargs} for args, kwargs in calls]
+    if null is not None:
+        named = [named[0], {**named[0], **null}]
     lists = "cap_feats" in named[0] or "image_embeds" in (named[0].get("added_cond_kwargs") or {})
     joins = len(named) == 1 and not lists  # what is no tensor cannot be one batch
     if len(named) == 1:

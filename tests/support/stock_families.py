@@ -598,11 +598,22 @@ _ZERO_SNR = {
 }
 
 
+WITHOUT_A_NULL = {
+    "flux2": Family(
+        build=lambda: _flux2(diffusers.Flux2Pipeline, True),
+        arguments=lambda: {"prompt_embeds": draw(1, 6, 12, seed=1), "height": 16, "width": 16},
+        latents=(1, 16, 8, 8),
+        network="transformer",
+    ),
+}
+"""Pipelines that take no negative prompt."""
+
+
 def made(name: str) -> Any:
     """The pipeline of a family, of weights that are its own."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        pipeline = FAMILIES[name].build()
+        pipeline = (FAMILIES | WITHOUT_A_NULL)[name].build()
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
