@@ -61,7 +61,7 @@ def test_pairs_alternate(load_script):
 
 
 def test_inference_speed(load_script):
-    """On tiny random weights: equal latents, guidance on exactly the steps asked for, all three ratios."""
+    """On tiny random weights: equal latents, guidance on exactly the steps asked for, all ratios."""
     script = load_script("speed/inference_speed")
     arguments = argparse.Namespace(
         size="tiny",
@@ -72,6 +72,7 @@ def test_inference_speed(load_script):
         guidance_scale=3.0,
         pairs=2,
         compile=False,
+        only=None,
         device="cpu",
         dtype="float32",
     )

@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -68,7 +69,12 @@ ALONE = (*WITHOUT_A_BATCH, "rotary_embedding", "pos_embed")
 
 def facts_of(network: Any) -> Facts:
     """What is particular to a network, by its class or one of its bases."""
-    for base in type(unwrapped(network)).__mro__:
+    return _facts_of(type(unwrapped(network)))
+
+
+@cache
+def _facts_of(kind: type) -> Facts:
+    for base in kind.__mro__:
         known, calling = FACTS.get(base.__name__), CALLING.get(base.__name__)
         if known is not None:
             return known
@@ -79,7 +85,11 @@ def facts_of(network: Any) -> Facts:
 
 def argument_names(network: Any) -> list[str]:
     """The names of a network's arguments in their order: the sample's is the first."""
-    return list(inspect.signature(type(unwrapped(network)).forward).parameters)[1:]
+    return list(signature_of(type(unwrapped(network)).forward).parameters)[1:]
+
+
+signature_of = cache(inspect.signature)
+"""A function's signature, which takes longer to find than to use."""
 
 
 def told_timesteps(facts: Facts, network: Any, timesteps: Tensor, like: float) -> Tensor:

@@ -15,7 +15,7 @@ import torch
 from guided_diffusers.core.noise import NoiseLevel
 from guided_diffusers.core.randomness import as_generators
 from guided_diffusers.guidance.base import Guidance, Step
-from guided_diffusers.schedulers.adapt import next_noise_level, noise_level, run_timesteps
+from guided_diffusers.schedulers.adapt import next_noise_level, noise_level, run_levels, run_timesteps
 from guided_diffusers.stock.answers import answer_of, joined
 from guided_diffusers.stock.facts import argument_names, copied, rows_of, told_timesteps
 from guided_diffusers.stock.told import Told
@@ -47,7 +47,8 @@ class Run:
         calls: The batch of each network call.
         record: What each step did.
         memory: What terms keep from step to step.
-        place: The step's place in the timesteps, and `level` its noise level.
+        levels: Of all steps and of the end, where they are known beforehand.
+        place: The step's place in the timesteps, `level` its noise level, `next_level` where it arrives.
         size: How many samples, known after the first step.
         sign: Of the network's output against what the scheduler reads, known after the first step.
         ordered: Whether the order of condition and null was seen to be the known one.
@@ -59,7 +60,9 @@ class Run:
     record: list[dict[str, Any]] = field(default_factory=list)
     memory: dict[Any, Any] = field(default_factory=dict)
     place: int = -1
+    levels: list[NoiseLevel] | None = None
     level: NoiseLevel | None = None
+    next_level: NoiseLevel | None = None
     size: int | None = None
     sign: int | None = None
     ordered: bool = False
@@ -156,11 +159,17 @@ class Recorder:
         scheduler = self.pipeline.scheduler
         if scheduler.timesteps is not self.run.timesteps:
             listed = torch.as_tensor(run_timesteps(scheduler)).cpu().double()
-            self.run = Run(timesteps=scheduler.timesteps, listed=listed)
+            levels = None if hasattr(scheduler, "noise_level") else list(run_levels(scheduler))
+            self.run = Run(timesteps=scheduler.timesteps, listed=listed, levels=levels)
         place = getattr(scheduler, "step_index", None)
         if place is None:
             place = self._place_of(told)
-        self.run.place, self.run.level = int(place), self._level_at(int(place))
+        self.run.place = place
+        if self.run.levels is not None:
+            self.run.level, self.run.next_level = self.run.levels[place : place + 2]
+        else:  # one that says its levels is asked for them as they come
+            self.run.level = noise_level(scheduler, self.run.timesteps[place])
+            self.run.next_level = next_noise_level(scheduler, place)
 
     def _place_of(self, told: Told) -> int:
         """The place by what the network is told: the next one where that fits, else the nearest."""
@@ -174,12 +183,6 @@ class Recorder:
                 f"{self.name} tells its network the timestep {value:g}, which its scheduler does not list"
             )
         return place
-
-    def _level_at(self, place: int) -> NoiseLevel:
-        scheduler = self.pipeline.scheduler
-        if hasattr(scheduler, "noise_level"):
-            return noise_level(scheduler, self.run.timesteps[place])
-        return next_noise_level(scheduler, place - 1)
 
     def active(self, network: Any) -> list[Guidance]:
         """The terms that do something at this step."""

@@ -6,7 +6,6 @@ condition is read from the recorded answers, the terms shift it, and it is writt
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,9 +17,9 @@ from guided_diffusers.core.prediction import at_least_float32, from_denoised
 from guided_diffusers.guidance.base import Prediction, Step
 from guided_diffusers.guidance.effective import effective_scale
 from guided_diffusers.guidance.recurrence import renoised
-from guided_diffusers.schedulers.adapt import next_noise_level, prediction_type_of, step_names
+from guided_diffusers.schedulers.adapt import prediction_type_of, step_names
 from guided_diffusers.stock.answers import answer_of, read
-from guided_diffusers.stock.facts import copied
+from guided_diffusers.stock.facts import copied, signature_of
 from guided_diffusers.stock.recorder import Call, Recorder, halves
 from guided_diffusers.stock.told import Asked, Replay, Told
 
@@ -35,6 +34,7 @@ class Stepper:
 
     def __init__(self, recorder: Recorder, null: Mapping[str, Any] | None = None) -> None:
         self.recorder, self.null = recorder, null
+        self.names = step_names(recorder.pipeline.scheduler)
 
     def step(self, scheduler: Any, args: tuple, kwargs: Mapping[str, Any]) -> Any:
         """The scheduler's step, of the guided output in the place of the pipeline's."""
@@ -45,8 +45,8 @@ class Stepper:
                 f"{recorder.name} steps its scheduler twice after a call of its network, as one that draws "
                 "two things at once; allowed: pipelines of which each step has a prediction of its own"
             )
-        plain, names = type(scheduler).step, step_names(scheduler)
-        signature = inspect.signature(plain)
+        plain = type(scheduler).step
+        signature, names = signature_of(plain), self.names
         call = signature.bind(scheduler, *args, **kwargs)
         output, timestep, sample = (call.arguments[name] for name in names)
         twice = calls[0].told.facts.doubled and len(sample) == calls[0].total and _is_doubled(sample)
@@ -126,8 +126,7 @@ class Stepper:
     def _predicted(self, own: Told, x: Tensor, shifts_mean: bool) -> tuple[Tensor, Prediction]:
         """x_t and its guided prediction, the last of as many as the terms ask for at a level."""
         recorder, run = self.recorder, self.recorder.run
-        scheduler = recorder.pipeline.scheduler
-        kind, following = prediction_type_of(scheduler), next_noise_level(scheduler, run.place)
+        kind = prediction_type_of(recorder.pipeline.scheduler)
         active = recorder.active(own.network)
         replay = Replay(recorder.ask, kind, run.sign < 0, run.level, x)
         guided = Asked(replay, recorder.guidance[id(own.network)].terms, recorder.sequential)
@@ -136,7 +135,7 @@ class Stepper:
             step = Step(
                 sample=x,
                 level=run.level,
-                next_level=following,
+                next_level=run.next_level,
                 condition=own,
                 memory=run.memory,
                 prediction_type=kind,
@@ -145,7 +144,7 @@ class Stepper:
             prediction = guided.run(step)
             if left:
                 noise = randn_tensor(x.shape, recorder.generator, x.device, x.dtype)
-                x, own = renoised(x, prediction.x0, run.level, following, noise), own.unanswered()
+                x, own = renoised(x, prediction.x0, run.level, run.next_level, noise), own.unanswered()
         answers = [replay.answers.get(id(told)) for told in (own, own.null_told)]
         scale = None
         if all(answers):
