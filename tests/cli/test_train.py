@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 from command_line import Run, runner
+from tiny_data import SLICE
 
 from guided_diffusers.cli import train as train_module
 
 ROOT = Path(__file__).parents[2]
-SLICE = ROOT / "tests" / "data" / "fashion_slice.parquet"
 SMALL = (
     *("--data.path", SLICE, "--export.validation_split", "train", "--export.validation_rows", 16),
     *("--autoencoder.block_out_channels", "[4, 4, 8]", "--autoencoder.norm_num_groups", 4),

@@ -4,6 +4,7 @@ import importlib.util
 
 import pytest
 import torch
+from tiny_data import SLICE
 
 from guided_diffusers.evaluation import Judge, JudgeConfig, extract_features, feature_network, save_judge
 from guided_diffusers.evaluation.efficientnet import (
@@ -91,12 +92,11 @@ def test_lite1_has_a_place_for_every_published_tensor(tmp_path, monkeypatch):
 )
 def test_trained_features_tell_classes_of_clothing_apart(name, tmp_path, monkeypatch):
     """Trousers lie nearer to trousers than to bags, which random weights do not achieve by as much."""
-    from pathlib import Path
 
     from guided_diffusers.evaluation import read_images
 
     monkeypatch.setenv("GUIDED_DIFFUSERS_CACHE", str(tmp_path))
-    data = read_images(Path(__file__).parents[1] / "data" / "fashion_slice.parquet")
+    data = read_images(SLICE)
     features = extract_features(feature_network(name), data.images)
     distances = torch.cdist(features, features).fill_diagonal_(float("inf"))
     nearest = data.labels[distances.argmin(1)]

@@ -1,7 +1,6 @@
 """Reading images: folders, npz, parquet, and what is wrong with them."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pyarrow
@@ -9,10 +8,9 @@ import pytest
 import torch
 from PIL import Image
 from pyarrow import parquet
+from tiny_data import SLICE
 
 from guided_diffusers.evaluation import read_images, stratified_prompts
-
-SLICE = Path(__file__).parents[1] / "data" / "fashion_slice.parquet"
 
 
 def png(path, size=(8, 6), mode="L", color=7):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +9,7 @@ import torch
 from tiny import tiny_components, tiny_tokenizer
 from tiny_classifier import tiny_image_unet, tiny_noise_aware_classifier
 from tiny_clip import tiny_clip
+from tiny_data import SLICE
 
 from guided_diffusers import (
     ClassifierGuidedPipeline,
@@ -24,7 +24,7 @@ from guided_diffusers.evaluation import ImageSet, read_images
 from guided_diffusers.evaluation.sweep import PipelineSampler, Point
 from guided_diffusers.schedulers import describe_process
 
-DATA = read_images(Path(__file__).parents[1] / "data" / "fashion_slice.parquet")
+DATA = read_images(SLICE)
 INDICES = [1, 4]
 
 

@@ -4,13 +4,13 @@ import json
 import shutil
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
 import yaml
 from PIL import Image
 from tiny import tiny_components, tiny_unet
+from tiny_data import SLICE
 
 from guided_diffusers import TextToImagePipeline
 from guided_diffusers.cli.drawing import make_scheduler
@@ -29,7 +29,6 @@ from guided_diffusers.evaluation.sweep import (
 )
 from guided_diffusers.evaluation.sweep.figures import draw_figures
 
-SLICE = Path(__file__).parents[1] / "data" / "fashion_slice.parquet"
 SPEC = {
     "checkpoint": "tiny",
     "data": str(SLICE),

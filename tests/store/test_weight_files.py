@@ -15,7 +15,7 @@ from tiny import tiny_autoencoder, tiny_components
 from torch import nn
 
 from guided_diffusers import TextToImagePipeline, VariationalAutoencoder
-from guided_diffusers.store.weight_files import weights_read
+from guided_diffusers.store.weight_files import weight_bytes, weights_read
 
 WHOLE, SHARDS, SMALLER_SHARDS = {}, {"max_shard_size": "10KB"}, {"max_shard_size": "8KB"}
 ORDERS = [(SHARDS, WHOLE), (WHOLE, SHARDS), (SMALLER_SHARDS, SHARDS)]
@@ -148,3 +148,13 @@ def test_a_stale_index_of_other_programs_is_refused_with_what_to_do(tmp_path: Pa
     (tmp_path / "unet" / f"{WEIGHTS}.index.json").write_text(json.dumps(index))
     with pytest.raises(OSError, match="delete the index"):
         TextToImagePipeline.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(("dtype", "size"), [(torch.bfloat16, 2), (torch.float32, 4), (torch.float64, 8)])
+def test_the_bytes_of_weights_are_those_that_lie_there(dtype, size):
+    """Of bfloat16 too, which NumPy does not have."""
+    network = torch.nn.BatchNorm1d(3).to(dtype)
+    found = {name: data for name, tensor, data in weight_bytes(network) if tensor.is_floating_point()}
+    assert [*found] == ["bias", "running_mean", "running_var", "weight"]
+    one = bytes(torch.ones(1, dtype=dtype).view(torch.uint8).tolist())
+    assert found["weight"] == 3 * one and len(one) == size

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 import yaml
+from tiny_data import SLICE
 from training_scripts import ENCODER, TEXT_MODEL
 from training_scripts import weights as of_folder
 
@@ -39,7 +40,7 @@ TRAINING = {
     "log_every_images": BATCH,  # every step: how far a run was when it was killed
 }
 DATA = {
-    "path": str(ROOT / "tests" / "data" / "fashion_slice.parquet"),
+    "path": str(SLICE),
     "resolution": 16,
     "channels": 1,
 }

@@ -69,13 +69,14 @@ def convert_adm(
     say how its attention is laid out.
     """
     from guided_diffusers import convert
-    from guided_diffusers.store.reading import read_mapping
 
     presets = convert.UNET_PRESETS if kind is Kind.UNET else convert.CLASSIFIER_PRESETS
     if (preset is None) == (flags is None):
         raise typer.BadParameter("give one of --preset and --flags", param_hint="--preset")
     if preset is not None and preset not in presets:
         raise typer.BadParameter(f"{preset!r} is none of {', '.join(presets)}", param_hint="--preset")
+    from guided_diffusers.store.reading import read_mapping  # and torch with it
+
     config = presets[preset] if flags is None else read_mapping(flags)
     function = convert.adm_unet if kind is Kind.UNET else convert.adm_classifier
     return _write(function(read_checkpoint(checkpoint, allow_pickle), config), output, json_output)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from guided_diffusers.hub.entry_point import plain_class_name
-from guided_diffusers.store.config_safety import read_json
+from guided_diffusers.store.config_safety import components_of, read_json
 from guided_diffusers.store.weight_files import safetensors_header, weights_kind
 
 INDEX = "model_index.json"
@@ -61,14 +61,20 @@ def inventory(folder: str | Path) -> dict[str, Any]:
         components = [_component(folder, "", None, name)]
     else:
         raise OSError(f"{folder} holds no checkpoint: no model_index.json and no config.json")
+    return _content(name, components, _schedule(folder), guidance, _image_size(folder))
+
+
+def _content(
+    name: Any, components: list[dict[str, Any]], schedule: Any, guidance: Any, size: Any
+) -> dict[str, Any]:
     return {
         "class": name,
         "components": components,
         "parameters": sum(component["parameters"] for component in components),
         "bytes": sum(component["bytes"] for component in components),
-        "schedule": _schedule(folder),
+        "schedule": schedule,
         "default_guidance": guidance,
-        "image_size": _image_size(folder),
+        "image_size": size,
     }
 
 
@@ -80,28 +86,13 @@ def _of_stages(stages: Mapping[str, Mapping[str, Any]], name: str) -> dict[str, 
         for stage, content in stages.items()
         for component in content["components"]
     ]
-    return {
-        "class": name,
-        "components": components,
-        "parameters": sum(component["parameters"] for component in components),
-        "bytes": sum(component["bytes"] for component in components),
-        "schedule": first["schedule"],
-        "default_guidance": first["default_guidance"],
-        "image_size": last["image_size"],
-        "stages": {stage: content["class"] for stage, content in stages.items()},
-    }
+    content = _content(name, components, first["schedule"], first["default_guidance"], last["image_size"])
+    return {**content, "stages": {stage: content["class"] for stage, content in stages.items()}}
 
 
 def _pairs(index: Mapping[str, Any], folder: Path) -> dict[str, tuple[str | None, str | None]]:
     """Library and class by component, and further folders with weights that lie beside the pipeline."""
-    found = {
-        name: tuple(value)
-        for name, value in index.items()
-        if not name.startswith("_")
-        and isinstance(value, list)
-        and len(value) == 2
-        and isinstance(value[1], str)
-    }
+    found: dict[str, tuple[str | None, str | None]] = dict(components_of(index))
     for path in sorted(folder.glob("*/*.safetensors")):
         name = path.parent.name
         if name not in found:

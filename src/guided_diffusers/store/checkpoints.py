@@ -58,7 +58,7 @@ def fingerprint(folder: str | Path) -> str:
     Raises:
         OSError: There is no model_index.json, or a file cannot be read.
     """
-    from guided_diffusers.store.safety import components_of
+    from guided_diffusers.store.config_safety import components_of
     from guided_diffusers.store.weight_files import weights_kind
 
     folder = Path(folder)
@@ -143,7 +143,7 @@ def pick_component(index: str | Path, where: str, component: str, classes: Seque
     Raises:
         ValueError: There is none, or several; the message names what `where` has.
     """
-    from guided_diffusers.store.safety import components_of, read_json
+    from guided_diffusers.store.config_safety import components_of, read_json
 
     found = {name: pair[1] for name, pair in components_of(read_json(Path(index))).items()}
     if component in found:

@@ -47,6 +47,18 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
+def components_of(index: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
+    """Library and class of each component that model_index.json says there is, by name."""
+    return {
+        name: tuple(value)
+        for name, value in index.items()
+        if not name.startswith("_")
+        and isinstance(value, list | tuple)
+        and len(value) == 2
+        and all(isinstance(part, str) for part in value)
+    }
+
+
 def check_configs(path: Path, tensors: int = 0, values: int = 0, code: bool = False) -> None:
     """Check a JSON file that says what to build; one that is not there passes.
 

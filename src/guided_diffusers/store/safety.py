@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from guided_diffusers.core.checks import one_line
-from guided_diffusers.store.config_safety import CONFIGS, check_configs, read_json
+from guided_diffusers.store.config_safety import CONFIGS, check_configs, components_of, read_json
 from guided_diffusers.store.weight_files import pickles_in, safetensors_header, tensor_sizes, weights_read
 
 _WITHOUT_WEIGHTS = ("scheduler_config.json", "tokenizer_config.json", "preprocessor_config.json")
@@ -149,18 +149,6 @@ def _check_shards(path: Path) -> None:
             raise OSError(
                 f"{path} names the shard {shard!r}, which is not there: the checkpoint is not whole{remedy}"
             )
-
-
-def components_of(index: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
-    """Library and class of each component that model_index.json says there is, by name."""
-    return {
-        name: tuple(value)
-        for name, value in index.items()
-        if not name.startswith("_")
-        and isinstance(value, list | tuple)
-        and len(value) == 2
-        and all(isinstance(part, str) for part in value)
-    }
 
 
 def check_model_index(index: Mapping[str, Any], where: Any, code: Collection[str] = ()) -> None:

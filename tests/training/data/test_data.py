@@ -5,7 +5,7 @@ import json
 import logging
 import zipfile
 from collections import Counter
-from pathlib import Path
+from functools import partial
 
 import numpy as np
 import pytest
@@ -13,26 +13,15 @@ import torch
 from datasets import Dataset, Features, List, Value
 from datasets import Image as ImageFeature
 from PIL import Image
+from tiny_data import SLICE, fashion, png
 
 from guided_diffusers.training.data import dataset as data_module
 from guided_diffusers.training.data.dataset import DataConfig, ImageTextDataset, decode_image, load_image_text
 
-SLICE = Path(__file__).parents[2] / "data" / "fashion_slice.parquet"
-
-
-def png(pixels, mode=None):
-    buffer = io.BytesIO()
-    Image.fromarray(pixels, mode).save(buffer, format="PNG")
-    return buffer.getvalue()
-
 
 @pytest.fixture
 def open_slice(tmp_path):
-    def open_it(**arguments):
-        defaults = {"path": str(SLICE), "channels": 1, "cache_dir": str(tmp_path / "cache")}
-        return ImageTextDataset(DataConfig(**{**defaults, **arguments}))
-
-    return open_it
+    return partial(fashion, tmp_path / "cache")
 
 
 @pytest.fixture
@@ -154,7 +143,7 @@ def test_parquet_files_that_are_written_anew_are_read_anew(tmp_path):
     files = "configs:\n- config_name: default\n  data_files:\n  - {split: train, path: train.parquet}\n"
     (tmp_path / "README.md").write_text(f"---\n{files}---\n")
     for count in (3, 5):
-        rows = {"image": [{"bytes": png(np.zeros((8, 8), np.uint8)), "path": None}] * count}
+        rows = {"image": [{"bytes": png(0), "path": None}] * count}
         features = Features(image=ImageFeature())
         Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "train.parquet")
         assert len(load_image_text(DataConfig(path=str(tmp_path), caption_column=None))) == count
@@ -190,7 +179,7 @@ def test_corrupt_files_are_skipped_with_a_warning_and_a_count(folder, caplog):
 
 
 def test_a_row_without_an_image_is_named(tmp_path):
-    image = {"bytes": png(np.zeros((8, 8), np.uint8)), "path": None}
+    image = {"bytes": png(0), "path": None}
     features = Features(image=ImageFeature(), text=Value("string"))
     rows = Dataset.from_dict({"image": [image, None], "text": ["a", "b"]}, features=features)
     rows.to_parquet(tmp_path / "rows.parquet")
@@ -208,7 +197,7 @@ def test_a_dataset_of_nothing_but_corrupt_images_is_an_error(folder):
 
 
 def test_missing_captions_matter_to_text_training_only(tmp_path):
-    image = {"bytes": png(np.zeros((8, 8), np.uint8)), "path": None}
+    image = {"bytes": png(0), "path": None}
     features = Features(image=ImageFeature(), text=List(Value("string")))
     texts = [["a", None], [], None]
     Dataset.from_dict({"image": [image] * 3, "text": texts}, features=features).to_parquet(
@@ -227,7 +216,7 @@ def test_missing_captions_matter_to_text_training_only(tmp_path):
 
 
 def test_an_empty_caption_is_a_caption(tmp_path):
-    image = {"bytes": png(np.zeros((8, 8), np.uint8)), "path": None}
+    image = {"bytes": png(0), "path": None}
     features = Features(image=ImageFeature(), text=Value("string"))
     Dataset.from_dict({"image": [image], "text": [""]}, features=features).to_parquet(tmp_path / "a.parquet")
     data = ImageTextDataset(
