@@ -18,23 +18,15 @@ import torch
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from guided_diffusers.core.checks import (
-    check_callable,
-    check_int,
-    check_number,
-    check_numbers,
-    check_same_shape,
-    shown,
-)
+from guided_diffusers.core.checks import check_callable, check_same_shape, check_that
 from guided_diffusers.core.denoiser import Denoiser
 from guided_diffusers.core.finite import Watch
 from guided_diffusers.core.noise import NoiseLevel, broadcast
 from guided_diffusers.core.prediction import at_least_float32, output_of
-from guided_diffusers.core.randomness import as_generators
-from guided_diffusers.guidance.base import Guidance, GuidanceSum, Prediction, Step
+from guided_diffusers.core.randomness import as_generators, check_generator
+from guided_diffusers.guidance.base import Guidance, GuidanceSum, Guided, Prediction, Step
 from guided_diffusers.guidance.recurrence import renoised
 from guided_diffusers.schedulers.adapt import (
-    check_supported,
     config_of,
     initial_scale,
     reads_variance,
@@ -42,11 +34,10 @@ from guided_diffusers.schedulers.adapt import (
     run_levels,
     run_timesteps,
     seed_noise,
-    sigmas_for,
     stepper,
-    takes,
 )
 from guided_diffusers.schedulers.protocol import AnyScheduler
+from guided_diffusers.schedulers.timesteps import set_timesteps
 
 
 class Run:
@@ -103,13 +94,14 @@ class Run:
         step_kwargs: Mapping[str, Any] | None = None,
         mu: float | None = None,
     ) -> None:
-        self._guided = GuidanceSum(() if guidance is None else guidance.terms)(denoiser)
-        if not isinstance(noise, Tensor) or not noise.is_floating_point() or noise.ndim < 2 or not len(noise):
-            raise ValueError(f"noise is {shown(noise)}; allowed: a floating-point tensor (batch, ...)")
-        _check_generator(generator, len(noise))
-        if step_kwargs is not None and not isinstance(step_kwargs, Mapping):
-            raise TypeError(f"step_kwargs is {shown(step_kwargs)}; allowed: a mapping of arguments of step")
-        if self.guidance.needs_null:
+        guided = denoiser if isinstance(denoiser, Guided) else Guided(denoiser)
+        self._guided = guided if guidance is None else guidance(guided)
+        fits = isinstance(noise, Tensor) and noise.is_floating_point() and noise.ndim > 1 and noise.numel()
+        check_that(fits, "noise", noise, "a floating-point tensor (batch, ...)")
+        check_generator(generator, len(noise))
+        named = step_kwargs is None or isinstance(step_kwargs, Mapping)
+        check_that(named, "step_kwargs", step_kwargs, "a mapping of arguments of the scheduler's step")
+        if any(term.needs_null for term in self._guided.guidance):
             getattr(condition, "null", None)  # a Condition that has none says so before anything is computed
         self.condition, self.generator = condition, as_generators(generator)
         self.scheduler = _prepared(scheduler, num_inference_steps, timesteps, sigmas, mu)
@@ -283,91 +275,3 @@ def _prepared(scheduler: AnyScheduler, *arguments: Any) -> AnyScheduler:
     set_timesteps(own, *arguments)
     vars(scheduler).update(vars(own))
     return own
-
-
-def _check_generator(generator: Any, count: int) -> None:
-    several = list(generator) if isinstance(generator, Sequence) else [generator]
-    right = generator is None or all(isinstance(each, torch.Generator) for each in several)
-    if not right or (isinstance(generator, Sequence) and len(several) != count):
-        given = f"a list of {len(several)}" if right else shown(generator)
-        raise ValueError(f"generator is {given}; allowed: a torch.Generator, or one a sample, {count}")
-
-
-def set_timesteps(
-    scheduler: AnyScheduler,
-    num_inference_steps: int | None = 50,
-    timesteps: Sequence[int] | None = None,
-    sigmas: Sequence[float] | None = None,
-    mu: float | None = None,
-) -> None:
-    """Set a scheduler's timesteps on the CPU, where reading them never waits for an accelerator.
-
-    Raises:
-        ValueError: An unsupported scheduler, steps that are not positive, both timesteps and sigmas, or
-            custom ones that this scheduler does not take; `mu` missing, or without use.
-    """
-    check_supported(scheduler)
-    train = config_of(scheduler, "num_train_timesteps")
-    shift = _shift(scheduler, mu)
-    if timesteps is not None and sigmas is not None:
-        raise ValueError("timesteps and sigmas were both given; allowed: one of them")
-    for name, value in (("timesteps", timesteps), ("sigmas", sigmas)):
-        if value is None:
-            continue
-        if not takes(scheduler, name):
-            raise ValueError(f"{type(scheduler).__name__} takes no custom {name}: give num_inference_steps")
-        if isinstance(value, Sequence) and not value:
-            raise ValueError(f"{name} is empty; give at least one")
-        # As numbers of our own: schedulers multiply them, and some write into what they are given.
-        numbers = check_numbers(name, value, 0, train if name == "timesteps" else None, falling=True)
-        if name == "timesteps":
-            numbers = [int(number) if number == int(number) else number for number in numbers]
-        given = numbers if name == "timesteps" else sigmas_for(scheduler, numbers)
-        return _set(scheduler, name, given, shift)
-    count = check_int("num_inference_steps", num_inference_steps, 1)
-    return _set(scheduler, "num_inference_steps", count, shift)
-
-
-def _shift(scheduler: AnyScheduler, mu: float | None) -> dict[str, float]:
-    """`mu` as an argument of the scheduler's `set_timesteps`, where it has to be one."""
-    name = type(scheduler).__name__
-    if not config_of(scheduler, "use_dynamic_shifting"):
-        if mu is not None:
-            raise ValueError(f"mu is given, and the {name} has no use_dynamic_shifting: leave mu out")
-        return {}
-    if mu is None:
-        raise ValueError(
-            f"the {name} has use_dynamic_shifting, so it needs mu, a shift that depends on the image's size: "
-            "give sampling_loop mu, or make the scheduler with use_dynamic_shifting=False and a shift"
-        )
-    return {"mu": check_number("mu", mu)}
-
-
-def _set(scheduler: AnyScheduler, name: str, value: Any, more: Mapping[str, Any]) -> None:
-    """Call the scheduler's own `set_timesteps`, whose errors on few or uneven steps are of every kind."""
-    taken, more = inspect.signature(scheduler.set_timesteps).parameters, dict(more)
-    if "device" in taken:
-        more["device"] = "cpu"
-    if "intermediate_timesteps" in taken and value != 2:  # SCM's default is for two steps only
-        more["intermediate_timesteps"] = None
-    by_position = [] if name in taken else [value]  # of one's own scheduler the first may have any name
-    try:
-        scheduler.set_timesteps(*by_position, **more, **({} if by_position else {name: value}))
-    except (TypeError, ValueError, IndexError, RuntimeError, ArithmeticError, AssertionError) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        if isinstance(error, ValueError) and name in reason:
-            raise
-        raise ValueError(
-            f"{name} is {shown(value)}, which {type(scheduler).__name__} refuses: {reason}"
-        ) from error
-    listed = torch.as_tensor(scheduler.timesteps)
-    if listed.ndim != 1 or not len(listed):
-        given = f"the timesteps that {type(scheduler).__name__} lists are {shown(listed)}"
-        raise ValueError(f"{given}; allowed: one number a step, and at least one step")
-    _start_at_the_first(scheduler)
-
-
-def _start_at_the_first(scheduler: AnyScheduler) -> None:
-    """Begin at the first entry: where its timestep is listed twice, diffusers would begin at the second."""
-    if hasattr(scheduler, "set_begin_index"):
-        scheduler.set_begin_index(0)

@@ -9,8 +9,8 @@ from laws.mixture import MixtureClassifier, MixtureNetwork, levels_of, log_prob_
 
 from guided_diffusers import Condition, ModelDenoiser, sampling_loop
 from guided_diffusers.guidance import ClassifierGuidance
-from guided_diffusers.sampling import set_timesteps
 from guided_diffusers.schedulers import SUPPORTED_SCHEDULERS
+from guided_diffusers.schedulers.timesteps import set_timesteps
 
 LABELS = torch.tensor([0, 1, 2, 0, 1, 2])
 

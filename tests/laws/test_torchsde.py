@@ -10,8 +10,8 @@ from laws.exact import draw, exact_denoiser, exact_log_prob
 
 from guided_diffusers import noise_level, sampling_loop
 from guided_diffusers.guidance import ClassifierGuidance
-from guided_diffusers.sampling import set_timesteps
 from guided_diffusers.schedulers import SUPPORTED_SCHEDULERS
+from guided_diffusers.schedulers.timesteps import set_timesteps
 
 pytest.importorskip("torchsde")
 pytestmark = pytest.mark.filterwarnings("ignore:Should have t")  # torchsde, of roundings of sigma_min

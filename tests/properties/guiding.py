@@ -32,8 +32,8 @@ from guided_diffusers.guidance import (
     TangentialGuidance,
     TimestepGuidance,
 )
-from guided_diffusers.sampling import set_timesteps
 from guided_diffusers.schedulers import SUPPORTED_SCHEDULERS, prediction_type_of
+from guided_diffusers.schedulers.timesteps import set_timesteps
 from guided_diffusers.schedulers.variance_preserving import TIMESTEP_SPACINGS
 
 SCALES = numbers(-2, 10) | st.lists(st.floats(-2, 10), min_size=BATCH, max_size=BATCH)

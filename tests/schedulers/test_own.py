@@ -12,8 +12,8 @@ from tiny import stable_diffusion_schedule, tiny_components
 from guided_diffusers import NoiseLevel, TextToImagePipeline, noise_level, sampling_loop
 from guided_diffusers.guidance import CFGPlusPlus, ClassifierFreeGuidance, ClassifierGuidance, Step
 from guided_diffusers.pipelines.record import scheduler_config
-from guided_diffusers.sampling import set_timesteps
 from guided_diffusers.schedulers import next_noise_level, prediction_type_of
+from guided_diffusers.schedulers.timesteps import set_timesteps
 from guided_diffusers.stock import classifier_guided_scheduler
 
 LABELS = torch.tensor([0, 1, 2, 0, 1, 2])

@@ -9,8 +9,8 @@ import torch
 import guided_diffusers
 from guided_diffusers import GuidedDDIMScheduler, GuidedDDPMScheduler, noise_level
 from guided_diffusers.core.process import Process, VariancePreserving
-from guided_diffusers.sampling import set_timesteps
 from guided_diffusers.schedulers import SUPPORTED_SCHEDULERS, check_process, describe_process, process_of
+from guided_diffusers.schedulers.timesteps import set_timesteps
 
 LINEAR = {
     "kind": "variance_preserving",

@@ -13,8 +13,8 @@ from tiny_classifier import tiny_classifier, tiny_noise_aware_classifier
 
 from guided_diffusers import GuidedDDPMScheduler, TextToImagePipeline
 from guided_diffusers.guidance import AutoGuidance, ClassifierFreeGuidance, ClassifierGuidance
-from guided_diffusers.sampling import set_timesteps
 from guided_diffusers.schedulers.adapt import initial_scale, run_timesteps, stepper
+from guided_diffusers.schedulers.timesteps import set_timesteps
 from guided_diffusers.stock import classifier_guided_scheduler
 
 PROMPTS, LABELS = ["a boot", "a bag"], torch.tensor([0, 2])

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from guided_diffusers.core.checks import check_that
+from guided_diffusers.core.checks import check_that, shown
 
 _MASK = (1 << 64) - 1
 _MOST = 1 << 32
@@ -133,6 +133,15 @@ def rand_for(
     for row, number in zip(numbers, sample_indices, strict=True):
         row.uniform_(generator=generator.manual_seed(seed_for(seed, number)))
     return numbers.to(device)
+
+
+def check_generator(value: Any, count: int) -> None:
+    """Raise ValueError where `generator` is neither None, a torch.Generator, nor a list of one a sample."""
+    several = value if isinstance(value, list | tuple) else [value] * count
+    right = value is None or all(isinstance(each, torch.Generator) for each in several)
+    if not right or len(several) != count:
+        given = f"a list of {len(several)} for {count} samples" if right else shown(value)
+        raise ValueError(f"generator is {given}; allowed: a torch.Generator, or a list of one a sample")
 
 
 def as_generators(value: Any) -> torch.Generator | list[torch.Generator] | None:

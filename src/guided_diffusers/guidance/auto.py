@@ -73,4 +73,5 @@ class AutoGuidance(Guidance):
 
     def shift(self, step: Step, own: Denoised, answers: Sequence[Denoised]) -> Tensor:
         """(w - 1) (D - D_weak)."""
+        # equation 3
         return (column(self.scale, own.x0) - 1) * (own.x0 - answers[0].x0)

@@ -12,94 +12,35 @@ answered by one batched forward. Terms are immutable values; what must last from
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, field, fields, replace
-from typing import Annotated, Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from guided_diffusers.core.checks import as_number, check_callable, check_that, shown
+from guided_diffusers.core.checks import check_callable, check_that, shown
 from guided_diffusers.core.declared import Declared, build, kinds_of
 from guided_diffusers.core.denoiser import Denoised, Denoiser, as_denoised
-from guided_diffusers.core.noise import NoiseLevel, broadcast
+from guided_diffusers.core.noise import NoiseLevel
 from guided_diffusers.guidance.interval import GuidanceInterval
+from guided_diffusers.guidance.scale import MAX_SCALE, Scale, checked_scale, column
+from guided_diffusers.guidance.step import Prediction, Query, Shift, Step
 
-MAX_SCALE = 1e6
-
-
-@dataclass(frozen=True, kw_only=True)
-class Step:
-    """One step of a sampling run, as a guidance term sees it.
-
-    Attributes:
-        sample: x_t, `(batch, ...)`, unscaled.
-        level: The noise level of x_t.
-        next_level: The level the step arrives at; None outside a sampling run.
-        condition: What the denoiser is told.
-        memory: Values that last from step to step of one run: the only state a term may have.
-        prediction_type: What the run's scheduler reads, and so its model predicts; None outside a run.
-        shifts_mean: Whether the run's scheduler takes `step(guidance_gradient=)`: it draws
-            x_next ~ N(mu + Sigma g, Sigma) with what terms give as `Shift.mean`.
-    """
-
-    sample: Tensor
-    level: NoiseLevel
-    next_level: NoiseLevel | None = None
-    condition: Any = None
-    memory: dict[Any, Any] = field(default_factory=dict)
-    prediction_type: str | None = None
-    shifts_mean: bool = False
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Query:
-    """A prediction that a term needs.
-
-    Attributes:
-        condition: The condition to predict under.
-        network: The denoiser to ask; None is the guided denoiser itself.
-        sample: Where to ask, of any shape that the network takes, or a function that makes it of the
-            denoiser's own answer; None is the step's x_t.
-        level: The noise level of that sample; None is the step's.
-        view: `with view(): ...` is a context in which the network is perturbed, such as with layers skipped;
-            None is the network as it is.
-        grad: Keep the graph from the sample to the answer.
-    """
-
-    condition: Any
-    network: Denoiser | None = None
-    sample: Tensor | Callable[[Denoised], Tensor] | None = None
-    level: NoiseLevel | None = None
-    view: Callable[[], AbstractContextManager[Any]] | None = None
-    grad: bool = False
-
-
-class Shift(NamedTuple):
-    """What a term adds at a step.
-
-    Attributes:
-        x0: To x_0, `(batch, ...)`; None is nothing.
-        mean: What the scheduler's own `step(guidance_gradient=)` shifts its mean by, `(batch, ...)`; given
-            only where `Step.shifts_mean`.
-    """
-
-    x0: Tensor | None = None
-    mean: Tensor | None = None
-
-
-class Prediction(NamedTuple):
-    """A guided prediction.
-
-    Attributes:
-        x0: The guided x_0, of the sample's shape.
-        extra: Learned-variance channels, from the conditional pass; None where there are none.
-        mean: The sum of the terms' `Shift.mean`; None where there is none.
-    """
-
-    x0: Tensor
-    extra: Tensor | None = None
-    mean: Tensor | None = None
+__all__ = [
+    "MAX_SCALE",
+    "Guidance",
+    "GuidanceSum",
+    "Guided",
+    "Prediction",
+    "Query",
+    "Scale",
+    "Shift",
+    "Step",
+    "checked_scale",
+    "column",
+    "network_field",
+]
 
 
 class Guidance(Declared):
@@ -347,33 +288,6 @@ def _asked(network: Denoiser, sample: Tensor, level: NoiseLevel, condition: Any)
         given, shape = shown(answer.x0), tuple(sample.shape)
         raise ValueError(f"the denoiser gives {given}; allowed: x_0 of the sample's shape, {shape}")
     return answer
-
-
-def column(scale: Scale, sample: Tensor) -> Tensor | float:
-    """A scale as a factor of a sample: a number as it is, one value a sample as `(batch, 1, ...)`."""
-    if not isinstance(scale, tuple):
-        return scale
-    return broadcast(torch.tensor(scale, dtype=torch.float64), sample, "scale")
-
-
-def checked_scale(scale: float | Sequence[float] | Tensor, name: str = "scale") -> Scale:
-    """A scale as a float or, one a sample, as a tuple of floats; tensors and arrays may hold either.
-
-    Raises:
-        TypeError: Not a number, nor a sequence or 1-dim tensor of numbers.
-        ValueError: Not finite, too large for what float32 holds after some steps, or none at all.
-    """
-    value = scale.tolist() if hasattr(scale, "tolist") else scale
-    several = isinstance(value, Sequence) and not isinstance(value, str | bytes)
-    numbers = tuple(as_number(each) for each in (value if several else (value,)))
-    if None in numbers:
-        raise TypeError(f"{name} is {shown(scale)}; allowed: a number, or one number a sample")
-    fits = numbers and all(abs(number) <= MAX_SCALE for number in numbers)
-    check_that(fits, name, scale, f"finite numbers, at most {MAX_SCALE:,.0f}")
-    return numbers if several else numbers[0]
-
-
-Scale = Annotated[float | tuple[float, ...], checked_scale]
 
 
 def network_field(**kwargs: Any) -> Any:

@@ -3,8 +3,12 @@
     x_0 = D_null + lambda (D_cond - D_null);  x_next = alpha_next x_0 + sigma_next eps_null
 
 A step of DDIM or Euler takes both from one prediction, so the same x_next comes of classifier-free guidance
-with gamma_t = lambda / (1 - rho_next / rho), rho = sigma / alpha: exact under deterministic DDIM and Euler,
-something else under any other scheduler. lambda is in [0, 1]; no value of it is neutral.
+with
+
+    gamma_t = lambda / (1 - rho_next / rho),    rho = sigma / alpha:                                    (1)
+
+exact under deterministic DDIM and Euler, something else under any other scheduler. lambda is in [0, 1]; no
+value of it is neutral.
 
 References:
     Chung et al., "CFG++: Manifold-constrained Classifier Free Guidance for Diffusion Models"
@@ -18,7 +22,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from guided_diffusers.core.denoiser import Denoised
@@ -53,11 +56,8 @@ class CFGPlusPlus(ClassifierFreeGuidance):
             raise ValueError(
                 "CFG++ needs the next noise level: use it in a sampling run, not on one prediction"
             )
-        # rho_next / rho, finite where alpha is 0.
         level, following = step.level, step.next_level
+        # (1), with rho_next / rho finite where alpha is 0
         ratio = following.sigma * level.alpha / (following.alpha * level.sigma)
-        weight = 1 / (1 - ratio)
-        gamma = column(self.scale, own.x0) * (
-            broadcast(weight, own.x0) if torch.is_tensor(weight) else weight
-        )
+        gamma = column(self.scale, own.x0) * broadcast(1 / (1 - ratio), own.x0)
         return ((gamma - 1) * (own.x0 - answers[0].x0)).to(own.x0.dtype)

@@ -1,6 +1,7 @@
 """CFG-Zero*: classifier-free guidance on the velocity, the unconditional one scaled to fit.
 
-    s = <v_cond, v_null> / |v_null|^2 (one a sample);  v = s v_null + gamma (v_cond - s v_null)
+    s = <v_cond, v_null> / |v_null|^2, one a sample                                                     (1)
+    v = s v_null + gamma (v_cond - s v_null)                                                            (2)
 
 and, with zero-init, v = 0 at first. v is the velocity of the process: the derivative of
 x_t = alpha x_0 + sigma eps along its own path, which is eps - x_0 for flow matching (alpha + sigma = 1), the
@@ -59,7 +60,9 @@ class CFGZeroStar(ClassifierFreeGuidance):
             return to_denoised(torch.zeros_like(conditional), step.sample, step.level, kind) - own.x0
         axes = tuple(range(1, null.ndim))
         squared = null.square().sum(axes, keepdim=True).clamp(min=1e-24)
+        # (1)
         fitted = (conditional * null).sum(axes, keepdim=True) / squared * null
+        # (2)
         guided = fitted + column(self.scale, own.x0) * (conditional - fitted)
         return to_denoised(guided.to(conditional.dtype), step.sample, step.level, kind) - own.x0
 

@@ -2,8 +2,8 @@
 
 With g = grad_x log p(y | x_t) and scale s, Bayes' rule for scores gives, in x_0 space,
 
-    score form:       x_0 += s sigma^2 / alpha g              (the same as eps -= s sigma g)
-    mean-shift form:  x_0 += s sigma_next^2 / alpha_next g    (Algorithm 1 with the posterior variance)
+    score form:       x_0 += s sigma^2 / alpha g, the same as eps -= s sigma g                          (1)
+    mean-shift form:  x_0 += s sigma_next^2 / alpha_next g: Algorithm 1, of the posterior variance      (2)
 
 The second is Algorithm 1 of the paper, x_next ~ N(mu + s Sigma g, Sigma), written as a change of x_0: under
 an ancestral step the mean's coefficient of x_0 times sigma_next^2 / alpha_next is exactly the posterior
@@ -142,7 +142,9 @@ class ClassifierGuidance(Guidance):
                 raise ValueError(f"{name} {value!r} needs the next noise level: {remedy}")
         gradient = column(self.scale, own.x0) * self._gradient(step, own, answers)
         if self.form == "mean_shift" and step.shifts_mean:
+            # algorithm 1: the scheduler's own mu + Sigma s g
             return Shift(mean=gradient)
+        # (1) of this level, (2) of the next
         level = step.level if self.form == "score" else step.next_level
         factor = torch.where(level.alpha > 0, level.sigma**2 / level.alpha, 0.0)
         return broadcast(factor, gradient) * gradient

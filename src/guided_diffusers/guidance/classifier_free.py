@@ -54,4 +54,5 @@ class ClassifierFreeGuidance(Guidance):
 
     def shift(self, step: Step, own: Denoised, answers: Sequence[Denoised]) -> Tensor:
         """(gamma - 1) (D_cond - D_null)."""
+        # equation 6
         return (column(self.scale, own.x0) - 1) * (own.x0 - answers[0].x0)

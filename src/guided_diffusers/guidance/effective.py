@@ -27,4 +27,5 @@ def effective_scale(own: Tensor, null: Tensor, guided: Tensor) -> Tensor:
         `(batch,)`: 1 is unguided; NaN of a sample that its condition does not change, which has no scale.
     """
     difference, moved = (own - null).flatten(1), (guided - own).flatten(1)
+    # w_e
     return 1 + (moved * difference).sum(1) / difference.square().sum(1)

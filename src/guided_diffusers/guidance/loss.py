@@ -95,6 +95,7 @@ class LossGuidance(Guidance):
         if self.through == "x0":
             return Shift()
         level = step.level
+        # (1)
         factor = torch.where(level.alpha > 0, level.sigma**2 / level.alpha, 0.0)  # the gradient has an alpha
         return self._moved(step, factor, self._gradient(step, step.sample, answers[0].x0))
 
@@ -102,6 +103,7 @@ class LossGuidance(Guidance):
         """Equation (2), at the sum of all shifts."""
         if self.through == "denoised":
             return guided
+        # (2)
         return guided + self._moved(step, _unknown(step), self._gradient(step, guided))
 
     def _gradient(self, step: Step, at: Tensor, through: Tensor | None = None) -> Tensor:

@@ -1,6 +1,6 @@
 """A cap on the norm of the guided output: at most r times the conditional one's.
 
-    o' = o min(1, r |o_cond| / |o|)
+    o' = o min(1, r |o_cond| / |o|)                                                                     (1)
 
 o is the model's output, in whatever it predicts, under the sum of all terms, and the norms are over one
 sample: strong guidance lengthens the output, which shows as saturated colours. Z-Image's pipeline knows it as
@@ -52,5 +52,6 @@ class NormCap(Guidance):
         conditional, output = (from_denoised(x0, step.sample, step.level, kind) for x0 in (own.x0, guided))
         norms = (torch.linalg.vector_norm(each, dim=axes, keepdim=True) for each in (conditional, output))
         most, norm = norms
+        # (1)
         factor = (self.maximum * most / norm.clamp(min=1e-12)).clamp(max=1)
         return to_denoised(factor * output, step.sample, step.level, kind)

@@ -1,7 +1,9 @@
 """Adaptive projected guidance: guide across the conditional prediction, little along it.
 
-    d = D_cond - D_null + beta d_previous;  d <- d min(1, r / |d|)
-    d_par = <d, D_cond> / |D_cond|^2 D_cond;  x_0 = D_cond + (gamma - 1) (d - d_par + eta d_par)
+    d = D_cond - D_null + beta d_previous                                                               (1)
+    d <- d min(1, r / |d|)                                                                              (2)
+    d_par = <d, D_cond> / |D_cond|^2 D_cond                                                             (3)
+    x_0 = D_cond + (gamma - 1) (d - d_par + eta d_par)                                                  (4)
 
 The part of the difference along the prediction raises saturation, the part across it quality; a negative beta
 pushes away from where earlier steps pushed. All in x_0 space.
@@ -47,6 +49,7 @@ class ProjectedGuidance(ClassifierFreeGuidance):
 
     def shift(self, step: Step, own: Denoised, answers: Sequence[Denoised]) -> Tensor:
         """(gamma - 1) times the projected difference."""
+        # (1)
         difference = own.x0 - answers[0].x0
         if self.momentum:
             key = (type(self).__name__, self.momentum, self.interval)
@@ -55,8 +58,10 @@ class ProjectedGuidance(ClassifierFreeGuidance):
             step.memory[key] = difference.detach()
         axes = tuple(range(1, difference.ndim))
         if self.norm_threshold is not None:
+            # (2)
             norm = torch.linalg.vector_norm(difference, dim=axes, keepdim=True)
             difference = difference * (self.norm_threshold / norm.clamp(min=1e-12)).clamp(max=1)
+        # (4), with (3) in it
         return (column(self.scale, own.x0) - 1) * across(difference, own.x0, self.parallel)
 
 

@@ -1,6 +1,7 @@
 """Classifier-free guidance with the model's output rescaled to the conditional one's deviation.
 
-    o = o_null + gamma (o_cond - o_null);  o' = phi o std(o_cond) / std(o) + (1 - phi) o
+    o = o_null + gamma (o_cond - o_null)                                                                (1)
+    o' = phi o std(o_cond) / std(o) + (1 - phi) o                                                       (2)
 
 o is the model's output, in whatever it predicts, and std is over one sample: a strong scale widens the
 output, which shows as overexposed images, and rescaling undoes it. It is defined on the output, so x_0 is
@@ -55,9 +56,11 @@ class RescaledGuidance(ClassifierFreeGuidance):
     def shift(self, step: Step, own: Denoised, answers: Sequence[Denoised]) -> Tensor:
         """x_0 of the rescaled output, less D_cond."""
         prediction_type = output_type(self.prediction_type, step)
+        # (1)
         plain = super().shift(step, own, answers)
         conditional = from_denoised(own.x0, step.sample, step.level, prediction_type)
         guided = from_denoised(own.x0 + plain, step.sample, step.level, prediction_type)
+        # (2)
         ratio = _deviation(conditional) / _deviation(guided).clamp(min=1e-12)
         rescaled = guided * (self.rescale * ratio + 1 - self.rescale)
         return to_denoised(rescaled, step.sample, step.level, prediction_type) - own.x0

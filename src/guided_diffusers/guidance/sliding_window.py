@@ -1,6 +1,6 @@
 """Sliding-window guidance: away from what the network predicts of windows of the image, each by itself.
 
-    x_0 = D + w m (D - D_windows)
+    x_0 = D + w m (D - D_windows)                                                                       (1)
 
 D_windows is put together of the predictions of overlapping windows, averaged where they overlap: the same
 network without far sight. m is 1 where windows overlap and 0 elsewhere (M-SWG), or 1 everywhere.
@@ -65,6 +65,7 @@ class SlidingWindowGuidance(Guidance):
             total[..., rows, columns] += answer.x0
             count[..., rows, columns] += 1
         difference = own.x0 - total / count
+        # (1)
         return column(self.scale, own.x0) * (difference * (count > 1) if self.masked else difference)
 
     def places(self, sample: Tensor) -> list[Window]:

@@ -1,7 +1,8 @@
 """Tangential damping: classifier-free guidance from what the null's output shares with the conditional one.
 
-    v = the direction of the largest singular value of (o_cond, o_null)
-    o_null' = <o_null, v> v;  o = o_null' + gamma (o_cond - o_null')
+    v = the direction of the largest singular value of (o_cond, o_null)                                 (1)
+    o_null' = <o_null, v> v                                                                             (2)
+    o = o_null' + gamma (o_cond - o_null')                                                              (3)
 
 o is the model's output, in whatever it predicts. v is cos(a) o_cond + sin(a) o_null at the angle a that makes
 it longest, of unit length: tan(2 a) = 2 <o_cond, o_null> / (|o_cond|^2 - |o_null|^2).
@@ -48,12 +49,13 @@ class TangentialGuidance(ClassifierFreeGuidance):
         )
         axes = tuple(range(1, null.ndim))
         product = (conditional * null).sum(axes, keepdim=True)
-        longer = ((conditional - null) * (conditional + null)).sum(
-            axes, keepdim=True
-        )  # |o_cond|^2 - |o_null|^2
+        longer = ((conditional - null) * (conditional + null)).sum(axes, keepdim=True)
+        # (1): longer is |o_cond|^2 - |o_null|^2
         angle = torch.atan2(2 * product, longer) / 2
         shared = angle.cos() * conditional + angle.sin() * null
+        # (2)
         squared = shared.square().sum(axes, keepdim=True).clamp(min=1e-24)
         damped = (null * shared).sum(axes, keepdim=True) / squared * shared
+        # (3)
         guided = damped + column(self.scale, own.x0) * (conditional - damped)
         return to_denoised(guided, step.sample, step.level, kind) - own.x0

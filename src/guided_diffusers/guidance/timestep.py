@@ -65,10 +65,12 @@ class TimestepGuidance(Guidance):
             return replace(level, sigma=level.sigma * torch.tensor(self.noise * n, dtype=torch.float64).exp())
         given = torch.as_tensor(level.timestep)
         timestep = given.double()
+        # algorithm 2: t~
         told = timestep + self.noise * timestep.abs() ** self.exponent * n
         told = torch.where(timestep >= 0, told.clamp(min=0), told)
         return replace(level, timestep=told if given.is_floating_point() else told.round().to(given.dtype))
 
     def shift(self, step: Step, own: Denoised, answers: Sequence[Denoised]) -> Tensor:
         """(w - 1) (D(x_t, t) - D(x_t, t~))."""
+        # algorithm 2: the guided prediction
         return (column(self.scale, own.x0) - 1) * (own.x0 - answers[0].x0)

@@ -49,7 +49,7 @@ from guided_diffusers.core.checks import (
 from guided_diffusers.core.distributions import bits_per_dim, gaussian_kl
 from guided_diffusers.core.finite import check_output
 from guided_diffusers.core.prediction import at_least_float32
-from guided_diffusers.core.randomness import as_generators, randn_for, seed_for
+from guided_diffusers.core.randomness import as_generators, check_generator, randn_for, seed_for
 from guided_diffusers.models.decoder_likelihoods import LIKELIHOODS, DecoderLikelihood
 from guided_diffusers.models.point_posterior import PointPosterior
 
@@ -163,7 +163,7 @@ def elbo(
     beta, free_bits = (
         check_number(name, value, 0, 1e6) for name, value in (("beta", beta), ("free_bits", free_bits))
     )
-    _check_generator(generator, len(images))
+    check_generator(generator, len(images))
     posterior = _gaussian(model.posterior(images.to(model.dtype)))
     output = model.decoder_output(posterior.sample(as_generators(generator)))
     log_prob = likelihood.log_prob(output, images)
@@ -259,13 +259,6 @@ def _checked_images(model: Any, images: Any) -> Tensor:
     images = check_tensor("images", images, ("batch", channels, "height", "width"))
     check_that(0 not in images.shape, "images", images, "at least one image")
     return check_finite("images", at_least_float32(images))
-
-
-def _check_generator(generator: Any, count: int) -> None:
-    several = generator if isinstance(generator, list | tuple) else [generator] * count
-    right = generator is None or all(isinstance(each, torch.Generator) for each in several)
-    fits, allowed = right and len(several) == count, f"a torch.Generator, or {count} of them"
-    check_that(fits, "generator", generator, allowed)
 
 
 def _gaussian(posterior: DiagonalGaussianDistribution) -> DiagonalGaussianDistribution:

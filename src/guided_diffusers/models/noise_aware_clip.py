@@ -120,7 +120,7 @@ class NoiseAwareCLIP(TrainedProcessMixin, SafeWeightsMixin, ModelMixin, ConfigMi
         return normalize(at_least_float32(self.text_encoder(input_ids).text_embeds), dim=1)
 
     def encode_image(self, sample: Tensor, level: NoiseLevel) -> Tensor:
-        """X_t, unscaled, (batch, ...), as directions: (batch, projection_dim) of length 1, float32.
+        """Images x_t, unscaled, (batch, ...), as directions: (batch, projection_dim) of length 1, float32.
 
         Raises:
             ValueError: A level without a timestep, or a sample that the image encoder refuses.
@@ -129,11 +129,11 @@ class NoiseAwareCLIP(TrainedProcessMixin, SafeWeightsMixin, ModelMixin, ConfigMi
 
     @property
     def temperature(self) -> Tensor:
-        """Tau, 0-dim float32: what a cosine is multiplied with."""
+        """The factor tau of cosines, 0-dim float32."""
         return at_least_float32(self.logit_scale).exp()
 
     def similarity(self, sample: Tensor, level: NoiseLevel, text_embeds: Tensor) -> Tensor:
-        """S(x_t, c) of each sample with its text.
+        """The logit `s(x_t, c)` of each sample with its text.
 
         Args:
             sample: x_t, unscaled, (batch, in_channels, height, width).

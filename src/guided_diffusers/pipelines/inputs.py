@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from diffusers.callbacks import IPAdapterScaleCutoffCallback
 from torch import Tensor
 
@@ -19,6 +18,7 @@ from guided_diffusers.core.checks import (
 from guided_diffusers.core.checks import check_choice as check_choice  # pipelines find all their checks here
 from guided_diffusers.core.condition import check_text
 from guided_diffusers.core.networks import needed_arguments
+from guided_diffusers.core.randomness import check_generator as check_generator
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 MAX_SIDE = 16_384
@@ -86,20 +86,6 @@ def check_latents(value: Any, expected: Sequence[int], name: str = "latents") ->
         given = tuple(value.shape) if floating else shown(value)
         raise ValueError(f"{name} is {given}; allowed: a floating-point tensor of shape {tuple(expected)}")
     check_finite(name, value)
-
-
-def check_generator(value: Any, batch_size: int) -> None:
-    """Raise ValueError where `generator` is neither a torch.Generator nor one for each image."""
-    if value is None or isinstance(value, torch.Generator):
-        return
-    if not isinstance(value, list | tuple) or not all(isinstance(each, torch.Generator) for each in value):
-        raise ValueError(
-            f"generator is {shown(value)}; allowed: a torch.Generator, or a list with one for each image"
-        )
-    if len(value) != batch_size:
-        raise ValueError(
-            f"generator is a list of {len(value)} for {batch_size} images; allowed: one for each image"
-        )
 
 
 def check_callback(value: Any, names: Any, allowed: Sequence[str]) -> None:
