@@ -158,8 +158,9 @@ class Recorder:
         """The step's place among the timesteps, and its level."""
         scheduler = self.pipeline.scheduler
         if scheduler.timesteps is not self.run.timesteps:
-            listed = torch.as_tensor(run_timesteps(scheduler)).cpu().double()
-            levels = None if hasattr(scheduler, "noise_level") else list(run_levels(scheduler))
+            listed = run_timesteps(scheduler)
+            levels = None if hasattr(scheduler, "noise_level") else list(run_levels(scheduler, listed))
+            listed = torch.as_tensor(listed).cpu().double()
             self.run = Run(timesteps=scheduler.timesteps, listed=listed, levels=levels)
         place = getattr(scheduler, "step_index", None)
         if place is None:
