@@ -1,4 +1,4 @@
-"""The five training scripts in their main modes, tiny, on the committed slice of real data, as processes."""
+"""The training scripts in their main modes, tiny, on the committed slice of real data, as processes."""
 
 from __future__ import annotations
 
@@ -88,6 +88,16 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             "scheduler": {"num_train_timesteps": 40, "variance_type": "learned_range"},
             "objective": {"loss": "hybrid"},
             "validation": {"images": 0},
+        },
+    ),
+    "upsampler": (
+        "train_upsampler.py",
+        {
+            "data": {"caption_column": None},
+            "crop": 8,
+            "unet": {**UNET, "down_block_types": ["DownBlock2D"] * 2, "up_block_types": ["UpBlock2D"] * 2}
+            | {"add_attention": False},
+            "drawing": {"images": 0},
         },
     ),
     "classifier": (
