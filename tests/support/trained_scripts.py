@@ -95,7 +95,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         {
             "data": {"caption_column": None},
             "crop": 8,
-            "unet": {**UNET, "down_block_types": ["DownBlock2D"] * 2, "up_block_types": ["UpBlock2D"] * 2}
+            "unet": {**ENCODER, "down_block_types": ["DownBlock2D"] * 2, "up_block_types": ["UpBlock2D"] * 2}
             | {"add_attention": False},
             "drawing": {"images": 0},
         },
