@@ -66,9 +66,10 @@ class AdaptersMixin(
     def check_ip_adapter(self, image: Any, embeds: Any) -> None:
         """Raise ValueError where an image is given without an IP-Adapter, twice, or not with one."""
         given = [name for name, value in (("image", image), ("image_embeds", embeds)) if value is not None]
-        if not self.has_ip_adapter and given:
+        loaded = self.has_ip_adapter
+        if not loaded and given:
             raise ValueError(f"ip_adapter_{given[0]} is given, and no IP-Adapter is loaded: load_ip_adapter")
-        if self.has_ip_adapter and len(given) != 1:
+        if loaded and len(given) != 1:
             raise ValueError(
                 f"{' and '.join(f'ip_adapter_{name}' for name in given) or 'no ip_adapter_image'} given, and "
                 "an IP-Adapter is loaded; allowed: one of ip_adapter_image and ip_adapter_image_embeds, or "
