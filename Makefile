@@ -52,6 +52,7 @@ test-all: $(STAMP)
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check --quiet .
+	$(BIN)/mypy
 
 docs: $(STAMP)
 	$(BIN)/mkdocs build

@@ -140,11 +140,11 @@ class Run:
 
     def _walk(self) -> Iterator[Step]:
         levels = run_levels(self.scheduler, self.timesteps)
-        following, prepares = next(levels), hasattr(self.scheduler, "scale_model_input")
+        following, prepare = next(levels), getattr(self.scheduler, "scale_model_input", None)
         for timestep in self.timesteps:
-            if prepares:  # it sets up a multi-stage one's state
+            if prepare is not None:  # it sets up a multi-stage one's state
                 first = self.sample[:1]
-                prepares = self.scheduler.scale_model_input(first, timestep) is not first
+                prepare = None if prepare(first, timestep) is first else prepare
             level, following, self._timestep = following, next(levels), timestep
             yield Step(
                 sample=self.sample,
@@ -180,7 +180,7 @@ class Run:
             for _ in range(1, self._recurrence(step)):
                 x0 = self._guided.run(replace(step, shifts_mean=False)).x0
                 noise = randn_tensor(x0.shape, self.generator, x0.device, x0.dtype)
-                step = replace(step, sample=renoised(step.sample, x0, step.level, step.next_level, noise))
+                step = replace(step, sample=renoised(step.sample, x0, step.level, step.following, noise))
             prediction = self._guided.run(step)
             output = output_of(prediction.x0, step.sample, step.level, self._prediction_type)
             if self._with_variance:

@@ -44,8 +44,8 @@ def check_choice(name: str, value: Any, allowed: Sequence[str]) -> str:
 
 def check_int(name: str, value: Any, low: int | None = None, high: int | None = MAX_COUNT) -> int:
     """An integer of any type but bool, from `low` to `high`; None is no limit."""
-    beyond = high is not None and isinstance(value, Integral) and value > high
-    limits = Range(-math.inf if low is None else low, high if beyond else math.inf)
+    beyond = high is not None and isinstance(value, Integral) and int(value) > high
+    limits = Range(-math.inf if low is None else low, high if beyond and high is not None else math.inf)
     return read(name, value, Annotated[int, limits])
 
 

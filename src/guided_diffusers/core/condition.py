@@ -35,8 +35,8 @@ class Condition(Declared):
         negative: The same keys for the null condition (an empty or a negative prompt, the null class).
     """
 
-    positive: Mapping
-    negative: Mapping | None = None
+    positive: Mapping[str, Any]
+    negative: Mapping[str, Any] | None = None
 
     @cached_property
     def null(self) -> Condition:

@@ -28,7 +28,7 @@ from contextlib import suppress
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from functools import cache
 from numbers import Integral
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from guided_diffusers.core.shown import as_number, shown
 
@@ -111,9 +111,12 @@ Text = Annotated[str, AtLeast(1), "text that is not empty"]
 class Declared:
     """Base of frozen dataclasses whose fields are checked, and converted, by `read` when they are made."""
 
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
+
     def __post_init__(self) -> None:
         """Read every field. What concerns several fields is checked by a subclass, after this."""
-        for name, kind in kinds_of(type(self)).items():
+        cls: Any = type(self)
+        for name, kind in kinds_of(cls).items():
             object.__setattr__(self, name, read(name, getattr(self, name), kind))
 
 
@@ -162,7 +165,7 @@ def read(name: str, value: Any, kind: Any, text: bool = False) -> Any:
 
 
 @cache
-def _taken(kind: Any) -> tuple[tuple[type, ...], type | None, float, float, tuple[str, ...]]:
+def _taken(kind: Any) -> tuple[tuple[Any, ...], type | None, float, float, tuple[str, ...]]:
     """Which values are taken as they are, which is most of them, so that nothing else has to be asked.
 
     Returns:
@@ -172,8 +175,10 @@ def _taken(kind: Any) -> tuple[tuple[type, ...], type | None, float, float, tupl
     rules, parts, origin = getattr(kind, "__metadata__", ()), typing.get_args(kind), _origin(kind)
     if rules and not any(isinstance(rule, Range) or callable(rule) for rule in rules):  # words alone
         return _taken(kind.__origin__)
-    classes: tuple[type, ...] = ()
-    number, low, high, choices = None, -math.inf, math.inf, ()
+    classes: tuple[Any, ...] = ()
+    number: type | None = None
+    low, high = -math.inf, math.inf
+    choices: tuple[str, ...] = ()
     if rules or kind in (int, float):
         ranges = [rule for rule in rules if isinstance(rule, Range)] if rules else [Range()]
         of = kind.__origin__ if rules else kind
@@ -188,8 +193,8 @@ def _taken(kind: Any) -> tuple[tuple[type, ...], type | None, float, float, tupl
             classes = (type(None),) * (type(None) in parts)
     elif origin is Literal:
         choices = tuple(part for part in parts if isinstance(part, str))
-    elif Callable in (origin, kind):
-        classes = (Callable,)
+    elif Callable in (origin, kind) or origin is Mapping:
+        classes = (Mapping if origin is Mapping else Callable,)
     elif kind is not str and origin not in (tuple, list, dict):
         classes = (kind,) if kind in _CHECKED or is_dataclass(kind) else (object,)
     return classes, number, low, high, choices
@@ -231,14 +236,14 @@ def build(cls: type, values: Any, where: str = "", text: bool = False) -> Any:
     return cls(**given)
 
 
-def has_default(item: Field) -> bool:
+def has_default(item: Field[Any]) -> bool:
     """Whether a field may be left out."""
     return item.default is not MISSING or item.default_factory is not MISSING
 
 
 def unknown(key: str, known: Iterable[str]) -> str:
     """What an error says of a key that is none of `known`."""
-    (nearest,) = difflib.get_close_matches(key, list(known), n=1, cutoff=0.0) or [None]
+    nearest = next(iter(difflib.get_close_matches(key, list(known), n=1, cutoff=0.0)), None)
     return f"unknown key {shown(key)}" + (f": did you mean {nearest!r}?" if nearest else "")
 
 
@@ -259,7 +264,7 @@ def allowed(kind: Any) -> str:
         return f"a list{count}, each item {allowed(parts[0])}"
     if is_dataclass(kind):
         return "a mapping of keys"
-    return _WORDS.get(origin or kind) or getattr(kind, "__name__", str(kind))
+    return _WORDS.get(origin or kind) or str(getattr(kind, "__name__", kind))
 
 
 _WORDS = {
@@ -301,9 +306,11 @@ def _as(kind: Any, value: Any, name: str, text: bool) -> Any:
         return _first_that_fits(parts, value, name, text)
     if kind in (int, float):
         return _number(kind, value, text, [Range()])
-    if is_dataclass(kind):
-        if isinstance(value, kind) or hasattr(kind, "of"):
-            return value if isinstance(value, kind) else kind.of(value)
+    if isinstance(kind, type) and is_dataclass(kind):
+        if isinstance(value, kind):
+            return value
+        if (of := getattr(kind, "of", None)) is not None:
+            return of(value)
         return build(kind, _that(isinstance(value, Mapping), value), name, text)
     if kind is str:
         number = text and isinstance(value, int | float) and not isinstance(value, bool)
@@ -322,6 +329,7 @@ def _as(kind: Any, value: Any, name: str, text: bool) -> Any:
         return _that(any(type(value) is type(choice) and value == choice for choice in parts), value)
     if Callable in (origin, kind):
         return _that(callable(value), value)
+    kind = Mapping if origin is Mapping else kind
     return _that(kind not in _CHECKED or isinstance(value, kind), value)
 
 
@@ -341,7 +349,7 @@ def _first_that_fits(parts: Iterable[Any], value: Any, name: str, text: bool) ->
 
 
 def _number(kind: type, value: Any, text: bool, ranges: Iterable[Range]) -> float | int:
-    number = as_number(value)
+    number: Any = as_number(value)
     if kind is int and isinstance(value, Integral) and not isinstance(value, bool):
         number = int(value)
     elif text and isinstance(value, str):  # YAML reads 1e-3 as a text

@@ -19,7 +19,7 @@ from guided_diffusers.core.networks import WITHOUT_A_BATCH, Network
 from guided_diffusers.core.noise import NoiseLevel, broadcast, factor
 from guided_diffusers.core.prediction import PREDICTION_TYPES, at_least_float32, denoised_of
 
-_MODEL = Annotated[Callable, "a network, or a function (sample, timestep, **condition)"]
+_MODEL = Annotated[Callable[..., Any], "a network, or a function (sample, timestep, **condition)"]
 _CLIP = Annotated[Annotated[float, Above(0, finite=False)] | None, "None, a number above 0, or a function"]
 _COMPUTE_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -85,7 +85,7 @@ class ModelDenoiser:
         prediction_type: str,
         clip: float | Callable[[Tensor], Tensor] | None = None,
     ) -> None:
-        self.model = read("model", model, _MODEL)
+        self.model: Any = read("model", model, _MODEL)
         self.network = Network(model)
         self.prediction_type = read("prediction_type", prediction_type, Literal[PREDICTION_TYPES])
         self.clip = clip if callable(clip) else read("clip", clip, _CLIP)
@@ -115,8 +115,9 @@ class ModelDenoiser:
         """`dtype_of` the model, where its first parameter still is."""
         owner, name = self._first
         parameter = owner.get(name)
-        known = parameter is not None and parameter.dtype in _COMPUTE_DTYPES
-        return parameter.dtype if known else dtype_of(self.model, default)
+        if parameter is not None and parameter.dtype in _COMPUTE_DTYPES:
+            return parameter.dtype
+        return dtype_of(self.model, default)
 
     def _forward(self, scaled: Tensor, timestep: Any, arguments: Mapping[str, Any]) -> Tensor:
         infer = self._may_infer and not torch.is_grad_enabled() and not self.model.training
@@ -135,15 +136,15 @@ class ModelDenoiser:
         channels, count = sample.shape[1], outputs.shape[0]
         extras: Sequence[Tensor | None] = [None] * count
         if outputs.shape[2] == 2 * channels:
-            outputs, extras = outputs.split(channels, dim=2)
-            extras = extras.clone()
+            outputs, extra = outputs.split(channels, dim=2)
+            extras = extra.clone().unbind(0)
         elif outputs.shape[1:] != sample.shape:
             given = f"the network's output has shape {tuple(outputs.shape[1:])}"
             allowed = "its shape, or twice its channels (learned variance)"
             raise ValueError(f"{given} for a sample of {tuple(sample.shape)}; allowed: {allowed}")
         denoised = denoised_of(outputs, sample, level, self.prediction_type).unbind()
         if self.clip is not None:
-            denoised = map(self._clipped, denoised)
+            denoised = tuple(map(self._clipped, denoised))
         return [Denoised(x0, extra) for x0, extra in zip(denoised, extras, strict=True)]
 
     def _clipped(self, x0: Tensor) -> Tensor:
@@ -203,7 +204,7 @@ def _concatenated(many: Sequence[Any], path: str = "") -> Any:
         return first
     if isinstance(first, Tensor):
         try:
-            return torch.cat(many)
+            return torch.cat([*many])
         except (TypeError, RuntimeError):
             shapes = [getattr(other, "shape", ()) for other in many]
             if all(shape[1:] == first.shape[1:] for shape in shapes):

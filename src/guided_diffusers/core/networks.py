@@ -156,8 +156,8 @@ class Network:
         self.kind, self.config = type(plain).__name__, _config(plain)
         forward = _forward_of_diffusers(plain)
         names = list(inspect.signature(forward).parameters)[1:] if forward else ["sample", "timestep"]
-        known = (CALLING.get(each.__name__) for each in type(plain).__mro__)
-        self.calling = next(filter(None, known), None) if names[0] == "hidden_states" else None
+        rows = (CALLING.get(each.__name__) for each in type(plain).__mro__)
+        self.calling = next(filter(None, rows), None) if names[0] == "hidden_states" else None
         known = self.calling is not None or names[:2] == ["sample", "timestep"]
         check_that(known, "model", model, _CALLED)
         self.needs = {} if forward is None else dict(_needs(plain, forward))
@@ -184,7 +184,7 @@ class Network:
 
     def _why_not(self, sample: Tensor, timestep: Any) -> str | None:
         """Why the network cannot take a sample at a timestep; None where it can."""
-        if self.channels is not None and sample.shape[self.axis] != self.channels:
+        if self.axis is not None and self.channels is not None and sample.shape[self.axis] != self.channels:
             return (
                 f"sample has {sample.shape[self.axis]} channels; allowed: {self.channels}, the in_channels "
                 f"of {self.kind}: an image beside the noise is added by a function around it"

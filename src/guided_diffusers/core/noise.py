@@ -54,7 +54,7 @@ Coefficient = Tensor | float
 """A number, or float64 numbers one a sample."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, init=False)
 class NoiseLevel:
     """One noise level, or a batch of them: `x_t = alpha x_0 + sigma eps`.
 
@@ -70,25 +70,32 @@ class NoiseLevel:
         ValueError: Not a number, nor one a sample; or, of values on the CPU, out of range.
     """
 
-    alpha: Tensor | float
-    sigma: Tensor | float
-    timestep: Tensor | float | None = None
-    input_scale: Tensor | float = 1.0
+    alpha: Tensor
+    sigma: Tensor
+    timestep: Tensor | float | None
+    input_scale: Tensor
 
-    def __post_init__(self) -> None:
-        """Convert numbers and tensors of any dtype to float64 tensors."""
+    def __init__(
+        self,
+        *,
+        alpha: Coefficient,
+        sigma: Coefficient,
+        timestep: Tensor | float | None = None,
+        input_scale: Coefficient = 1.0,
+    ) -> None:
+        given = {"alpha": alpha, "sigma": sigma, "input_scale": input_scale}
         for name, most, limits in _RANGES:
-            given = getattr(self, name)
-            value = _float64(given)
+            value = _float64(given[name])
             fits = value is not None and _within(value, most)
-            check_that(fits, name, given, f"a number {limits}, or one a sample")
+            check_that(fits, name, given[name], f"a number {limits}, or one a sample")
             object.__setattr__(self, name, value)
-        shape, told = tuple(self.alpha.shape), self.timestep
+        shape = tuple(self.alpha.shape)
         check_that(
             not shape or self.sigma.shape in ((), shape), "sigma", self.sigma, f"alpha's shape, {shape}"
         )
-        known = told is None or isinstance(told, Tensor | int | float | np.number)
-        check_that(known, "timestep", told, "None, a number, or one a sample")
+        known = timestep is None or isinstance(timestep, Tensor | int | float | np.number)
+        check_that(known, "timestep", timestep, "None, a number, or one a sample")
+        object.__setattr__(self, "timestep", timestep)
 
     @cached_property
     def scalars(self) -> tuple[Coefficient, Coefficient, Coefficient]:
@@ -99,7 +106,7 @@ class NoiseLevel:
         values = self.alpha, self.sigma, self.input_scale
         if any(value.ndim or value.requires_grad or value.device.type != "cpu" for value in values):
             return values
-        return tuple(value.item() for value in values)
+        return self.alpha.item(), self.sigma.item(), self.input_scale.item()
 
     def each(self, timesteps: Sequence[Any]) -> list[NoiseLevel]:
         """The levels of a batch one by one, each with a timestep of its own."""

@@ -82,7 +82,8 @@ def _scaled_trigflow(
 def _edm(alpha: Coefficient, sigma: Coefficient, scale: Coefficient) -> tuple[Coefficient, Coefficient]:
     # Karras et al., table 1: c_skip and c_out, with sigma_data^2 = 1 / input_scale^2 - sigma^2
     skip = 1 - (sigma * scale) * (sigma * scale)
-    return skip, sigma * _root((skip + abs(skip)) / 2)  # rounding may leave it below 0
+    above = skip.clamp(min=0) if isinstance(skip, Tensor) else max(skip, 0.0)  # rounding may leave it below 0
+    return skip, sigma * _root(above)
 
 
 def _negated(row: Row) -> Row:

@@ -26,7 +26,7 @@ References:
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Annotated, Any, ClassVar, Literal
@@ -142,7 +142,7 @@ class VariancePreserving(Process):
         """The process of a table of abar, `(timesteps,)`."""
         abar = abar.cpu().double()
         betas = 1 - abar / torch.cat([torch.ones_like(abar[:1]), abar[:-1]])
-        return cls(num_train_timesteps=len(abar), trained_betas=betas)
+        return cls(num_train_timesteps=len(abar), trained_betas=tuple(betas.tolist()))
 
     @cached_property
     def abar(self) -> Tensor:
@@ -153,7 +153,7 @@ class VariancePreserving(Process):
             elif self.beta_schedule in WITHOUT_LIMITS:
                 betas = WITHOUT_LIMITS[self.beta_schedule](self.num_train_timesteps)
             else:
-                make = WITH_LIMITS[self.beta_schedule]
+                make: Callable[..., Tensor] = WITH_LIMITS[str(self.beta_schedule)]
                 betas = make(self.num_train_timesteps, self.beta_start, self.beta_end)
             return abar_of(betas, self.rescale_betas_zero_snr)
 
@@ -164,7 +164,7 @@ class VariancePreserving(Process):
         same = self.abar.shape == other.abar.shape
         return same and torch.allclose(self.abar, other.abar, rtol=_TOLERANCE, atol=0)
 
-    __hash__ = None
+    __hash__ = None  # type: ignore[assignment]
 
     def at(self, timestep: Tensor | float) -> NoiseLevel:
         """The level at timesteps that are places in the table; "continuous" ones are rounded to one."""

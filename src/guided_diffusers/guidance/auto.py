@@ -48,7 +48,7 @@ class AutoGuidance(Guidance):
 
     neutral: ClassVar[float] = 1.0
     weak: Denoiser = network_field()
-    scale: Scale
+    scale: Scale  # type: ignore[misc]  # a network_field has no default
     interval: GuidanceInterval | None = None
     null: bool = False
 

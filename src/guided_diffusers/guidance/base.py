@@ -11,7 +11,7 @@ answered by one batched forward. Terms are immutable values; what must last from
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar
@@ -63,7 +63,8 @@ class Guidance(Declared):
 
     def __post_init__(self) -> None:
         """Normalise `scale` to a float or a tuple of floats, and the rest as the annotations say."""
-        if kinds_of(type(self)).get("scale", Scale) != Scale:  # of one's own: a number is a scale too
+        cls: Any = type(self)
+        if kinds_of(cls).get("scale", Scale) != Scale:  # of one's own: a number is a scale too
             object.__setattr__(self, "scale", checked_scale(self.scale))
         super().__post_init__()
 
@@ -233,12 +234,13 @@ class Guided:
             # (2)
             corrected = term.correct(step, own, x0)
             x0 = x0 if corrected is x0 else _within(term, corrected, x0, step.level)
-        return Prediction(_detached(x0), _detached(own.extra), _detached(mean))
+        return Prediction(x0.detach(), _detached(own.extra), _detached(mean))
 
     def _answers(self, step: Step, queries: Sequence[Query]) -> list[Denoised]:
         """Answer all queries: those of one network, view, sample and level by one forward."""
-        groups: dict[tuple[int, ...], dict[int, Query]] = {}
-        places, with_graph = [], set()
+        groups: dict[tuple[int, int, int, int], dict[int, Query]] = {}
+        places: list[Any] = []
+        with_graph: set[Any] = set()
         for query in queries:
             network = query.network or self.denoiser
             place = (id(network), id(query.view), id(query.sample), id(query.level))
@@ -262,7 +264,7 @@ class Guided:
         """The answers to queries that have all but the condition in common."""
         first, conditions = queries[0], [query.condition for query in queries]
         network = first.network or self.denoiser
-        sample = step.sample if first.sample is None else first.sample
+        sample = first.sample if isinstance(first.sample, Tensor) else step.sample
         level = step.level if first.level is None else first.level
         with nullcontext() if first.view is None else first.view():
             if not hasattr(network, "batch"):
@@ -309,7 +311,7 @@ def _json_fields(term: Guidance) -> dict[str, Any]:
 
 def _term_from(entry: Mapping[str, Any], networks: Mapping[str, Any]) -> Guidance:
     name, arguments = entry.get("term"), {key: value for key, value in entry.items() if key != "term"}
-    cls: Callable[..., Guidance] | None = Guidance._types.get(name) if isinstance(name, str) else None
+    cls = Guidance._types.get(name) if isinstance(name, str) else None
     if cls is None or cls is GuidanceSum:
         known = ", ".join(sorted(set(Guidance._types) - {"GuidanceSum"}))
         raise ValueError(f"guidance term is {shown(name)}; known terms: {known}")
@@ -319,4 +321,4 @@ def _term_from(entry: Mapping[str, Any], networks: Mapping[str, Any]) -> Guidanc
                 f"{name} needs {key}=, which a configuration cannot hold: pass it beside the configuration"
             )
         arguments[key] = networks[key]
-    return build(cls, arguments, where=name)
+    return build(cls, arguments, where=str(name))

@@ -105,7 +105,7 @@ class ClassifierGuidance(Guidance):
 
     neutral: ClassVar[float] = 0.0
     log_prob: LogProb | None = network_field()  # None where it is only written down
-    scale: Scale
+    scale: Scale  # type: ignore[misc]  # a network_field has no default
     interval: GuidanceInterval | None = None
     form: Literal["score", "mean_shift"] = "score"
     through: Literal["classifier", "denoised"] = "classifier"
@@ -145,19 +145,19 @@ class ClassifierGuidance(Guidance):
             # algorithm 1: the scheduler's own mu + Sigma s g
             return Shift(mean=gradient)
         # (1) of this level, (2) of the next
-        level = step.level if self.form == "score" else step.next_level
+        level = step.level if self.form == "score" else step.following
         factor = torch.where(level.alpha > 0, level.sigma**2 / level.alpha, 0.0)
         return broadcast(factor, gradient) * gradient
 
     def _gradient(self, step: Step, own: Denoised, answers: Sequence[Denoised]) -> Tensor:
         """`g`, at x_t or at the step's mean, no longer than allowed."""
-        check_callable("log_prob", self.log_prob, _LOG_PROB)
+        log_prob = check_callable("log_prob", self.log_prob, _LOG_PROB)
         sample, level = step.sample, step.level
-        if self.at == "mean" and step.next_level.timestep is not None and (step.next_level.sigma > 0).all():
-            sample, level = posterior_mean(own.x0, sample, level, step.next_level), step.next_level
+        if self.at == "mean" and step.following.timestep is not None and (step.following.sigma > 0).all():
+            sample, level = posterior_mean(own.x0, sample, level, step.following), step.following
         gradient = gradient_of(
             "log_prob",
-            lambda images: self.log_prob(images, level, step.condition),
+            lambda images: log_prob(images, level, step.condition),
             sample,
             answers[0].x0 if answers else None,
         )

@@ -35,7 +35,7 @@ class DynamicThresholding(Guidance):
         ValueError: An argument out of its range.
     """
 
-    scale: ClassVar[float] = 1.0
+    scale: ClassVar[float] = 1.0  # type: ignore[misc]  # it has none
     quantile: Annotated[float, Within(0, 1, "(]")] = 0.995
     interval: GuidanceInterval | None = None
     maximum: Annotated[float, AtLeast(1)] | None = None

@@ -35,8 +35,10 @@ def gradient_of(
             shape = f"has shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"is {shown(value)}"
             raise ValueError(f"{name} {shape} for a sample of {tuple(at.shape)}; allowed: one value a sample")
         # Two terms through the predicted x_0 share its graph: the first must not free it.
-        keep = {"retain_graph": through is not None, "allow_unused": True}
-        gradient = torch.autograd.grad(value.sum(), at, **keep)[0] if value.requires_grad else None
+        gradient = None
+        if value.requires_grad:
+            keep = through is not None
+            gradient = torch.autograd.grad(value.sum(), at, retain_graph=keep, allow_unused=True)[0]
     if gradient is None:
         raise ValueError(f"{name} has no gradient: leave out no_grad, detach and rounding in it")
     return gradient

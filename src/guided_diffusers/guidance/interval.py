@@ -74,7 +74,7 @@ class GuidanceInterval:
 
     def mask(self, level: NoiseLevel) -> Tensor:
         """Which noise levels are inside: bool, of alpha's shape."""
-        return self._inside(level.noise_to_signal)
+        return torch.as_tensor(self._inside(level.noise_to_signal))
 
     def touches(self, level: NoiseLevel) -> bool:
         """Whether any noise level of a batch is inside."""

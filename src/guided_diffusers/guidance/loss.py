@@ -79,7 +79,7 @@ class LossGuidance(Guidance):
 
     neutral: ClassVar[float] = 0.0
     loss: Loss | None = network_field()  # None where it is only written down
-    scale: Scale
+    scale: Scale  # type: ignore[misc]  # a network_field has no default
     interval: GuidanceInterval | None = None
     decode: Decode | None = network_field(default=None)
     through: Literal["x0", "denoised"] = "x0"
@@ -107,12 +107,12 @@ class LossGuidance(Guidance):
         return guided + self._moved(step, _unknown(step), self._gradient(step, guided))
 
     def _gradient(self, step: Step, at: Tensor, through: Tensor | None = None) -> Tensor:
-        check_callable("loss", self.loss, _LOSS)
-        marginal = getattr(self.loss, "marginal", None)
+        loss = check_callable("loss", self.loss, _LOSS)
+        marginal = getattr(loss, "marginal", None)
 
         def measured(x0: Tensor) -> Tensor:
             images = x0 if self.decode is None else self.decode(x0)
-            return self.loss(images) if marginal is None else marginal(images, _unknown(step))
+            return loss(images) if marginal is None else marginal(images, _unknown(step))
 
         return gradient_of("loss", measured, at, through)
 

@@ -40,7 +40,7 @@ class NormCap(Guidance):
         ValueError: An argument out of its range; on use, a prediction type that nobody names.
     """
 
-    scale: ClassVar[float] = 1.0
+    scale: ClassVar[float] = 1.0  # type: ignore[misc]  # it has none
     maximum: Positive = 1.0
     interval: GuidanceInterval | None = None
     prediction_type: PredictionType | None = None

@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import math
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
+from torch.utils.hooks import RemovableHandle
 
 RETURNS_TEXT_FIRST: dict[str, bool] = {
     **dict.fromkeys(
@@ -57,7 +58,8 @@ class Hooks:
     """Hooks that act in the thread that made them, and are gone when the context ends."""
 
     def __init__(self) -> None:
-        self._thread, self._handles = threading.get_ident(), []
+        self._thread = threading.get_ident()
+        self._handles: list[RemovableHandle] = []
         self._ran: dict[str, bool] = {}
 
     def __enter__(self) -> Hooks:
@@ -126,7 +128,7 @@ def _bound(module: nn.Module, args: Any, kwargs: Any) -> dict[str, Any]:
     return {**dict(zip(names, args, strict=False)), **kwargs}
 
 
-def see_itself(hooks: Hooks, name: str, attention: nn.Module) -> None:
+def see_itself(hooks: Hooks, name: str, attention: Any) -> None:
     """Each place of the image has its own value alone, or, with the text, attends to that and itself."""
     values: list[Tensor] = []
     modes: list[_Masked] = []
@@ -198,7 +200,7 @@ class _Masked(TorchFunctionMode):
         return func(**{**told, "attn_mask": seen})
 
 
-def blur(hooks: Hooks, layers: dict[str, nn.Module], embedder: nn.Module, sigma: float) -> None:
+def blur(hooks: Hooks, layers: Mapping[str, Any], embedder: nn.Module, sigma: float) -> None:
     """The queries of some attentions are blurred over the grid that the network's embedder is told."""
     grid: list[int] = []
     hooks.before("", embedder, partial(_note_grid, grid))

@@ -60,15 +60,13 @@ class RectifiedCFGPlusPlus(Guidance):
 
     def queries(self, step: Step) -> tuple[Query, ...]:
         """The predictions half a step later, under the condition and its null."""
-        if step.next_level is None:
-            raise ValueError("Rectified-CFG++ needs the next noise level: use it in a sampling run")
         level, timestep = step.level, step.level.timestep
         if velocity_type(level) != "flow_prediction":
             raise ValueError(
                 "Rectified-CFG++ is defined for flow matching, alpha + sigma = 1; allowed: a scheduler of it"
             )
         # algorithm 1, line 4
-        sigma = (level.sigma + step.next_level.sigma) / 2
+        sigma = (level.sigma + step.following.sigma) / 2
         half = NoiseLevel(
             alpha=1 - sigma,
             sigma=sigma,
@@ -82,7 +80,7 @@ class RectifiedCFGPlusPlus(Guidance):
     def shift(self, step: Step, own: Denoised, answers: Sequence[Denoised]) -> Tensor:
         """(1)."""
         time = step.level.sigma
-        half = (time + step.next_level.sigma) / 2
+        half = (time + step.following.sigma) / 2
         # algorithm 1, line 8
         weight = broadcast((1 - time) ** self.exponent * time / half, own.x0)
         return column(self.scale, own.x0) * weight * (answers[0].x0 - answers[1].x0)

@@ -68,12 +68,13 @@ class RescaledGuidance(ClassifierFreeGuidance):
 
 def output_type(named: str | None, step: Step) -> str:
     """What the model predicts, as a term or else the run says it."""
-    if named is None and step.prediction_type is None:
+    kind = named or step.prediction_type
+    if kind is None:
         raise ValueError(
             "the term is defined on the model's output, and outside a sampling run nobody says what that is: "
             "give prediction_type="
         )
-    return named or step.prediction_type
+    return kind
 
 
 def _deviation(output: Tensor) -> Tensor:

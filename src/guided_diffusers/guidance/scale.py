@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
@@ -28,12 +28,13 @@ def checked_scale(scale: float | Sequence[float] | Tensor, name: str = "scale") 
         TypeError: Not a number, nor a sequence or 1-dim tensor of numbers.
         ValueError: Not finite, too large for what float32 holds after some steps, or none at all.
     """
-    value = scale.tolist() if hasattr(scale, "tolist") else scale
+    value: Any = scale.tolist() if hasattr(scale, "tolist") else scale
     several = isinstance(value, Sequence) and not isinstance(value, str | bytes)
-    numbers = tuple(as_number(each) for each in (value if several else (value,)))
-    if None in numbers:
+    given = value if several else (value,)
+    numbers = tuple(number for each in given if (number := as_number(each)) is not None)
+    if len(numbers) < len(given):
         raise TypeError(f"{name} is {shown(scale)}; allowed: a number, or one number a sample")
-    fits = numbers and all(abs(number) <= MAX_SCALE for number in numbers)
+    fits = bool(numbers) and all(abs(number) <= MAX_SCALE for number in numbers)
     check_that(fits, name, scale, f"finite numbers, at most {MAX_SCALE:,.0f}")
     return numbers if several else numbers[0]
 

@@ -36,6 +36,13 @@ class Step:
     prediction_type: str | None = None
     shifts_mean: bool = False
 
+    @property
+    def following(self) -> NoiseLevel:
+        """The next level, for what cannot do without; ValueError outside a sampling run."""
+        if self.next_level is None:
+            raise ValueError("the guidance needs the next noise level: use it in a sampling run")
+        return self.next_level
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Query:

@@ -36,14 +36,16 @@ from __future__ import annotations
 import math
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
 from guided_diffusers.core.checks import as_number, check_callable, shown
+from guided_diffusers.core.denoiser import dtype_of
 from guided_diffusers.core.networks import unwrapped
 from guided_diffusers.guidance.perturbed import EMBEDDERS, RETURNS_TEXT_FIRST, Hooks, blur, see_itself, skip
 
@@ -81,7 +83,7 @@ def skip_layers(network: Any, layers: Layers = None) -> View:
         if not its:
             raise ValueError(f"layers has {name!r}, in which is no transformer block to skip")
         blocks.update(its)
-    return View(network, lambda hooks: [skip(hooks, *each) for each in blocks.items()])
+    return View(network, partial(_each, skip, blocks))
 
 
 def identity_attention(network: Any, layers: Layers = None) -> View:
@@ -97,7 +99,7 @@ def identity_attention(network: Any, layers: Layers = None) -> View:
             which another backend than PyTorch's computes.
     """
     attentions = _attentions_of(network, layers)
-    return View(network, lambda hooks: [see_itself(hooks, *each) for each in attentions.items()])
+    return View(network, partial(_each, see_itself, attentions))
 
 
 def blurred_attention(network: Any, layers: Layers = None, sigma: float = math.inf) -> View:
@@ -115,10 +117,9 @@ def blurred_attention(network: Any, layers: Layers = None, sigma: float = math.i
     if number is None or not number > 0:
         raise ValueError(f"sigma is {shown(sigma)}; allowed: a number above 0, which may be infinite")
     attentions, module = _attentions_of(network, layers), _module_of(network)
-    embedder = next(
-        (part for name in EMBEDDERS if isinstance(part := getattr(module, name, None), nn.Module)), 0
-    )
-    if not embedder:
+    parts = (getattr(module, name, None) for name in EMBEDDERS)
+    embedder = next((part for part in parts if isinstance(part, nn.Module)), None)
+    if embedder is None:
         raise ValueError(f"network is {shown(module)}; allowed: one with {' or '.join(EMBEDDERS)}")
     return View(network, lambda hooks: blur(hooks, attentions, embedder, number))
 
@@ -138,7 +139,7 @@ class View:
     def __init__(self, network: Any, attach: Callable[[Hooks], object]) -> None:
         check_callable("network", network, "a network, or a denoiser made of one")
         self.network, self._attach = network, attach
-        self._orig_mod = _module_of(network)  # `core.networks` calls it as the network that this is
+        self._orig_mod: Any = _module_of(network)  # `core.networks` calls it as the network that this is
         self.perturbed = self._perturbed  # one object: the queries of a view are one batch
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -149,7 +150,7 @@ class View:
     @property
     def dtype(self) -> torch.dtype:
         """What the network computes in."""
-        return self._orig_mod.dtype
+        return dtype_of(self._orig_mod, torch.float32)
 
     @contextmanager
     def _perturbed(self) -> Iterator[None]:
@@ -168,7 +169,8 @@ class View:
                 hooks.check()
 
 
-_LOCK, _STANCES = threading.Lock(), []
+_LOCK = threading.Lock()
+_STANCES: list[Any] = []
 
 
 @contextmanager
@@ -183,6 +185,11 @@ def _uncompiled() -> Iterator[None]:
             stance = _STANCES.pop()
             if not _STANCES:
                 stance.__exit__(None, None, None)
+
+
+def _each(perturb: Callable[..., None], layers: Mapping[str, nn.Module], hooks: Hooks) -> None:
+    for name, module in layers.items():
+        perturb(hooks, name, module)
 
 
 def _module_of(network: Any) -> nn.Module:

@@ -14,7 +14,7 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -152,7 +152,7 @@ class VAEPipeline(SafePipeline):
                 raise ValueError(f"{name} holds {len(end)} images; allowed: one")
         if ends[0].shape != ends[1].shape:
             raise ValueError(f"a and b have latents {tuple(ends[0].shape)} and {tuple(ends[1].shape)}")
-        path = spherical if method == "spherical" else torch.lerp
+        path: Callable[..., Tensor] = spherical if method == "spherical" else torch.lerp
         fractions = torch.linspace(0, 1, steps, dtype=ends[0].dtype).tolist()
         latents = torch.cat([path(*ends, fraction) for fraction in fractions])
         return self._output(self._decode(latents), output_type, return_dict)

@@ -192,6 +192,7 @@ def stepper(scheduler: AnyScheduler, **fixed: Any) -> Callable[..., Tensor]:
     """
     taken, name = inspect.signature(scheduler.step).parameters, f"what {type(scheduler).__name__}.step gave"
     fixed |= {"return_dict": False} if "return_dict" in taken else {}
+    take: Callable[..., Any] = scheduler.step
     before: list[Any] = [None, None]  # CogVideoX's solver is given its last x_0 and timestep by its caller
     family = family_of(scheduler)
     whole = family is not None and family.whole  # as integers, they index tables more quickly
@@ -199,9 +200,9 @@ def stepper(scheduler: AnyScheduler, **fixed: Any) -> Callable[..., Tensor]:
     def step(output: Tensor, timestep: Any, sample: Tensor, **more: Any) -> Tensor:
         timestep = int(timestep) if whole else timestep
         if "old_pred_original_sample" not in taken:
-            stepped = scheduler.step(output, timestep, sample, **fixed, **more)
+            stepped = take(output, timestep, sample, **fixed, **more)
         else:
-            stepped = scheduler.step(output, before[0], timestep, before[1], sample, **fixed, **more)
+            stepped = take(output, before[0], timestep, before[1], sample, **fixed, **more)
             before[:] = stepped[1], timestep
         following = check_same_shape(name, _sample_of(stepped), "the sample", sample)
         return following.to(torch.promote_types(following.dtype, torch.float32))
@@ -209,7 +210,7 @@ def stepper(scheduler: AnyScheduler, **fixed: Any) -> Callable[..., Tensor]:
     return step
 
 
-def seed_noise(scheduler: AnyScheduler, sample: Tensor, generator: Any) -> None:
+def seed_noise(scheduler: Any, sample: Tensor, generator: Any) -> None:
     """Let DPMSolverSDEScheduler, whose step takes no generator, draw this run's noise from it all the same.
 
     Args:
@@ -231,7 +232,7 @@ def seed_noise(scheduler: AnyScheduler, sample: Tensor, generator: Any) -> None:
 def step_names(scheduler: AnyScheduler) -> tuple[str, str, str]:
     """What a scheduler's `step` calls the output, the timestep and the sample."""
     taken, usual = list(inspect.signature(scheduler.step).parameters), ("model_output", "timestep", "sample")
-    return usual if {*usual} <= {*taken} else tuple(taken[:3])
+    return usual if {*usual} <= {*taken} else (taken[0], taken[1], taken[2])
 
 
 def _sample_of(stepped: Any) -> Any:

@@ -116,7 +116,7 @@ def _edm_row(scheduler: Any) -> str:
 
 def is_reversed(scheduler: Any) -> bool:
     """Whether a flow-matching scheduler's timesteps, and its velocity, go from noise to data."""
-    return scheduler.config.get("invert_sigmas", False) or _name_of(type(scheduler)) == "MiniMaxH3Scheduler"
+    return scheduler.config.get("invert_sigmas", False) or known_as(scheduler) == "MiniMaxH3Scheduler"
 
 
 def _flow(scheduler: Any, sigma: Tensor) -> Triple:
@@ -225,12 +225,12 @@ REFUSED: dict[str, str] = {
 
 def known_as(scheduler: Any) -> str | None:
     """The class in `FAMILIES` or `REFUSED` that a scheduler is or comes from; None of others."""
-    return _name_of(type(scheduler))
+    return _name_of(type(scheduler))  # type: ignore[arg-type]  # a class can be hashed
 
 
 def family_of(scheduler: Any) -> Family | None:
     """The family of a scheduler's class; None of one of another kind."""
-    return FAMILIES.get(_name_of(type(scheduler)) or "")
+    return FAMILIES.get(known_as(scheduler) or "")
 
 
 @lru_cache(maxsize=256)

@@ -24,7 +24,7 @@ from guided_diffusers.schedulers.families import QUARTER_TURN, is_reversed, know
 from guided_diffusers.schedulers.protocol import AnyScheduler
 
 
-def process_of(scheduler: AnyScheduler) -> Process:
+def process_of(scheduler: Any) -> Process:
     """The process of a scheduler's noise levels and timesteps.
 
     Args:
@@ -41,7 +41,7 @@ def process_of(scheduler: AnyScheduler) -> Process:
         arctangent = known == "CosineDPMSolverMultistepScheduler"
         return EDM(sigma_data=config.sigma_data, timestep="arctangent" if arctangent else "logarithm")
     if kind == "trigflow":
-        return TrigFlow(noise_timestep=QUARTER_TURN[known], sigma_data=config.get("sigma_data", 1.0))
+        return TrigFlow(noise_timestep=QUARTER_TURN[str(known)], sigma_data=config.get("sigma_data", 1.0))
     if kind == "flow":
         return Flow(num_train_timesteps=config.get("num_train_timesteps", 1), reversed=is_reversed(scheduler))
     if "snr_shift_scale" in config:  # CogVideoX shifts its table away from its betas

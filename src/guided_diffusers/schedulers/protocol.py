@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from diffusers import SchedulerMixin
 from torch import Tensor
 
 from guided_diffusers.core.noise import NoiseLevel
@@ -39,5 +38,20 @@ class Scheduler(Protocol):
         """Alpha and sigma of the sample at a listed timestep: numbers, or `(batch,)`, one a sample."""
 
 
-AnyScheduler = Scheduler | SchedulerMixin
-"""One of these, or a class of diffusers that `SUPPORTED_SCHEDULERS` names, or its subclass."""
+class StockScheduler(Protocol):
+    """What the schedulers of diffusers that `SUPPORTED_SCHEDULERS` names have in common."""
+
+    config: Any
+    """The constructor's arguments."""
+    timesteps: Any
+    """The timesteps of a run."""
+    set_timesteps: Callable[..., None]
+    """Lists them; of what, differs."""
+    step: Callable[..., Any]
+    """The next sample, `.prev_sample`; what else it is told, differs."""
+    scale_model_input: Callable[..., Tensor]
+    """The network's input, `(sample, timestep)`."""
+
+
+AnyScheduler = Scheduler | StockScheduler
+"""One of these; what only some have is asked for by `hasattr`."""

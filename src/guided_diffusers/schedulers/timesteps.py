@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -65,14 +65,15 @@ def _shift(scheduler: AnyScheduler, mu: float | None) -> dict[str, float]:
 
 def _set(scheduler: AnyScheduler, name: str, value: Any, more: Mapping[str, Any]) -> None:
     """Call the scheduler's own `set_timesteps`, whose errors on few or uneven steps are of every kind."""
-    taken, more = inspect.signature(scheduler.set_timesteps).parameters, dict(more)
+    setter: Callable[..., None] = scheduler.set_timesteps
+    taken, more = inspect.signature(setter).parameters, dict(more)
     if "device" in taken:
         more["device"] = "cpu"
     if "intermediate_timesteps" in taken and value != 2:  # SCM's default is for two steps only
         more["intermediate_timesteps"] = None
     by_position = [] if name in taken else [value]  # of one's own scheduler the first may have any name
     try:
-        scheduler.set_timesteps(*by_position, **more, **({} if by_position else {name: value}))
+        setter(*by_position, **more, **({} if by_position else {name: value}))
     except (TypeError, ValueError, IndexError, RuntimeError, ArithmeticError, AssertionError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         if isinstance(error, ValueError) and name in reason:

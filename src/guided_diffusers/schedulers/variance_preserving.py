@@ -12,7 +12,7 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
@@ -58,6 +58,7 @@ class VariancePreservingMixin:
     config: Any
     timesteps: Tensor
     num_inference_steps: int | None
+    _threshold_sample: Callable[[Tensor], Tensor]
 
     def _set_tables(self) -> None:
         for name, kind in _CONFIG.items():
