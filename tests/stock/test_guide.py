@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 
+import accelerate
 import diffusers
 import pytest
 import torch
@@ -187,6 +188,12 @@ class TestRefused:
         ):
             case.call(pipeline, **alone)
 
+    def test_a_network_that_keeps_answers(self):
+        pipeline = made("flux")
+        pipeline.transformer.enable_cache(diffusers.FirstBlockCacheConfig(threshold=0.1))
+        with pytest.raises(ValueError, match=r"transformer keeps answers.*transformer.disable_cache"):
+            guide(pipeline, ClassifierFreeGuidance(2.0))
+
     def test_what_is_no_pipeline_or_no_guidance(self, sd):
         _, pipeline = sd
         term = ClassifierFreeGuidance(2.0)
@@ -212,6 +219,7 @@ class TestOthersAround:
             pytest.param("compiled in place", marks=pytest.mark.slow),
             pytest.param("a compiled object", marks=pytest.mark.slow),
             "moved in groups",
+            "moved as a whole",
         ],
     )
     def test_compiled_and_offloaded(self, sd, how):
@@ -221,6 +229,8 @@ class TestOthersAround:
             pipeline.unet.compile(backend="eager")
         elif how == "a compiled object":
             pipeline.unet = torch.compile(pipeline.unet, backend="eager")
+        elif how == "moved as a whole":
+            accelerate.cpu_offload_with_hook(pipeline.unet, "cpu")
         else:
             where = torch.device("cpu")
             pipeline.unet.enable_group_offload(where, where, offload_type="leaf_level")
@@ -232,6 +242,16 @@ class TestOthersAround:
             case.call(pipeline)
         assert dict(vars(pipeline.unet)) == held
         assert_same(case.call(pipeline), plain)
+
+    def test_half_precision(self):
+        case, pipeline = FAMILIES["sd3"], made("sd3").to(torch.bfloat16)
+        given = {name: value.bfloat16() for name, value in case.arguments().items()}
+        plain = case.call(pipeline, **given)
+        with guide(pipeline, ClassifierFreeGuidance(GAMMA)):
+            ours = case.call(pipeline, **given)
+        assert ours.dtype == torch.bfloat16 and (ours - plain).std() < 0.02 * plain.std()
+        with guide(pipeline, LOSS + case.viewed(pipeline, 2.0)):
+            assert case.call(pipeline, **given).isfinite().all()
 
     def test_a_distilled_scale_stays_an_input(self):
         """Flux's `guidance`: the embedding is told to both, and the null is the pipeline's or ours."""

@@ -151,6 +151,11 @@ class Handle:
         for name, guidance in self.guidance.items():
             check_process_of(guidance, self.pipeline.scheduler)
             network = unwrapped(getattr(self.pipeline, name))
+            if getattr(network, "is_cache_enabled", False):
+                raise ValueError(
+                    f"the {name} keeps answers from call to call (enable_cache), and guide asks in another "
+                    f"order; allowed: without, after pipeline.{name}.disable_cache()"
+                )
             for view in _views_in(guidance):
                 if unwrapped(view) is not network:
                     raise ValueError(
