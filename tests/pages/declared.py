@@ -83,7 +83,7 @@ EXPECTED = {
         "len(images) == 4 and images[0].size == (32, 32)",
     ],
     "docs/guide.md": [
-        "len(run.record) == 8 and len(run.calls) == 8 and set(run.calls) == {2}",
+        "len(run.record) == 10 and set(run.calls) == {1, 2}",
         "coat.size == (32, 32) and type(stable) is StableDiffusionPipeline",
         "len(rows) == 8 and len({row[0].tobytes() for row in rows}) == 8",
         "image.size == (32, 32) and Guidance.from_config(config, weak=weak) == guidance",
