@@ -247,7 +247,7 @@ def test_terms_of_every_kind_guide_it():
         (tiny_upsampler, {"augmentation_level": 351}, "augmentation_level is 351; .* from 0 to 350"),
         (tiny_upsampler, {"latents": torch.zeros(2, 1, 8, 8)}, r"latents is \(2, 1, 8, 8\)"),
         (tiny_upsampler, {"num_inference_steps": 0}, "num_inference_steps is 0"),
-        (tiny_upsampler, {"generator": [torch.Generator()]}, "list of 1 for 2 images"),
+        (tiny_upsampler, {"generator": [torch.Generator()]}, "generator is a list of 1 for 2 "),
     ],
 )
 def test_arguments_that_do_not_go_are_refused_by_name(make, options, message):
