@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from guided_diffusers.core.checks import check_int, check_number, check_numbers, shown
+from guided_diffusers.core.checks import check_int, check_number, check_numbers, check_that, shown
 from guided_diffusers.schedulers.adapt import check_supported, config_of, sigmas_for, takes
 from guided_diffusers.schedulers.protocol import AnyScheduler
 
@@ -27,40 +27,31 @@ def set_timesteps(
             custom ones that this scheduler does not take; `mu` missing, or without use.
     """
     check_supported(scheduler)
-    train = config_of(scheduler, "num_train_timesteps")
     shift = _shift(scheduler, mu)
-    if timesteps is not None and sigmas is not None:
-        raise ValueError("timesteps and sigmas were both given; allowed: one of them")
-    for name, value in (("timesteps", timesteps), ("sigmas", sigmas)):
-        if value is None:
-            continue
-        if not takes(scheduler, name):
-            raise ValueError(f"{type(scheduler).__name__} takes no custom {name}: give num_inference_steps")
-        if isinstance(value, Sequence) and not value:
-            raise ValueError(f"{name} is empty; give at least one")
-        # As numbers of our own: schedulers multiply them, and some write into what they are given.
-        numbers = check_numbers(name, value, 0, train if name == "timesteps" else None, falling=True)
-        if name == "timesteps":
-            numbers = [int(number) if number == int(number) else number for number in numbers]
-        given = numbers if name == "timesteps" else sigmas_for(scheduler, numbers)
-        return _set(scheduler, name, given, shift)
-    count = check_int("num_inference_steps", num_inference_steps, 1)
-    return _set(scheduler, "num_inference_steps", count, shift)
+    both = timesteps is not None and sigmas is not None
+    check_that(not both, "sigmas", sigmas, "None, because timesteps are given: one of the two")
+    name, value = ("sigmas", sigmas) if timesteps is None else ("timesteps", timesteps)
+    if value is None:
+        count = check_int("num_inference_steps", num_inference_steps, 1)
+        return _set(scheduler, "num_inference_steps", count, shift)
+    own = type(scheduler).__name__
+    check_that(takes(scheduler, name), name, value, f"None, because {own} takes no custom {name}")
+    # As numbers of our own: schedulers multiply them, and some write into what they are given.
+    if name == "sigmas":
+        return _set(
+            scheduler, name, sigmas_for(scheduler, check_numbers(name, value, 0, falling=True)), shift
+        )
+    numbers = check_numbers(name, value, 0, config_of(scheduler, "num_train_timesteps"), falling=True)
+    return _set(scheduler, name, [int(each) if each == int(each) else each for each in numbers], shift)
 
 
 def _shift(scheduler: AnyScheduler, mu: float | None) -> dict[str, float]:
     """`mu` as an argument of the scheduler's `set_timesteps`, where it has to be one."""
-    name = type(scheduler).__name__
-    if not config_of(scheduler, "use_dynamic_shifting"):
-        if mu is not None:
-            raise ValueError(f"mu is given, and the {name} has no use_dynamic_shifting: leave mu out")
-        return {}
-    if mu is None:
-        raise ValueError(
-            f"the {name} has use_dynamic_shifting, so it needs mu, a shift that depends on the image's size: "
-            "give sampling_loop mu, or make the scheduler with use_dynamic_shifting=False and a shift"
-        )
-    return {"mu": check_number("mu", mu)}
+    own, shifts = type(scheduler).__name__, bool(config_of(scheduler, "use_dynamic_shifting"))
+    check_that(shifts or mu is None, "mu", mu, f"None, because {own} has no use_dynamic_shifting")
+    needs = f"a number: {own} has use_dynamic_shifting, so it needs mu, a shift by the image's size; or make "
+    check_that(mu is not None or not shifts, "mu", mu, f"{needs}it with use_dynamic_shifting=False")
+    return {"mu": check_number("mu", mu)} if shifts else {}
 
 
 def _set(scheduler: AnyScheduler, name: str, value: Any, more: Mapping[str, Any]) -> None:
@@ -82,8 +73,7 @@ def _set(scheduler: AnyScheduler, name: str, value: Any, more: Mapping[str, Any]
             f"{name} is {shown(value)}, which {type(scheduler).__name__} refuses: {reason}"
         ) from error
     listed = torch.as_tensor(scheduler.timesteps)
-    if listed.ndim != 1 or not len(listed):
-        given = f"the timesteps that {type(scheduler).__name__} lists are {shown(listed)}"
-        raise ValueError(f"{given}; allowed: one number a step, and at least one step")
+    own, allowed = type(scheduler).__name__, "one number a step, and at least one step"
+    check_that(listed.ndim == 1 and len(listed), f"the timesteps that {own} lists", listed, allowed)
     if hasattr(scheduler, "set_begin_index"):
         scheduler.set_begin_index(0)  # where the first timestep is listed twice, it would begin at the second
