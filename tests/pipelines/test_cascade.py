@@ -1,6 +1,7 @@
 """CascadePipeline: one call, one folder; its stages by hand, on the command line, refusals."""
 
 import json
+import re
 import sys
 
 import pytest
@@ -14,6 +15,7 @@ from guided_diffusers.cli import main
 from guided_diffusers.evaluation.compute import networks_of
 from guided_diffusers.evaluation.sweep.sampler import PipelineSampler
 from guided_diffusers.hub import inventory
+from guided_diffusers.hub.card import CardFacts, model_card
 from guided_diffusers.store.checkpoints import fingerprint
 
 PROMPTS = ["a boot", "a bag"]
@@ -71,6 +73,10 @@ def test_a_folder_comes_back_to_the_bit_and_says_what_is_in_it(tmp_path):
     assert content["stages"] == {"base": "TextToImagePipeline", "upsampler": "UpsamplePipeline"}
     assert {"base/unet", "base/vae", "upsampler/unet"} <= {part["name"] for part in content["components"]}
     assert content["image_size"] == 64 and content["default_guidance"][0]["scale"] == 2.0
+    card = str(model_card(tmp_path, "me/cascade", CardFacts(), with_code=True))
+    assert "pipeline_tag: text-to-image" in card and "base_unet = " in card
+    for block in re.findall("```python\n(.*?)```", card, flags=re.DOTALL):
+        compile(block, "card", "exec")
     before = fingerprint(tmp_path)
     changed = tmp_path / "upsampler" / "model_index.json"
     changed.write_text(json.dumps({**json.loads(changed.read_text()), "augmentation_level": 7}))

@@ -5,7 +5,8 @@ block with perhaps an attention or a resampling one after it; here blocks are gr
 layers are the same, and so are the outputs (to 1e-5 in float32).
 
 An upsampler sees the small image, scaled up bilinearly to the large size, beside the sample: it has 6 input
-channels and is called as `unet(torch.cat([x_t, upsampled], dim=1), timestep, class_labels)`.
+channels and is called as `unet(torch.cat([x_t, upsampled], dim=1), timestep, class_labels)`, which
+`UpsamplePipeline(unet, scheduler, scale=4)` does.
 
 With `learn_sigma` the output has 6 channels: epsilon, and the interpolation of the learned range of the
 variance, which `GuidedDDPMScheduler(variance_type="learned_range")` reads.

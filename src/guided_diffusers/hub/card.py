@@ -193,7 +193,8 @@ def _without_us(content: Mapping[str, Any], repo_id: str) -> str:
             notes.append("# its latents: z * latents_std + latents_mean (in config.json), z standardised")
         if component["parameters"] and library in ("diffusers", "transformers"):
             lines.setdefault(library, []).append(name)
-            loads.append(f"{part or 'model'} = {name}.from_pretrained({where})")
+            variable = part.replace("/", "_") or "model"  # of a cascade: base/unet
+            loads.append(f"{variable} = {name}.from_pretrained({where})")
     imports = [
         f"from {library} import {', '.join(sorted(set(names)))}" for library, names in sorted(lines.items())
     ]
