@@ -88,6 +88,11 @@ def test_a_value_becomes_what_its_annotation_says(kind, given, kept):
         (list[Count], [1, 0], r"it is \[1, 0\]; allowed: a list, each item an integer of at least 1"),
         (list[int], "12", "it is '12'; allowed: a list"),
         (Annotated[list[int], AtLeast(1), "some integers"], [], r"it is \[\]; allowed: some integers"),
+        (
+            Annotated[list[int], AtLeast(1)],
+            [],
+            r"it is \[\]; allowed: a list of at least 1, each item an integer",
+        ),
         (Text, "", "it is ''; allowed: text that is not empty"),
         (dict[str, Count], {"a": 0}, "it.a is 0; allowed: an integer of at least 1"),
         (Inner, 3, "it is 3; allowed: a mapping of keys"),

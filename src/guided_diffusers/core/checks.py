@@ -101,27 +101,6 @@ def check_callable(name: str, value: Any, what: str = "a function") -> Any:
     return value
 
 
-def check_numbers(
-    name: str, values: Any, low: float | None = None, high: float | None = None, *, falling: bool = False
-) -> list[float]:
-    """At least one finite number, of a list, a tuple, or a tensor or array of one dimension.
-
-    Args:
-        name: The argument's name.
-        values: What was given.
-        low: The least that is allowed; None is no limit.
-        high: The greatest.
-        falling: Whether each must be below the one before.
-    """
-    listed = values.tolist() if getattr(values, "ndim", 0) == 1 else values
-    several = isinstance(listed, list | tuple | range) and 0 < len(listed) <= MAX_COUNT
-    check_that(several, name, values, "a list of at least one number")
-    numbers = [check_number(name, value, low, high) for value in listed]
-    falls = all(after < before for before, after in zip(numbers, numbers[1:], strict=False))
-    check_that(falls or not falling, name, values, "descending numbers")
-    return numbers
-
-
 def _fits(given: Sequence[int], wanted: Sequence[int | str]) -> bool:
     if wanted and wanted[-1] == "...":
         wanted = wanted[:-1]

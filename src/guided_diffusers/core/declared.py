@@ -20,92 +20,29 @@ from __future__ import annotations
 import difflib
 import math
 import os
-import sys
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
+from dataclasses import MISSING, Field, fields, is_dataclass
 from functools import cache
 from numbers import Integral
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
+from guided_diffusers.core.ranges import (  # noqa: F401 - what a field is annotated with is of one place
+    Above,
+    Amount,
+    AtLeast,
+    Between,
+    Count,
+    Positive,
+    Range,
+    Share,
+    Text,
+    Whole,
+    Within,
+)
 from guided_diffusers.core.shown import as_number, shown
-
-
-@dataclass(frozen=True)
-class Range:
-    """The numbers from `low` to `high`. Annotations say it by `Within`, `Between`, `Above` or `AtLeast`.
-
-    Args:
-        low: The least.
-        high: The greatest.
-        ends: Which of the two are in it: "[]", "(]", "[)" or "()".
-        finite: Whether infinity is left out.
-    """
-
-    low: float = -math.inf
-    high: float = math.inf
-    ends: str = "[]"
-    finite: bool = True
-
-    def __contains__(self, number: float) -> bool:
-        """Whether a number is in it; NaN never is."""
-        above = number > self.low if self.ends[0] == "(" else number >= self.low
-        below = number < self.high if self.ends[1] == ")" else number <= self.high
-        return above and below and not (self.finite and abs(number) == math.inf)
-
-    @property
-    def least(self) -> float:
-        """The least number in it."""
-        low = math.nextafter(self.low, math.inf) if self.ends[0] == "(" else self.low
-        return max(low, -sys.float_info.max) if self.finite else low
-
-    @property
-    def greatest(self) -> float:
-        """The greatest number in it."""
-        high = math.nextafter(self.high, -math.inf) if self.ends[1] == ")" else self.high
-        return min(high, sys.float_info.max) if self.finite else high
-
-    def __str__(self) -> str:
-        """In words, to follow those of the type: " above 0"."""
-        low, high = f"{self.low:,.12g}", f"{self.high:,.12g}"
-        bottom = "above" if self.ends[0] == "(" else "of at least"
-        if math.isinf(self.high):
-            return "" if math.isinf(self.low) else f" {bottom} {low}"
-        if math.isinf(self.low):
-            return f" of at most {high}"
-        if self.ends in ("()", "[]"):
-            return f" between {low} and {high}" if self.ends == "()" else f" from {low} to {high}"
-        return f" {bottom} {low} and {'below' if self.ends[1] == ')' else 'at most'} {high}"
-
-
-def Within(low: float, high: float, ends: str = "[]") -> Range:
-    """`low <= number <= high`; other ends as of `Range`."""
-    return Range(low, high, ends)
-
-
-def Between(low: float, high: float) -> Range:
-    """`low < number < high`."""
-    return Range(low, high, "()")
-
-
-def Above(low: float, finite: bool = True) -> Range:
-    """`number > low`."""
-    return Range(low, ends="(]", finite=finite)
-
-
-def AtLeast(low: float, finite: bool = True) -> Range:
-    """`number >= low`."""
-    return Range(low, finite=finite)
-
-
-Positive = Annotated[float, Above(0)]
-Amount = Annotated[float, AtLeast(0)]
-Share = Annotated[float, Within(0, 1)]
-Count = Annotated[int, AtLeast(1)]
-Whole = Annotated[int, AtLeast(0)]
-Text = Annotated[str, AtLeast(1), "text that is not empty"]
 
 
 class Declared:
@@ -254,7 +191,8 @@ def allowed(kind: Any) -> str:
         said = [rule for rule in rules if isinstance(rule, str)]
         ranges = [rule for rule in rules if isinstance(rule, Range)]
         plain = "a number" if any(not each.finite for each in ranges) else allowed(parts[0])
-        return said[0] if said else plain + "".join(map(str, ranges))
+        kind, comma, items = plain.partition(",") if parts[0] not in (int, float) else (plain, "", "")
+        return said[0] if said else kind + "".join(map(str, ranges)) + comma + items
     if origin is Literal:
         return ", ".join(map(repr, parts))
     if origin is typing.Union:

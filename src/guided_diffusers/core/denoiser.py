@@ -180,9 +180,7 @@ def _arguments(condition: Any) -> Mapping[str, Any]:
         return {}
     arguments = getattr(condition, "positive", condition)
     if not isinstance(arguments, dict | Mapping):
-        raise TypeError(
-            f"condition is {a_kind_of(condition)}; allowed: a Condition, or a network's arguments"
-        )
+        raise TypeError(f"condition is {a_kind_of(condition)}; allowed: a Condition, or a mapping")
     return arguments
 
 

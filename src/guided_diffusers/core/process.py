@@ -185,10 +185,8 @@ class VariancePreserving(Process):
     def _level(self, place: Tensor) -> NoiseLevel:
         abar = self.abar[place.cpu()]
         if abar.isnan().any():
-            raise ValueError(
-                f"timestep is {shown(place)}, which has no noise level: the scheduler's betas reach above 1; "
-                "allowed: betas from 0 to 1"
-            )
+            given = f"timestep is {shown(place)}, which has no noise level"
+            raise ValueError(f"{given}: the scheduler's betas reach above 1; allowed: betas from 0 to 1")
         alpha, sigma = abar.sqrt(), (1 - abar).sqrt()
         told = place if self.timestep_type == "discrete" else ((sigma / alpha).log() / 4).float()
         return NoiseLevel(alpha=alpha, sigma=sigma, timestep=told)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 
-from guided_diffusers.core.checks import check_int, check_number, check_numbers, check_that, shown
+from guided_diffusers.core.checks import check_int, check_number, check_that, shown
+from guided_diffusers.core.declared import AtLeast, Within, read
 from guided_diffusers.schedulers.adapt import check_supported, config_of, sigmas_for, takes
 from guided_diffusers.schedulers.protocol import AnyScheduler
 
@@ -38,11 +39,20 @@ def set_timesteps(
     check_that(takes(scheduler, name), name, value, f"None, because {own} takes no custom {name}")
     # As numbers of our own: schedulers multiply them, and some write into what they are given.
     if name == "sigmas":
-        return _set(
-            scheduler, name, sigmas_for(scheduler, check_numbers(name, value, 0, falling=True)), shift
-        )
-    numbers = check_numbers(name, value, 0, config_of(scheduler, "num_train_timesteps"), falling=True)
+        return _set(scheduler, name, sigmas_for(scheduler, _descending(name, value, None)), shift)
+    numbers = _descending(name, value, config_of(scheduler, "num_train_timesteps"))
     return _set(scheduler, name, [int(each) if each == int(each) else each for each in numbers], shift)
+
+
+def _descending(name: str, values: Any, most: float | None) -> list[float]:
+    """Custom timesteps or sigmas, of a list, a tuple, or a tensor or array of one dimension."""
+    listed = values.tolist() if getattr(values, "ndim", 0) == 1 else values
+    listed = list(listed) if isinstance(listed, range) else listed
+    number = Annotated[float, AtLeast(0) if most is None else Within(0, most)]
+    numbers = read(name, listed, Annotated[list[number], AtLeast(1)])
+    falls = all(after < before for before, after in zip(numbers, numbers[1:], strict=False))
+    check_that(falls, name, values, "descending numbers")
+    return numbers
 
 
 def _shift(scheduler: AnyScheduler, mu: float | None) -> dict[str, float]:
