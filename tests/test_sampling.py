@@ -306,8 +306,8 @@ class TestTimesteps:
             (diffusers.DDIMScheduler(), {"timesteps": [900, 100]}, "DDIMScheduler takes no custom timesteps"),
             (GuidedDDIMScheduler(), {"sigmas": [1.0]}, "takes no custom sigmas"),
             (diffusers.EDMEulerScheduler(), {"sigmas": [1.0]}, "takes no custom sigmas"),
-            (diffusers.EulerDiscreteScheduler(), {"sigmas": []}, "sigmas is .*at least one"),
-            (GuidedDDPMScheduler(), {"timesteps": []}, "timesteps is .*at least one"),
+            (diffusers.EulerDiscreteScheduler(), {"sigmas": []}, "sigmas is .*at least 1"),
+            (GuidedDDPMScheduler(), {"timesteps": []}, "timesteps is .*at least 1"),
             (diffusers.RePaintScheduler(), {}, "RePaintScheduler, which is not supported"),
         ],
     )
