@@ -8,7 +8,8 @@ from typing import Any
 
 from guided_diffusers.guidance import ClassifierFreeGuidance, Guidance, GuidanceInterval, GuidanceSum
 from guided_diffusers.guidance.base import Scale, checked_scale
-from guided_diffusers.pipelines.call import Call, check_networks
+from guided_diffusers.pipelines import inputs
+from guided_diffusers.pipelines.call import Call, check_networks, rescaled
 from guided_diffusers.pipelines.safe import SafePipeline
 
 FALLBACK_GUIDANCE_SCALE = 7.5  # Stable Diffusion's, for checkpoints that name none
@@ -86,6 +87,16 @@ class GuidedPipeline(SafePipeline):
     def _guidance_networks(self) -> dict[str, Any]:
         """The networks of the pipeline's own that its default guidance may need, by the term's argument."""
         return {}
+
+    def _call_of(self, guidance: Any, scale: Any, interval: Any, images: int, rescale: float = 0.0) -> Call:
+        """Which guidance a call uses; ValueError where it is none, or two were given."""
+        if guidance is None:
+            guidance = self.call_guidance(scale, interval)
+            return Call.of(rescaled(guidance, rescale) if rescale else guidance, images)
+        others = {"scale": scale, "interval": interval, "rescale": rescale or None}
+        for name, other in others.items():
+            inputs.check_one_of("guidance", guidance, f"guidance_{name}", other)
+        return Call.of(guidance, images)
 
     def _begin(self, call: Call, steps: int) -> None:
         """Show a call to its callbacks."""

@@ -29,7 +29,7 @@ from guided_diffusers.models.latents import decode, spatial_factor
 from guided_diffusers.models.parts import check_text_width, check_vae, check_weak
 from guided_diffusers.pipelines import inputs
 from guided_diffusers.pipelines.adapters import AdaptersMixin
-from guided_diffusers.pipelines.call import Call, default_guidance_config, rescaled, told_scale
+from guided_diffusers.pipelines.call import Call, default_guidance_config, told_scale
 from guided_diffusers.pipelines.drawing import Drawing
 from guided_diffusers.pipelines.guided import GuidedPipeline
 from guided_diffusers.pipelines.noise import noise_of
@@ -325,7 +325,7 @@ class TextToImagePipeline(GuidedPipeline, StableDiffusionMixin, AdaptersMixin):
             inputs.check_mapping("cross_attention_kwargs", cross_attention_kwargs)
         if clip_skip is not None:
             self.prompt_encoder.check_clip_skip(clip_skip)
-        call = self._call_of(guidance, guidance_scale, guidance_interval, guidance_rescale, shape[0])
+        call = self._call_of(guidance, guidance_scale, guidance_interval, shape[0], guidance_rescale)
         if negative_prompt is not None and callback_on_step_end is None and not call.current.needs_null:
             logger.warning(
                 "negative_prompt has no part in this call: its guidance does nothing at this scale"
@@ -392,21 +392,11 @@ class TextToImagePipeline(GuidedPipeline, StableDiffusionMixin, AdaptersMixin):
         rows, columns = height // factor if height else rows, width // factor if width else columns
         return images, config.in_channels, rows, columns
 
-    def _call_of(self, guidance: Any, scale: Any, interval: Any, rescale: Any, images: int) -> Call:
-        """Which guidance a call uses."""
+    def _call_of(self, guidance: Any, scale: Any, interval: Any, images: int, rescale: float = 0.0) -> Call:
+        """As always; a distilled network is told the scale."""
         check_number("guidance_rescale", rescale, 0, 1)
-        if guidance is not None:
-            others = {
-                "guidance_scale": scale,
-                "guidance_interval": interval,
-                "guidance_rescale": rescale or None,
-            }
-            for name, other in others.items():
-                inputs.check_one_of("guidance", guidance, name, other)
-        else:
-            guidance = self.call_guidance(scale, interval)
-            guidance = rescaled(guidance, rescale) if rescale else guidance
-        call, told = Call.of(guidance, images), self.unet.config.get("time_cond_proj_dim")
+        call = super()._call_of(guidance, scale, interval, images, rescale)
+        told = self.unet.config.get("time_cond_proj_dim")
         return call if told is None else told_scale(call, told)
 
     def _decode(self, sample: Tensor, output_type: str, generator: Any) -> tuple[Any, list[bool] | None]:

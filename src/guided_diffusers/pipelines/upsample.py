@@ -258,14 +258,9 @@ class UpsamplePipeline(GuidedPipeline):
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=result) if return_dict else (result,)
 
-    def _call_of(self, guidance: Any, scale: Any, interval: Any, images: int) -> Call:
-        """Which guidance a call uses; ValueError where it is none, or asks for what the network has not."""
-        if guidance is None:
-            guidance = self.call_guidance(scale, interval)
-        else:
-            inputs.check_one_of("guidance", guidance, "guidance_scale", scale)
-            inputs.check_one_of("guidance", guidance, "guidance_interval", interval)
-        call = Call.of(guidance, images)
+    def _call_of(self, guidance: Any, scale: Any, interval: Any, images: int, rescale: float = 0.0) -> Call:
+        """As always; ValueError where it asks for the null, which the network has not."""
+        call = super()._call_of(guidance, scale, interval, images, rescale)
         embeds, classes = self.unet.config.get("num_class_embeds"), self.config.num_classes
         null_class = self.takes_class and classes is not None and embeds == classes + 1
         if call.current.needs_null and not (self.takes_text or null_class):
