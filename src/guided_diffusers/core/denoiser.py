@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from typing import Annotated, Any, Literal, NamedTuple, Protocol
+from typing import Annotated, Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -43,6 +43,7 @@ class Denoiser(Protocol):
         """Estimate x_0, of the shape of `sample`, `(batch, ...)`."""
 
 
+@runtime_checkable
 class BatchDenoiser(Protocol):
     """A denoiser that answers several conditions on one sample with one forward."""
 
