@@ -89,6 +89,12 @@ EXPECTED = {
         "image.size == (32, 32) and Guidance.from_config(config, weak=weak) == guidance",
         "'class_labels' in blocks.doc and 'class_labels' not in StableDiffusionXLAutoBlocks().doc",
     ],
+    "docs/steer.md": [
+        "all(each.size == (32, 32) for each in (lit, sandal, red, bag, inpainted, enlarged, sharp))",
+        "enlarged_too.size == (32, 32)",
+        "sum(lit.tobytes()) > sum(pipeline('a photo of a coat', num_inference_steps=10).images[0].tobytes())",
+        "varied.size == filled.size == (32, 32)",
+    ],
     "docs/train.md": ["len(list(folder.glob('*.png'))) == 32"],
     "docs/evaluate.md": [
         "abs(kernel_distance(one, other)) < 0.1 * frechet_distance(one, other)",

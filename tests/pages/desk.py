@@ -62,6 +62,41 @@ def furnish(folder: Path) -> None:
         makers[name](load(name), ["--config", str(path)], folder / target, data)
 
 
+def publish(folder: Path) -> None:
+    """New, small networks under the names of large ones on the Hub, so that a page can load them."""
+    import torch
+    from transformers import (
+        CLIPConfig,
+        CLIPImageProcessor,
+        CLIPModel,
+        CLIPProcessor,
+        CLIPTokenizer,
+        ViTConfig,
+        ViTForImageClassification,
+        ViTImageProcessor,
+    )
+
+    from guided_diffusers import pretrained
+
+    torch.manual_seed(0)
+    small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    classes = {"id2label": {0: "sandal", 1: "cowboy boot"}, "label2id": {"sandal": 0, "cowboy boot": 1}}
+    vit = ViTForImageClassification(ViTConfig(**small, **classes, image_size=32, patch_size=16))
+    size = {"height": 32, "width": 32}
+    for part in (vit, ViTImageProcessor(size=size)):
+        part.save_pretrained(folder / "google" / "vit-base-patch16-224")
+    tokenizer = CLIPTokenizer.from_pretrained(pretrained("fashion-32") / "tokenizer")
+    ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    text = {**small, **ids, "vocab_size": len(tokenizer), "max_position_embeddings": 16}
+    vision = {**small, "image_size": 32, "patch_size": 16}
+    clip = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=8))
+    for part in (
+        clip,
+        CLIPProcessor(CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=size), tokenizer),
+    ):
+        part.save_pretrained(folder / "openai" / "clip-vit-base-patch32")
+
+
 def _denoiser(module: ModuleType, words: list[str], folder: Path, data: ModuleType) -> None:
     from diffusers import DDPMPipeline
 

@@ -72,9 +72,10 @@ def main() -> None:
     parser.add_argument("results", type=Path)
     parser.add_argument("pages", type=Path, nargs="+")
     arguments = parser.parse_args()
-    if arguments.furnish:
-        from pages.desk import furnish
+    from pages.desk import furnish, publish
 
+    publish(Path.cwd())
+    if arguments.furnish:
         furnish(Path.cwd())
     results = {name_of(page): play(page, arguments.commands) for page in arguments.pages}
     arguments.results.write_text(json.dumps(results, indent=1))

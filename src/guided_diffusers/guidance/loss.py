@@ -91,16 +91,16 @@ class LossGuidance(Guidance):
         return (Query(condition=step.condition, grad=True),) if self.through == "denoised" else ()
 
     def shift(self, step: Step, own: Denoised, answers: Sequence[Denoised]) -> Tensor | Shift:
-        """Equation (1)."""
+        """What is added to the denoiser's own x_0 through the denoiser."""
         if self.through == "x0":
             return Shift()
         level = step.level
-        # (1)
-        factor = torch.where(level.alpha > 0, level.sigma**2 / level.alpha, 0.0)  # the gradient has an alpha
+        # (1): at alpha = 0 the gradient is 0 too
+        factor = torch.where(level.alpha > 0, level.sigma**2 / level.alpha, 0.0)
         return self._moved(step, factor, self._gradient(step, step.sample, answers[0].x0))
 
     def correct(self, step: Step, own: Denoised, guided: Tensor) -> Tensor:
-        """Equation (2), at the sum of all shifts."""
+        """The sum of all shifts, moved by the gradient there."""
         if self.through == "denoised":
             return guided
         # (2)
