@@ -24,7 +24,7 @@ from torch import Tensor
 
 from guided_diffusers.core.checks import check_int
 from guided_diffusers.core.condition import Condition
-from guided_diffusers.core.denoiser import BatchDenoiser, Denoised, Denoiser, as_denoised
+from guided_diffusers.core.denoiser import Denoised, Denoiser, as_denoised
 from guided_diffusers.core.noise import NoiseLevel
 
 
@@ -99,6 +99,6 @@ class TiledDenoiser:
         return replace(condition, positive={**condition.positive, **maps})
 
     def _ask(self, tile: Tensor, level: NoiseLevel, conditions: Sequence[Any]) -> list[Denoised]:
-        if isinstance(self.denoiser, BatchDenoiser):
+        if hasattr(self.denoiser, "batch"):
             return self.denoiser.batch(tile, level, conditions)
         return [as_denoised(self.denoiser(tile, level, condition)) for condition in conditions]
