@@ -11,11 +11,11 @@ between calls nothing but the pipeline's own `__call__` is changed, and `remove`
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields
 from functools import wraps
-from types import MethodType, TracebackType
+from types import TracebackType
 from typing import Any
 
 import torch
@@ -29,6 +29,7 @@ from guided_diffusers.guidance.base import Guidance
 from guided_diffusers.guidance.views import View
 from guided_diffusers.schedulers.adapt import check_supported
 from guided_diffusers.stock.facts import argument_names, facts_of
+from guided_diffusers.stock.listening import listen, replace_step
 from guided_diffusers.stock.output import check_process_of
 from guided_diffusers.stock.recorder import Recorder
 from guided_diffusers.stock.stepping import Stepper
@@ -179,8 +180,8 @@ class Handle:
         self._running, undo = True, []
         try:
             for network in networks:
-                undo.append(_listen(network, recorder))
-            undo.append(_replace_step(scheduler, stepper))
+                undo.append(listen(network, recorder))
+            undo.append(replace_step(scheduler, stepper))
             yield
         finally:
             for each in undo:
@@ -290,45 +291,3 @@ def _guided_class(base: type, handle: Handle) -> type:
 
     named = {name: getattr(base, name) for name in ("__module__", "__qualname__", "__doc__")}
     return type(base.__name__, (base,), {**named, "__call__": __call__, "_handle": handle})
-
-
-def _listen(network: torch.nn.Module, recorder: Recorder) -> Callable[[], None]:
-    """Put the recorder in the place of a network's call, above its hooks and its compiled form.
-
-    `torch.nn.Module.__call__` looks there first, and copies of the module leave it out.
-    """
-    name, held = "_compiled_call_impl", vars(network)
-    before = held.get(name)
-    plain = network._call_impl if before is None else before
-
-    def call(*args: Any, **kwargs: Any) -> Any:
-        return recorder.called(plain, network, args, kwargs)
-
-    held[name] = call
-
-    def undo() -> None:
-        if before is None:
-            held.pop(name, None)
-        else:
-            held[name] = before
-
-    return undo
-
-
-def _replace_step(scheduler: Any, stepper: Stepper) -> Callable[[], None]:
-    """Put ours in the place of a scheduler's step, with its signature; a copy of the scheduler has it too."""
-
-    @wraps(type(scheduler).step)
-    def step(self: Any, *args: Any, **kwargs: Any) -> Any:
-        return stepper.step(self, args, kwargs)
-
-    before = vars(scheduler).get("step")
-    scheduler.step = MethodType(step, scheduler)
-
-    def undo() -> None:
-        if before is None:
-            vars(scheduler).pop("step", None)
-        else:
-            scheduler.step = before
-
-    return undo
