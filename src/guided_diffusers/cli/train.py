@@ -31,7 +31,7 @@ _SECONDS_TO_STOP = 10.0
 
 Script = Annotated[
     str | None,
-    typer.Argument(help="What to train: autoencoder, text-to-image, unconditional, classifier or clip."),
+    typer.Argument(help="Of: autoencoder, text-to-image, unconditional, upsampler, classifier or clip."),
 ]
 Overrides = Annotated[
     list[str] | None,
