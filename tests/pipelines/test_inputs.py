@@ -65,7 +65,7 @@ def pipeline() -> TextToImagePipeline:
         ({"num_inference_steps": 0}, "num_inference_steps is 0"),
         ({"num_inference_steps": 2.5}, "num_inference_steps is 2.5"),
         ({"num_inference_steps": 1001}, "1001"),
-        ({"timesteps": [900, 400], "sigmas": [3.0, 1.0]}, "timesteps and sigmas"),
+        ({"timesteps": [900, 400], "sigmas": [3.0, 1.0]}, "sigmas is .* because timesteps are given"),
         ({"sigmas": [3.0, 1.0]}, "sigmas"),
         ({"num_images_per_prompt": 0}, "num_images_per_prompt"),
         ({"height": 15}, "height is 15"),

@@ -28,8 +28,11 @@ TEXTS = {
     "special tokens": "<|startoftext|>a<|endoftext|><|pad|>",
 }
 REFUSED: dict[str, tuple[Any, str]] = {
-    "a lone surrogate": ("a\ud800", "which has a lone surrogate; allowed: Unicode text"),
-    "the other half": (["a", "\udfff"], r"\[1\] is '\\udfff', which has a lone surrogate"),
+    "a lone surrogate": ("a\ud800", "allowed: Unicode text without a lone surrogate"),
+    "the other half": (
+        ["a", "\udfff"],
+        r"\[1\] is '\\udfff'; allowed: Unicode text without a lone surrogate",
+    ),
     "a list of mixed types": (["a", 3, None], r"\[1\] is an int; allowed: a string"),
     "a list in a list": ([["a"]], r"\[0\] is a list; allowed: a string"),
     "an empty list": ([], " is an empty list"),

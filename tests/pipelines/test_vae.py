@@ -174,13 +174,13 @@ def test_a_plain_autoencoder_has_no_prior(plain):
         (lambda p: p(2, [generator()]), "generator is a list of 1 for 2"),
         (lambda p: p(output_type="latent"), "output_type is 'latent'; allowed: 'pil', 'np', 'pt'"),
         (lambda p: p(latents=torch.zeros(1, 2, 8, 8)), r"latents has shape .* allowed: \(batch, 2, 1, 1\)"),
-        (lambda p: p(height=32), "images are 32x16"),
+        (lambda p: p(height=32), r"size is \(32, 16\)"),
         (
             lambda p: p.reconstruct(torch.zeros(1, 3, 16, 16)),
             r"images has shape .* \(batch, 1, height, width\)",
         ),
         (lambda p: p.reconstruct(torch.full((1, 1, 16, 16), 255.0)), "images reach from 255 to 255"),
-        (lambda p: p.reconstruct(Image.new("L", (20, 20))), "images are 20x20"),
+        (lambda p: p.reconstruct(Image.new("L", (20, 20))), r"size is \(20, 20\)"),
         (lambda p: p.interpolate(images(), images()), "a holds 2 images"),
         (lambda p: p.interpolate(images(1), images(1), steps=1), "steps is 1; allowed: at least 2"),
         (

@@ -61,17 +61,6 @@ def test_terms_are_what_pipelines_of_diffusers_have(name):
     assert (FAMILIES[family].call(pipeline) - theirs).abs().max() > 1e-3
 
 
-def test_a_cache_keeps_a_view_apart():
-    """At threshold 0 nothing is taken from it, and what it keeps of one network would show in the other."""
-    pipeline, case = made("flux"), FAMILIES["flux"]
-    term = plain("flux") + AutoGuidance(views.skip_layers(pipeline.transformer, [0]), 3.0)
-    with guide(pipeline, term):
-        uncached = case.call(pipeline)
-    pipeline.transformer.enable_cache(diffusers.FirstBlockCacheConfig(threshold=0.0))
-    with guide(pipeline, term):
-        assert torch.equal(case.call(pipeline), uncached)
-
-
 WINDOWS = SlidingWindowGuidance(1.0, size=0.75, multiple=2)
 LOOPED = {
     "rectified": ("sd3", RectifiedCFGPlusPlus(2.5, exponent=0.5)),

@@ -97,7 +97,7 @@ def test_evaluation_says_which_label_is_none_when_a_judge_asks(tmp_path, label, 
 
 def test_evaluation_knows_no_number_of_a_name(tmp_path):
     data = folder_of(tmp_path, [{"label": "dog"}, {"label": "dog"}])
-    with pytest.raises(ValueError, match="a judge; row 0 has 'dog' in .*allowed: the class's number"):
+    with pytest.raises(ValueError, match="a judge; row 0 of column 'label' .* is 'dog'; allowed: the class"):
         data.need("labels", "a judge")
 
 

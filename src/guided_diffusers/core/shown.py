@@ -21,7 +21,12 @@ def shown(value: Any) -> str:
         line = " ".join(repr(value).split())
     except ValueError:  # an integer of more digits than Python writes
         line = f"a {type(value).__name__} that is too large"
-    return line if len(line) <= _SHOWN else f"{line[:_SHOWN]}..."
+    if len(line) <= _SHOWN:
+        return line
+    # a path is known by its end
+    return (
+        f"{line[: _SHOWN // 2]}...{line[-_SHOWN // 2 :]}" if isinstance(value, str) else f"{line[:_SHOWN]}..."
+    )
 
 
 _WRITTEN = (str, int, float, complex, list, tuple, dict)

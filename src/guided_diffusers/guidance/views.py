@@ -159,14 +159,10 @@ class View:
                 stack.enter_context(self.network.perturbed())
             if "torch._dynamo" in sys.modules:  # compiled code does not look for hooks that came later
                 stack.enter_context(_uncompiled())
-            cached = getattr(self._orig_mod, "is_cache_enabled", False)
-            if cached:  # what it keeps of the view it keeps apart
-                stack.enter_context(self._orig_mod.cache_context(f"view {id(self)}"))
             hooks = stack.enter_context(Hooks())
             self._attach(hooks)
             yield
-            if not cached:  # which leaves layers out itself
-                hooks.check()
+            hooks.check()
 
 
 _LOCK = threading.Lock()
