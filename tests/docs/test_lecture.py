@@ -135,6 +135,7 @@ class TestPictures:
         }
 
     @pytest.mark.parametrize("name", DRAWN)
+    @pytest.mark.slow
     def test_it_is_drawn_as_it_is_there(self, name: str, run_script, tmp_path):
         """With few points: of the committed picture's size, and neither blank nor the same as another."""
         few = ["--output", tmp_path, "--only", name.removeprefix("lecture-"), "--samples", 0.1]

@@ -90,6 +90,7 @@ def test_lite1_has_a_place_for_every_published_tensor(tmp_path, monkeypatch):
         pytest.param("efficientnet-lite1", marks=needs_lite1),
     ],
 )
+@pytest.mark.slow
 def test_trained_features_tell_classes_of_clothing_apart(name, tmp_path, monkeypatch):
     """Trousers lie nearer to trousers than to bags, which random weights do not achieve by as much."""
 

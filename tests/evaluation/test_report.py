@@ -46,6 +46,7 @@ def test_below_ten_thousand_images_it_warns():
         distance_report(features(9), features(9, seed=1), "net", resamples=2)
 
 
+@pytest.mark.slow
 def test_kernel_intervals_cover_the_truth():
     """Sets of 100 of a shifted Gaussian: the distance of 20,000 is in about 95 of 100 intervals."""
     real = Reference(features(2000, 4, seed=1))

@@ -166,6 +166,7 @@ class Dying:
 
 
 @pytest.mark.filterwarnings("ignore:.*biased upwards")
+@pytest.mark.slow
 def test_a_killed_sweep_ends_with_the_same_bytes(tmp_path, equipment):
     sampler, metrics, prompts = equipment
     asked = spec(tmp_path)

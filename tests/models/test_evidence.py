@@ -144,6 +144,7 @@ def test_more_samples_are_nearer_and_one_is_the_bound(latent):
 
 
 @pytest.mark.parametrize("latent", ["vector", pytest.param("spatial", marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_every_gradient_agrees_with_finite_differences(latent):
     """Of the objective with beta and free bits, at every entry of every parameter, in float64."""
     model = tiny(latent, block_out_channels=(2, 2), latent_channels=1, sample_size=4).double()

@@ -155,6 +155,7 @@ class TestRefusals:
 
 
 class TestSaveAndLoad:
+    @pytest.mark.slow
     def test_in_a_fresh_process_from_safetensors_only(self, tmp_path):
         clip = tiny_clip(process=describe_process(GuidedDDPMScheduler()))
         clip.save_pretrained(tmp_path, safe_serialization=False)

@@ -233,6 +233,7 @@ print(json.dumps([type(pipe).__name__, type(pipe.vae).__name__, image.flatten().
 """
 
 
+@pytest.mark.slow
 def test_a_fresh_process_loads_it_through_diffusers(vector, tmp_path):
     vector.save_pretrained(tmp_path)
     index = json.loads((tmp_path / "model_index.json").read_text())

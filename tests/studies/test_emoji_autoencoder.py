@@ -40,6 +40,7 @@ def folder(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_the_command_measures_and_draws_every_arm(run_script, folder, tmp_path):
     output, picture = tmp_path / "card" / "result.json", tmp_path / "docs" / "picture.png"
     options = ["--data", folder, "--arms", f"one={folder / 'one'}", f"two={folder / 'two'}"]
@@ -62,6 +63,7 @@ def test_the_command_measures_and_draws_every_arm(run_script, folder, tmp_path):
     assert PILImage.open(picture).size[1] > 3 * 128 and PILImage.open(picture).size[0] > 8 * 128
 
 
+@pytest.mark.slow
 def test_reconstructions_are_the_models_at_any_batch_size(script, folder):
     images = script.read_held_out(folder / "test.parquet").images
     made = [script.reconstruct(folder / "one", images, batch_size) for batch_size in (18, 5)]

@@ -60,6 +60,7 @@ def test_pairs_alternate(load_script):
     assert len(times.first_s) == len(times.second_s) == 4
 
 
+@pytest.mark.slow
 def test_inference_speed(load_script):
     """On tiny random weights: equal latents, guidance on exactly the steps asked for, all ratios."""
     script = load_script("speed/inference_speed")

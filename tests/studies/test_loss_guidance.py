@@ -23,6 +23,7 @@ def test_what_is_known_is_compared_alone(load_script):
         assert figures["whole"]["value"] == pytest.approx(23.01, abs=0.01)
 
 
+@pytest.mark.slow
 def test_the_card_is_of_the_figures_and_they_show_what_it_says(tmp_path):
     command = [STUDY / "card.py", "--results", RESULTS, "--output", tmp_path / "card.md"]
     subprocess.run([sys.executable, *map(str, command)], check=True)

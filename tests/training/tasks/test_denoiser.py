@@ -87,6 +87,7 @@ def test_a_run_with_text_ends_in_a_pipeline_that_generates(run):
     assert any(not torch.equal(start[name], end[name]) for name in start)  # it is trained too
 
 
+@pytest.mark.slow
 def test_a_run_of_pixels_ends_in_a_pipeline_of_diffusers_that_draws_in_a_fresh_process(run):
     folder = run("images", f"{HYBRID} --validation.bound_images 4 --bound_draws 3")
     assert Image.open(folder / "validation" / "000000000048.png").size == (56, 14)
