@@ -68,6 +68,7 @@ def pipeline() -> TextToImagePipeline:
         ({"timesteps": [900, 400], "sigmas": [3.0, 1.0]}, "sigmas is .* because timesteps are given"),
         ({"sigmas": [3.0, 1.0]}, "sigmas"),
         ({"num_images_per_prompt": 0}, "num_images_per_prompt"),
+        ({"cross_attention_kwargs": {"scale": torch.ones(2)}}, "cross_attention_kwargs.scale is a tensor"),
         ({"height": 15}, "height is 15"),
         ({"width": -16}, "width is -16"),
         ({"output_type": "jpeg"}, "output_type"),

@@ -194,7 +194,8 @@ class TextToImagePipeline(GuidedPipeline, StableDiffusionMixin, AdaptersMixin):
         prompts.check()
         if clip_skip is not None:
             self.prompt_encoder.check_clip_skip(clip_skip)
-        return replace(self.prompt_encoder, lora_scale=lora_scale).repeated(
+        scale = read("lora_scale", lora_scale, float | None)
+        return replace(self.prompt_encoder, lora_scale=scale).repeated(
             prompts,
             torch.device(device),
             dtype_of(self.unet, getattr(self.text_encoder, "dtype", torch.float32)),
@@ -323,6 +324,7 @@ class TextToImagePipeline(GuidedPipeline, StableDiffusionMixin, AdaptersMixin):
         drawing.check(shape, self._callback_tensor_inputs)
         if cross_attention_kwargs is not None:
             inputs.check_mapping("cross_attention_kwargs", cross_attention_kwargs)
+            read("cross_attention_kwargs.scale", cross_attention_kwargs.get("scale"), float | None)
         if clip_skip is not None:
             self.prompt_encoder.check_clip_skip(clip_skip)
         call = self._call_of(guidance, guidance_scale, guidance_interval, shape[0], guidance_rescale)
