@@ -41,7 +41,14 @@ class Calling:
     channels: int | None = 1
 
 
-WITHOUT_A_BATCH = ("image_rotary_emb", "img_ids", "txt_ids", "cross_attention_kwargs.ip_adapter_masks")
+WITHOUT_A_BATCH = (
+    "image_rotary_emb",
+    "rotary_embedding",
+    "pos_embed",
+    "img_ids",
+    "txt_ids",
+    "cross_attention_kwargs.ip_adapter_masks",
+)
 """Arguments of transformers that are one for all samples."""
 
 

@@ -63,9 +63,6 @@ FACTS: dict[str, Facts] = {
     ),
 }
 
-ALONE = (*WITHOUT_A_BATCH, "rotary_embedding", "pos_embed")
-"""Arguments that are one for all samples, whatever their first axis."""
-
 
 def facts_of(network: Any) -> Facts:
     """What is particular to a network, by its class or one of its bases."""
@@ -115,7 +112,7 @@ def rows_of(arguments: Mapping[str, Any], part: slice, total: int, facts: Facts)
 
 def _rows(name: str, value: Any, part: slice, total: int, facts: Facts) -> Any:
     if isinstance(value, Tensor):
-        if value.ndim == 0 or (name in ALONE and value.ndim < 3):
+        if value.ndim == 0 or (name in WITHOUT_A_BATCH and value.ndim < 3):
             return value
         if name in facts.per_frame and len(value) % total == 0:
             return value.unflatten(0, (total, -1))[part].flatten(0, 1)
@@ -125,7 +122,7 @@ def _rows(name: str, value: Any, part: slice, total: int, facts: Facts) -> Any:
     if isinstance(value, list | tuple):
         if name in facts.listed:
             return value[part]
-        if name in ALONE:
+        if name in WITHOUT_A_BATCH:
             return value
         return type(value)(_rows(name, each, part, total, facts) for each in value)
     return value
