@@ -527,6 +527,11 @@ def _image(channels: int = 3, size: int = 16, seed: int = 5) -> torch.Tensor:
     return draw(1, channels, size, size, seed=seed).sigmoid()
 
 
+def _pictured(**more: Any) -> dict[str, Any]:
+    """Embeddings and a picture of 16 pixels."""
+    return {**embeds(), "image": _image(), "height": 16, "width": 16, **more}
+
+
 def _refiner_arguments() -> dict[str, Any]:
     return {**embeds(pooled_prompt_embeds=8), "image": _image(), "strength": 0.8}
 
@@ -791,37 +796,25 @@ FAMILIES: dict[str, Family] = {
     "sd1 inpaint": Family(
         alone=False,
         build=lambda: _sd(_ddim(), cls=diffusers.StableDiffusionInpaintPipeline),
-        arguments=lambda: {
-            **embeds(),
-            "image": _image(),
-            "mask_image": _image(1).round(),
-            "height": 16,
-            "width": 16,
-        },
+        arguments=lambda: _pictured(mask_image=_image(1).round()),
         latents=None,
     ),
     "inpaint of 9 channels": Family(
         alone=False,
         build=lambda: _sd(_ddim(), tiny_unet(in_channels=9), diffusers.StableDiffusionInpaintPipeline),
-        arguments=lambda: {
-            **embeds(),
-            "image": _image(),
-            "mask_image": _image(1).round(),
-            "height": 16,
-            "width": 16,
-        },
+        arguments=lambda: _pictured(mask_image=_image(1).round()),
         latents=None,
     ),
     "controlnet": Family(
         alone=False,
         build=_controlnet,
-        arguments=lambda: {**embeds(), "image": _image(), "height": 16, "width": 16},
+        arguments=_pictured,
         latents=None,
     ),
     "t2i-adapter": Family(
         alone=False,
         build=_adapter,
-        arguments=lambda: {**embeds(), "image": _image(), "height": 16, "width": 16},
+        arguments=_pictured,
         latents=None,
     ),
     "ip-adapter": Family(

@@ -228,8 +228,8 @@ class CascadePipeline(SafePipeline):
         stages = [*(_converted(images, output_type) for images in drawn[:-1]), drawn[-1]]
         if not return_dict:
             return (drawn[-1], stages) if return_stages else (drawn[-1],)
-        shown = stages if return_stages else None
-        return CascadeOutput(images=drawn[-1], stages=shown)  # type: ignore[call-arg]
+        asked = stages if return_stages else None
+        return CascadeOutput(images=drawn[-1], stages=asked)  # type: ignore[call-arg]
 
     def _checked_arguments(
         self, given: Mapping[str, Any], several: Sequence[Mapping[str, Any] | None]

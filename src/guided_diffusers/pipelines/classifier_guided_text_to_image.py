@@ -183,7 +183,7 @@ class ClassifierGuidedTextToImagePipeline(GuidedPipeline):
             output_type=output_type,
             return_dict=return_dict,
             callback=callback_on_step_end,
-            tensor_inputs=getattr(callback_on_step_end, "tensor_inputs", callback_on_step_end_tensor_inputs),
+            tensor_inputs=callback_on_step_end_tensor_inputs,
         )
         shape = unprompted.sample_shape(self.unet, len(prompts))
         drawing.check(shape, self._callback_tensor_inputs)

@@ -30,7 +30,7 @@ class Drawing:
         output_type: Of the images: "pil", "np", "pt" or "latent".
         return_dict: Whether they are given as an output object.
         callback: `callback_on_step_end`.
-        tensor_inputs: The tensors that it gets; diffusers' own callbacks say so themselves.
+        tensor_inputs: The tensors that it gets; a callback that says its own, as diffusers' do, gets those.
     """
 
     schedule: Mapping[str, Any]
@@ -41,6 +41,11 @@ class Drawing:
     return_dict: bool
     callback: Callable | None
     tensor_inputs: Sequence[str]
+
+    def __post_init__(self) -> None:
+        """Take the callback's word for its tensors."""
+        own = getattr(self.callback, "tensor_inputs", self.tensor_inputs)
+        object.__setattr__(self, "tensor_inputs", own)
 
     def check(self, shape: Sequence[int], tensor_inputs: Sequence[str]) -> None:
         """Raise ValueError where an argument is none.

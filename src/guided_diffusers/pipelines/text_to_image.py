@@ -318,7 +318,7 @@ class TextToImagePipeline(GuidedPipeline, StableDiffusionMixin, AdaptersMixin):
             output_type=output_type,
             return_dict=return_dict,
             callback=callback_on_step_end,
-            tensor_inputs=getattr(callback_on_step_end, "tensor_inputs", callback_on_step_end_tensor_inputs),
+            tensor_inputs=callback_on_step_end_tensor_inputs,
         )
         shape = self._checked_shape(prompts, num_images_per_prompt, height, width)
         drawing.check(shape, self._callback_tensor_inputs)

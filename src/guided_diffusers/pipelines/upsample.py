@@ -6,7 +6,6 @@ is drawn in tiles in `guided_diffusers.core.tiles`.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -14,12 +13,10 @@ import torch
 from diffusers import ImagePipelineOutput
 from diffusers.image_processor import VaeImageProcessor
 from torch import Tensor
-from torch.nn import functional
 
 from guided_diffusers.core.checks import check_int, shown
 from guided_diffusers.core.condition import Condition
 from guided_diffusers.core.denoiser import ModelDenoiser, dtype_of
-from guided_diffusers.core.tiles import TiledDenoiser
 from guided_diffusers.guidance import Guidance, GuidanceInterval, GuidanceSum
 from guided_diffusers.models import latents as latent_codes
 from guided_diffusers.models.labels import class_ids
@@ -37,8 +34,9 @@ from guided_diffusers.pipelines.clipping import clip_before_guidance
 from guided_diffusers.pipelines.drawing import Drawing
 from guided_diffusers.pipelines.guided import GuidedPipeline
 from guided_diffusers.pipelines.noise import noise_of
-from guided_diffusers.pipelines.pictures import read_pictures, resized
+from guided_diffusers.pipelines.pictures import read_pictures
 from guided_diffusers.pipelines.prompts import PromptEncoder, Prompts
+from guided_diffusers.pipelines.sizes import padded, small_of, tiled
 from guided_diffusers.schedulers.adapt import prediction_type_of
 
 UPSCALER_LEVEL, UPSCALER_MOST, UPSCALER_GUIDANCE = 20, 350, 9.0
@@ -224,7 +222,7 @@ class UpsamplePipeline(GuidedPipeline):
                 computed.
         """
         self._check_unet()
-        small = self._at_target(read_pictures(image, self.channels.picture), height, width)
+        small = small_of(read_pictures(image, self.channels.picture), self.config.scale, height, width)
         images, sides = len(small), [side * self.config.scale for side in small.shape[2:]]
         steps = self.config.num_inference_steps if num_inference_steps is None else num_inference_steps
         drawing = Drawing(
@@ -235,9 +233,9 @@ class UpsamplePipeline(GuidedPipeline):
             output_type=output_type,
             return_dict=return_dict,
             callback=callback_on_step_end,
-            tensor_inputs=getattr(callback_on_step_end, "tensor_inputs", callback_on_step_end_tensor_inputs),
+            tensor_inputs=callback_on_step_end_tensor_inputs,
         )
-        small = self._padded(small).to(self._execution_device)
+        small = padded(small, self._unit, self._times).to(self._execution_device)
         shape = (images, self.channels.sample, *(self._times * side for side in small.shape[2:]))
         drawing.check(shape, self._callback_tensor_inputs)
         level = self._level(augmentation_level)
@@ -245,7 +243,7 @@ class UpsamplePipeline(GuidedPipeline):
         labels = self._labels(class_labels, images)
         call = self._call_of(guidance, guidance_scale, guidance_interval, images)
         scheduler, clip = clip_before_guidance(self.scheduler, latents=self.vae is not None)
-        denoiser = self._tiled(self._denoiser(self.unet, clip), tile_size, tile_overlap)
+        denoiser = tiled(self._denoiser(self.unet, clip), tile_size, tile_overlap, self._unit, self.factor)
         dtype = dtype_of(self.unet, small.dtype)
         seen = self._seen(small, level, generator, shape[2:], dtype)
         noise = (
@@ -294,22 +292,6 @@ class UpsamplePipeline(GuidedPipeline):
         if self.takes_text and None in (self.text_encoder, self.tokenizer):
             raise ValueError("unet attends to text, and the pipeline has no text_encoder or no tokenizer")
 
-    def _at_target(self, picture: Tensor, height: int | None, width: int | None) -> Tensor:
-        """The small picture of a result of the asked size; of none as it is."""
-        scale, sides = self.config.scale, list(picture.shape[2:])
-        for axis, (name, target) in enumerate((("height", height), ("width", width))):
-            if target is None:
-                continue
-            inputs.check_size(name, target, scale)
-            if sides[axis] > target:
-                raise ValueError(
-                    f"image has {name} {sides[axis]}, larger than the target, {target}; allowed: at most that"
-                )
-            sides[axis] = target // scale
-        for name, side in zip(("height", "width"), sides, strict=True):
-            inputs.check_size(f"{name} of the result", side * scale, scale)
-        return resized(picture, sides)
-
     def _level(self, level: Any) -> int:
         if self.augmentation is None:
             if level not in (None, 0):
@@ -351,24 +333,6 @@ class UpsamplePipeline(GuidedPipeline):
         if taken != (value is not None):
             allowed = "one for all, or one an image" if taken else "None: the network is told none"
             raise ValueError(f"{name} is {shown(value)}; allowed: {allowed}")
-
-    def _padded(self, picture: Tensor) -> Tensor:
-        """The picture with its last row and column repeated, up to sides that the network takes."""
-        unit = math.lcm(self._unit, self._times) // self._times
-        below, right = (-side % unit for side in picture.shape[2:])
-        return functional.pad(picture, (0, right, 0, below), mode="replicate")
-
-    def _tiled(self, denoiser: ModelDenoiser, size: Any, overlap: Any) -> ModelDenoiser | TiledDenoiser:
-        if size is None:
-            if overlap is not None:
-                raise ValueError("tile_overlap is given without tile_size; allowed: both, or neither")
-            return denoiser
-        unit = self._unit * self.factor
-        inputs.check_size("tile_size", size, unit)
-        if overlap is None:
-            overlap = max(size // 4 // unit, 1) * unit
-        inputs.check_size("tile_overlap", overlap, self.factor)
-        return TiledDenoiser(denoiser, size // self.factor, overlap // self.factor, self._unit, (LOW_RES,))
 
     def _seen(
         self, small: Tensor, level: int, generator: Any, sides: Sequence[int], dtype: torch.dtype
