@@ -255,13 +255,23 @@ class Guided:
                 sample = make(answers[places[0]])
                 asked = [replace(query, sample=sample) for query in asked]
             with torch.set_grad_enabled(place in with_graph):
-                got = self._ask(step, asked)
+                got = self.ask(step, asked)
             for condition, answer in zip(its, got, strict=True):
                 answers[place, condition] = answer
         return [answers[place] for place in places]
 
-    def _ask(self, step: Step, queries: list[Query]) -> list[Denoised]:
-        """The answers to queries that have all but the condition in common."""
+    def ask(self, step: Step, queries: list[Query]) -> list[Denoised]:
+        """The answers to queries that have all but the condition in common; a subclass may answer otherwise.
+
+        Args:
+            step: The step, with a sample that takes a gradient where any query asks for one.
+            queries: At least one, of one network, view, sample and level; of several conditions. A sample
+                that is a function has been called.
+
+        Returns:
+            One answer a query, in their order: x_0 of the shape of the sample that was asked about, with its
+            graph where `torch.is_grad_enabled()`, which it is for queries with `grad` alone.
+        """
         first, conditions = queries[0], [query.condition for query in queries]
         network = first.network or self.denoiser
         sample = first.sample if isinstance(first.sample, Tensor) else step.sample

@@ -170,10 +170,11 @@ def _timestep(level: NoiseLevel, told: Told) -> Tensor:
 class Asked(Guided):
     """A guided pipeline's network at one step: what it has answered is taken, anything else is asked."""
 
-    def _ask(self, step: Step, queries: list[Query]) -> list[Denoised]:
+    def ask(self, step: Step, queries: list[Query]) -> list[Denoised]:
+        """What the network has answered to its conditions at x_t itself; asked, for anything else."""
         first = queries[0]
         if any(each is not None for each in (first.network, first.view, first.sample, first.level)):
-            return super()._ask(step, queries)
+            return super().ask(step, queries)
         answers = self.denoiser.answers
         for told in (query.condition for query in queries):
             with_graph = torch.is_grad_enabled() and told is step.condition
