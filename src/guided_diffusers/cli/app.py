@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from guided_diffusers.cli.convert import convert_adm, convert_ldm
+from guided_diffusers.cli.ema import ema
 from guided_diffusers.cli.evaluate import evaluate
 from guided_diffusers.cli.generate import generate
 from guided_diffusers.cli.hub import pull, push
@@ -42,6 +43,11 @@ EXAMPLES: dict[Callable[..., Any], tuple[str, ...]] = {
         "train --list",
         "train autoencoder --config fashion_autoencoder --dry_run",
         "train text-to-image --config my.yaml --training.num_images 1000 --processes 2",
+    ),
+    ema: (
+        "ema runs/mine --length 0.08",
+        "ema runs/mine --length 0.15 --out mine-long",
+        "ema runs/mine --length 0.05 --images 100000 --out weak",
     ),
     evaluate: (
         "evaluate generated/ --real real/",

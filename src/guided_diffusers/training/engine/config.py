@@ -90,6 +90,10 @@ class TrainingConfig(Declared):
     snapshot_fractions: tuple[Annotated[float, Within(0, 1, "(]")], ...] = option(
         (1 / 16, 1 / 8, 1 / 4, 1 / 2), "keep the averaged weights of these points of training (weak networks)"
     )
+    posthoc_ema: Whole = option(
+        0, "evenly spaced points at which averages are kept, for any length afterwards (32 is good); 0: none"
+    )
+    posthoc_dtype: Literal["float16", "float32"] = option("float16", "of what is kept of them")
     checkpoint_every_images: Whole = option(50_000, "write a checkpoint to resume from; 0: only at the end")
     keep_checkpoints: Count = option(2, "keep the newest of them")
     export_every_images: Whole = option(

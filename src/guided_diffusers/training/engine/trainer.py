@@ -35,6 +35,7 @@ from guided_diffusers.training.engine.config import TrainingConfig
 from guided_diffusers.training.engine.ema import ExponentialMovingAverage
 from guided_diffusers.training.engine.lock import folder_lock
 from guided_diffusers.training.engine.log import JsonLines, Meter, flatten, in_words
+from guided_diffusers.training.engine.posthoc import PosthocAverages
 from guided_diffusers.training.engine.precision import Way, autocast, choose, settled
 from guided_diffusers.training.engine.progress import Progress, shown
 from guided_diffusers.training.engine.publish import Publisher
@@ -60,8 +61,8 @@ def train(
 ) -> None:
     """Train, or go on from the newest checkpoint of `config.output_dir`.
 
-    Leaves there: config.json, log.jsonl, checkpoints/, snapshots/<images>/<module>/, validation/, what
-    `task.begin` writes, where there is such, and final/ (what `task.save` writes).
+    Leaves there: config.json, log.jsonl, checkpoints/, snapshots/<images>/<module>/, averages/,
+    validation/, what `task.begin` writes, where there is such, and final/ (what `task.save` writes).
 
     Args:
         task: see `task.Task`.
@@ -99,6 +100,7 @@ class Trainer:
                 broadcast(tensor)
         averaged = {name: task.modules[name] for name in task.averaged}
         self.ema = ExponentialMovingAverage(averaged, config.ema_half_life_images, config.ema_ramp_up)
+        self.posthoc = PosthocAverages(averaged, config)
         if config.gradient_checkpointing:
             for module in task.modules.values():
                 recompute_activations(module)
@@ -146,6 +148,7 @@ class Trainer:
                             self.step(name)
                 before, seen = seen, seen + self.config.batch_size
                 self.ema.update(seen, self.config.batch_size)
+                self.posthoc.update(seen, self.config.batch_size)
                 self.after_step(before, seen, last=seen >= stop)
         if seen >= self.config.num_images:
             self.export(seen, last=True)
@@ -203,6 +206,7 @@ class Trainer:
         self.progress.advance(seen)
         if any(before < fraction * config.num_images <= seen for fraction in config.snapshot_fractions):
             self.snapshot(seen)
+        self.posthoc.keep(before, seen)
         if due(config.validate_every_images):
             self.validate(seen)
         if due(config.export_every_images):
@@ -266,6 +270,7 @@ class Trainer:
     def save_checkpoint(self, seen: int) -> None:
         """Write all that resuming needs."""
         tensors, plain = training_state(self.task, self.ema, self.accelerator)
+        tensors |= self.posthoc.state_dict()
         tensors["meter"] = self.meter.state_dict()
         plain["precision"] = asdict(Way.of(self.config))
         save_checkpoint(self.folder / "checkpoints", seen, tensors, plain, self.config.keep_checkpoints)
@@ -278,6 +283,7 @@ class Trainer:
             check_fits(path, self.task, self.ema, tensors, plain)
             earlier = plain.get("precision") or recorded(self.folder)
             self.compute_by(settled(self.config, earlier.get("training", earlier)))
+            self.posthoc.load_state_dict(tensors)
             restore_training(self.task, self.ema, self.accelerator, tensors, plain)
             if self.accelerator.num_processes == 1:  # of several, only the main one's sums were saved
                 self.meter.load_state_dict(tensors.get("meter", {}), self.accelerator.device)
@@ -287,6 +293,7 @@ class Trainer:
             self.compute_by(choose(self.task, self.config, self.accelerator, self.batches))
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
+            self.posthoc.tell()
             self.folder.mkdir(parents=True, exist_ok=True)
             recover(self.folder / "final")
             record_config(self.folder, self.full_config, resuming=path is not None)
