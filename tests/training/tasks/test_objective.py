@@ -12,9 +12,10 @@ from guided_diffusers import Condition, GuidedDDPMScheduler, ModelDenoiser
 from guided_diffusers.core.randomness import seed_for
 from guided_diffusers.likelihood.variational import bound_term
 from guided_diffusers.losses import add_noise
-from guided_diffusers.schedulers import prediction_type_of
+from guided_diffusers.schedulers import prediction_type_of, process_of
 from guided_diffusers.training.engine.order import uniform_for
 from guided_diffusers.training.tasks.objective import DenoisingConfig, Objective, ObjectiveConfig
+from guided_diffusers.training.tasks.uncertainty import LogVariance
 
 
 def columns(level):
@@ -197,3 +198,32 @@ def test_a_network_sees_in_training_what_it_sees_in_sampling(tiny_pipeline, own)
     for trained, sampled in zip(*told, strict=True):
         torch.testing.assert_close(trained, sampled)
     assert loss.isfinite()
+
+
+def test_learned_uncertainty_becomes_the_error_of_each_level_whatever_its_weight():
+    process = process_of(DDPMScheduler())
+    level = process.at_fraction(torch.linspace(0.01, 0.99, 64))
+    error = (0.02 + level.alpha.square()).float()
+    u, weight = LogVariance(), 3.0
+    optimizer = torch.optim.Adam(u.parameters(), lr=0.1)
+    for step in range(250):
+        optimizer.param_groups[0]["lr"] = 0.1 * (1 - step / 250)
+        optimizer.zero_grad()
+        u.weighted(weight * error, level).mean().backward()
+        optimizer.step()
+    torch.testing.assert_close(weight / u(level).exp(), 1 / error, rtol=0.1, atol=0)
+
+
+def test_uncertainty_is_trained_with_the_denoiser_and_is_no_part_of_what_draws(tiny_pipeline):
+    task, plain = (text_task(tiny_pipeline, weighting=name) for name in ("uncertainty", "uniform"))
+    ((_, loss, metrics),) = task.losses(task.batch([0, 1, 2, 3], [0, 1, 2, 3]))
+    ((_, error, _),) = plain.losses(plain.batch([0, 1, 2, 3], [0, 1, 2, 3]))
+    torch.testing.assert_close(loss, error)  # u is 0 at the beginning
+    torch.testing.assert_close(metrics["simple_by_noise"].values.mean(), error.detach())
+    loss.backward()
+    weight = task.modules["uncertainty"].weight
+    assert weight.grad.abs().sum() > 0 and "uncertainty" not in task.averaged
+    assert any(weight is p for p in task.optimizers["denoiser"].param_groups[0]["params"])
+    task.pipeline(task.modules)
+    with pytest.raises(ValueError, match="weighting is 'uncertainty' with objective.loss 'hybrid'"):
+        variance_task(tiny_pipeline, "uncertainty", loss="hybrid")

@@ -29,14 +29,14 @@ from guided_diffusers.training.engine.order import uniform_for
 from guided_diffusers.training.engine.task import Metrics
 from guided_diffusers.training.tasks.encoded_text import EncodedText
 from guided_diffusers.training.tasks.kept import Classes, keep_classes, keep_tokenizer
-from guided_diffusers.training.tasks.objective import DenoisingConfig, ObjectiveConfig
+from guided_diffusers.training.tasks.objective import WEIGHTING, DenoisingConfig, ObjectiveConfig, Weighting
 
 
 @dataclass(frozen=True, kw_only=True)
 class TextDenoisingConfig(DenoisingConfig):
     """What a denoiser with text learns: noise levels, weights, dropped captions."""
 
-    weighting: Literal["uniform", "min_snr"] = option("min_snr", "weight of the squared error")
+    weighting: Weighting = option("min_snr", WEIGHTING)
     caption_dropout: Share = option(0.1, "share of captions replaced by the empty prompt")
 
 

@@ -63,6 +63,8 @@ class DenoisingTask:
         self.network = condition.network(unet)
         self.modules: dict[str, nn.Module] = {"unet": unet, **condition.trained}
         self.averaged = tuple(self.modules)
+        if objective.uncertainty is not None:
+            self.modules["uncertainty"] = objective.uncertainty
         parameters = [parameter for module in self.modules.values() for parameter in module.parameters()]
         self.optimizers = {"denoiser": make_optimizer(training, parameters)}
         if objective.sampler is not None:

@@ -32,6 +32,10 @@ from guided_diffusers.schedulers import GuidedDDPMScheduler, process_of
 from guided_diffusers.schedulers.adapt import prediction_type_of
 from guided_diffusers.training.engine.config import option
 from guided_diffusers.training.tasks.importance import ImportanceSampler
+from guided_diffusers.training.tasks.uncertainty import LogVariance
+
+Weighting = Literal["uniform", "min_snr", "uncertainty"]
+WEIGHTING = "weight of the squared error; uncertainty: learned along, for each level one over what is left"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +55,7 @@ class DenoisingConfig(Declared):
 
     levels: LevelDistribution = option("uniform", "distribution of the noise level")
     levels_arguments: dict[str, Any] = field(default_factory=dict, metadata={"help": "log_normal: mean, std"})
-    weighting: Literal["uniform", "min_snr"] = option("uniform", "weight of the squared error")
+    weighting: Weighting = option("uniform", WEIGHTING)
     min_snr_gamma: Positive = option(5.0, "SNR above which an error of x_0 counts no more")
 
 
@@ -78,7 +82,8 @@ class Objective:
         self._check(denoising)
         self.levels = LEVEL_DISTRIBUTIONS[denoising.levels](process, **denoising.levels_arguments)
         weightings = {"uniform": uniform_weight, "min_snr": min_snr_weight(denoising.min_snr_gamma)}
-        self.weighting = weightings[denoising.weighting]
+        self.weighting = weightings.get(denoising.weighting, uniform_weight)
+        self.uncertainty = LogVariance() if denoising.weighting == "uncertainty" else None
         self.sampler = None
         if objective.timesteps == "importance":
             if not isinstance(process, VariancePreserving):
@@ -105,6 +110,12 @@ class Objective:
                 f"objective.loss is 'bound' with denoising.weighting {denoising.weighting!r} and "
                 f"denoising.levels {denoising.levels!r}: it is a bound where both are 'uniform'"
             )
+        plain = (loss, self.objective.timesteps) == ("simple", "uniform")
+        if denoising.weighting == "uncertainty" and not plain:
+            raise ValueError(
+                f"denoising.weighting is 'uncertainty' with objective.loss {loss!r} and objective.timesteps "
+                f"{self.objective.timesteps!r}: it weighs a 'simple' loss at 'uniform' timesteps"
+            )
         if self.objective.timesteps == "importance" and denoising.levels != "uniform":
             raise ValueError(
                 f"objective.timesteps is 'importance' and denoising.levels {denoising.levels!r}: they draw "
@@ -126,7 +137,7 @@ class Objective:
     def losses(
         self, output: Tensor, x0: Tensor, noise: Tensor, sample: Tensor, level: NoiseLevel
     ) -> dict[str, Tensor]:
-        """The `loss` of each sample, (batch,), and its parts: `simple` and `bound` where it has both.
+        """The `loss` of each sample, (batch,), and its parts: `simple` and `bound` where it has them.
 
         Args:
             output: of the network at `sample`, (batch, channels, ...); twice the channels with a learned
@@ -138,7 +149,10 @@ class Objective:
         """
         kind = self.objective.loss
         if kind == "simple":
-            return {"loss": denoising_loss(output, x0, noise, level, self.prediction_type, self.weighting)}
+            error = denoising_loss(output, x0, noise, level, self.prediction_type, self.weighting)
+            if self.uncertainty is not None:
+                return {"loss": self.uncertainty.weighted(error, level), "simple": error}
+            return {"loss": error}
         simple, bound = hybrid_terms(
             self.scheduler, output, x0, noise, sample, level.timestep, kind == "hybrid", self.weighting
         )
