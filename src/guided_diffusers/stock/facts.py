@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -32,6 +32,7 @@ class Facts:
         negated: Its output is the negative of what its scheduler reads.
         timestep: What it calls its timestep.
         scaled: From a scheduler's timesteps to those it is told; None finds out whether they are divided.
+        arguments: What it takes, in its order: the sample is the first.
     """
 
     condition_first: bool = False
@@ -42,6 +43,7 @@ class Facts:
     negated: bool = False
     timestep: str = "timestep"
     scaled: Callable[[Tensor, Mapping[str, Any]], Tensor] | None = None
+    arguments: tuple[str, ...] = ()
 
 
 def _rising(timestep: Tensor, config: Mapping[str, Any]) -> Tensor:
@@ -71,22 +73,26 @@ def facts_of(network: Any) -> Facts:
 
 @cache
 def _facts_of(kind: type) -> Facts:
-    for base in kind.__mro__:
-        known, calling = FACTS.get(base.__name__), CALLING.get(base.__name__)
-        if known is not None:
-            return known
-        if calling is not None:
-            return Facts(negated=calling.negated, scaled=calling.timestep)
-    return Facts()
+    names = [base.__name__ for base in kind.__mro__]
+    known = next((FACTS[name] for name in names if name in FACTS), None)
+    calling = next((CALLING[name] for name in names if name in CALLING), None)
+    if known is None and calling is not None:
+        known = Facts(negated=calling.negated, scaled=calling.timestep)
+    return replace(known or Facts(), arguments=parameters_of(kind.forward)[1:])
 
 
-def argument_names(network: Any) -> list[str]:
-    """The names of a network's arguments in their order: the sample's is the first."""
-    return list(signature_of(type(unwrapped(network)).forward).parameters)[1:]
+@cache
+def parameters_of(function: Callable[..., Any]) -> tuple[str, ...]:
+    """The names of a function's parameters, which take longer to find than to use."""
+    return tuple(inspect.signature(function).parameters)
 
 
-signature_of = cache(inspect.signature)
-"""A function's signature, which takes longer to find than to use."""
+def largest(timestep: Any) -> float:
+    """A timestep as a network or a scheduler's step is told it: one for all, or the largest of them."""
+    if isinstance(timestep, int | float):
+        return float(timestep)
+    given = torch.as_tensor(timestep)
+    return float(given.max() if given.ndim else given)
 
 
 def told_timesteps(facts: Facts, network: Any, timesteps: Tensor, like: float) -> Tensor:

@@ -28,7 +28,7 @@ from guided_diffusers.core.networks import unwrapped
 from guided_diffusers.guidance.base import Guidance
 from guided_diffusers.guidance.views import View
 from guided_diffusers.schedulers.adapt import check_supported
-from guided_diffusers.stock.facts import argument_names, facts_of
+from guided_diffusers.stock.facts import facts_of, parameters_of
 from guided_diffusers.stock.listening import listen, replace_step
 from guided_diffusers.stock.output import check_process_of
 from guided_diffusers.stock.recorder import Recorder
@@ -125,8 +125,12 @@ class Handle:
         | `terms` | the names of the terms that were active |
         """
         return [
-            {key: value.tolist() if isinstance(value, torch.Tensor) else value for key, value in each.items()}
-            for each in self._recorder.run.record
+            {
+                "noise_to_signal": float(level.noise_to_signal),
+                "effective_scale": None if scale is None else scale.tolist(),
+                "terms": [type(term).__name__ for term in active],
+            }
+            for level, active, scale in self._recorder.run.record
         ]
 
     def remove(self) -> None:
@@ -228,7 +232,7 @@ def _check_pipeline(pipeline: Any) -> None:
     name = type(pipeline).__name__
     if getattr(type(pipeline), "_handle", None) is not None:
         raise ValueError(f"the {name} is guided already: remove that guidance first, or add the terms")
-    if "guidance" in inspect.signature(type(pipeline).__call__).parameters:
+    if "guidance" in parameters_of(type(pipeline).__call__):
         raise ValueError(f"a {name} takes terms in a call: give it guidance=")
     if getattr(pipeline, "scheduler", None) is None or not _networks_of(pipeline):
         raise ValueError(
@@ -270,7 +274,7 @@ def _checked_null(pipeline: Any, condition: Any, names: Mapping[str, Guidance]) 
             f"condition is {shown(condition)}; allowed: the null's arguments of the network, by name"
         )
     for name in names:
-        taken = argument_names(getattr(pipeline, name))[1:]
+        taken = facts_of(getattr(pipeline, name)).arguments[1:]
         unknown = [key for key in condition if key not in taken]
         if unknown:
             raise ValueError(f"condition has {shown(unknown[0])}; the {name} takes {', '.join(taken)}")

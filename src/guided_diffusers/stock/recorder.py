@@ -17,8 +17,10 @@ from guided_diffusers.core.randomness import as_generators
 from guided_diffusers.guidance.base import Guidance, Step
 from guided_diffusers.schedulers.adapt import next_noise_level, noise_level, run_levels, run_timesteps
 from guided_diffusers.stock.answers import answer_of, joined
-from guided_diffusers.stock.facts import argument_names, copied, rows_of, told_timesteps
+from guided_diffusers.stock.facts import copied, facts_of, largest, rows_of, told_timesteps
 from guided_diffusers.stock.told import Told
+
+_NOTHING = torch.empty(0)
 
 
 @dataclass(kw_only=True)
@@ -27,13 +29,11 @@ class Call:
 
     Attributes:
         told: What it was told.
-        total: Its batch.
         output: What it gave; None where it was not run.
         half: The rows that were run, where they stand for the whole batch.
     """
 
     told: Told
-    total: int
     output: Any = None
     half: slice | None = None
 
@@ -44,11 +44,13 @@ class Run:
 
     Attributes:
         timesteps: The scheduler's, and `listed`, the same on the CPU in float64.
+        told: The same as networks are told them, by the network's class.
         calls: The batch of each network call.
-        record: What each step did.
+        record: The level, the active terms and the effective scale of each step.
         memory: What terms keep from step to step.
         levels: Of all steps and of the end, where they are known beforehand.
         place: The step's place in the timesteps, `level` its noise level, `next_level` where it arrives.
+        active: The terms that do something at the step.
         size: How many samples, known after the first step.
         sign: Of the network's output against what the scheduler reads, known after the first step.
         ordered: Whether the order of condition and null was seen to be the known one.
@@ -56,13 +58,15 @@ class Run:
 
     timesteps: Any = None
     listed: torch.Tensor | None = None
+    told: dict[type, list[float]] = field(default_factory=dict)
     calls: list[int] = field(default_factory=list)
-    record: list[dict[str, Any]] = field(default_factory=list)
+    record: list[tuple[NoiseLevel, list[Guidance], torch.Tensor | None]] = field(default_factory=list)
     memory: dict[Any, Any] = field(default_factory=dict)
     place: int = -1
     levels: list[NoiseLevel] | None = None
     level: NoiseLevel | None = None
     next_level: NoiseLevel | None = None
+    active: list[Guidance] = field(default_factory=list)
     size: int | None = None
     sign: int | None = None
     ordered: bool = False
@@ -96,46 +100,50 @@ class Recorder:
         """What the pipeline gets for a call of its network; `plain` is that call."""
         if self._asking:
             return plain(*args, **kwargs)
-        given = {**dict(zip(argument_names(network), args, strict=False)), **kwargs}
-        told = Told(network, copied(given))
-        total = len(told.arguments[told.input_name])
+        facts = facts_of(network)
+        given = {**dict(zip(facts.arguments, args, strict=False)), **kwargs}
+        told = Told(network, facts, copied(given))  # networks take entries out of lists that they are given
         if not self.pending:
             self._find_place(told)
-        needed = not self.own_null and any(term.needs_null for term in self.active(network))
+        needed = not self.own_null and any(term.needs_null for term in self.run.active)
         make = self._second_call if self.pending else self._first_call
-        call = make(plain, told, total, needed)
+        call = make(plain, told, given, needed)
         self.pending.append(call)
         return self.pending[0].output if call.output is None else call.output
 
-    def _first_call(self, plain: Callable[..., Any], told: Told, total: int, needed: bool) -> Call:
+    def _first_call(
+        self, plain: Callable[..., Any], told: Told, given: Mapping[str, Any], needed: bool
+    ) -> Call:
         """The condition and its null, or the condition only."""
+        total = told.total
         pair = self._is_pair(told, total)
         if not pair or (needed and not self.sequential):
-            return Call(told=told, total=total, output=self._answer(plain, told.arguments, total))
-        own, null = halves(told, total)
+            return Call(told=told, output=self._answer(plain, given, total))
+        own, null = told.halves
         parts = sorted((own, null), key=lambda rows: rows.start) if needed else [own, own]
         outputs = [
-            self._answer(plain, rows_of(told.arguments, rows, total, told.facts), total // 2)
+            self._answer(plain, copied(rows_of(given, rows, total, told.facts)), total // 2)
             for rows in (parts if needed else parts[:1])
         ]
         output = joined(outputs[0], outputs[-1])
-        return Call(told=told, total=total, output=output, half=None if needed else own)
+        return Call(told=told, output=output, half=None if needed else own)
 
-    def _second_call(self, plain: Callable[..., Any], told: Told, total: int, needed: bool) -> Call:
+    def _second_call(
+        self, plain: Callable[..., Any], told: Told, given: Mapping[str, Any], needed: bool
+    ) -> Call:
         """The null, in a call of its own."""
-        first = self.pending[0]
-        if len(self.pending) > 1 or total != first.total or told.network is not first.told.network:
+        first, total = self.pending[0].told, told.total
+        if len(self.pending) > 1 or total != first.total or told.network is not first.network:
             raise ValueError(
                 f"{self.name} asks its network for more than a condition and its null at a step: switch its "
                 "further guidance off, and give guide a term that does the same"
             )
         unsure = self.run.size is None and not self.known
-        output = self._answer(plain, told.arguments, total) if needed or unsure else None
-        return Call(told=told, total=total, output=output)
+        return Call(told=told, output=self._answer(plain, given, total) if needed or unsure else None)
 
     def _answer(self, plain: Callable[..., Any], arguments: Mapping[str, Any], count: int) -> Any:
         self.run.calls.append(count)
-        return plain(**copied(arguments))
+        return plain(**arguments)
 
     def ask(self, told: Told, arguments: Mapping[str, Any]) -> Any:
         """The answer to a further query, of the network with whatever has been put around it."""
@@ -155,7 +163,7 @@ class Recorder:
         return torch.equal(*told.input.chunk(2))
 
     def _find_place(self, told: Told) -> None:
-        """The step's place among the timesteps, and its level."""
+        """The step's place among the timesteps, its level, and which terms are active there."""
         scheduler = self.pipeline.scheduler
         if scheduler.timesteps is not self.run.timesteps:
             listed = run_timesteps(scheduler)
@@ -171,27 +179,23 @@ class Recorder:
         else:  # one that says its levels is asked for them as they come
             self.run.level = noise_level(scheduler, self.run.timesteps[place])
             self.run.next_level = next_noise_level(scheduler, place)
+        step = Step(sample=_NOTHING, level=self.run.level)
+        self.run.active = [term for term in self.guidance[id(told.network)].terms if term.active(step)]
 
     def _place_of(self, told: Told) -> int:
         """The place by what the network is told: the next one where that fits, else the nearest."""
-        value = torch.as_tensor(told.arguments[told.facts.timestep]).double().max().item()
-        distances = (told_timesteps(told.facts, told.network, self.run.listed, value) - value).abs()
-        place = self.run.place + 1
-        if place >= len(distances) or distances[place] > distances.min() + 1e-9:
-            place = int(distances.argmin())
-        if distances[place] > 4e-3 * abs(value) + 1e-5:
+        value, kind = largest(told.given[told.facts.timestep]), type(told.network)
+        if kind not in self.run.told:
+            self.run.told[kind] = told_timesteps(told.facts, told.network, self.run.listed, value).tolist()
+        timesteps, place = self.run.told[kind], self.run.place + 1
+        if place < len(timesteps) and abs(timesteps[place] - value) <= 1e-6 * abs(value):
+            return place
+        distances = [abs(timestep - value) for timestep in timesteps]
+        nearest = min(distances)
+        if place >= len(distances) or distances[place] > nearest + 1e-9:
+            place = distances.index(nearest)
+        if nearest > 4e-3 * abs(value) + 1e-5:
             raise ValueError(
                 f"{self.name} tells its network the timestep {value:g}, which its scheduler does not list"
             )
         return place
-
-    def active(self, network: Any) -> list[Guidance]:
-        """The terms that do something at this step."""
-        step = Step(sample=torch.empty(0), level=self.run.level)
-        return [term for term in self.guidance[id(network)].terms if term.active(step)]
-
-
-def halves(told: Told, total: int) -> tuple[slice, slice]:
-    """The rows of the condition, and those of its null."""
-    first, second = slice(0, total // 2), slice(total // 2, total)
-    return (first, second) if told.facts.condition_first else (second, first)

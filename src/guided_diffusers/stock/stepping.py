@@ -13,14 +13,14 @@ import torch
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from guided_diffusers.core.prediction import at_least_float32, from_denoised
+from guided_diffusers.core.prediction import at_least_float32, output_of
 from guided_diffusers.guidance.base import Prediction, Step
 from guided_diffusers.guidance.effective import effective_scale
 from guided_diffusers.guidance.recurrence import renoised
 from guided_diffusers.schedulers.adapt import prediction_type_of, step_names
 from guided_diffusers.stock.answers import answer_of, read
-from guided_diffusers.stock.facts import copied, signature_of
-from guided_diffusers.stock.recorder import Call, Recorder, halves
+from guided_diffusers.stock.facts import copied, largest, parameters_of
+from guided_diffusers.stock.recorder import Call, Recorder
 from guided_diffusers.stock.told import Asked, Replay, Told
 
 
@@ -34,7 +34,9 @@ class Stepper:
 
     def __init__(self, recorder: Recorder, null: Mapping[str, Any] | None = None) -> None:
         self.recorder, self.null = recorder, null
-        self.names = step_names(recorder.pipeline.scheduler)
+        scheduler = recorder.pipeline.scheduler
+        self.parameters, self.names = parameters_of(type(scheduler).step), step_names(scheduler)
+        self.kind, self.shifts_mean = prediction_type_of(scheduler), "guidance_gradient" in self.parameters
 
     def step(self, scheduler: Any, args: tuple, kwargs: Mapping[str, Any]) -> Any:
         """The scheduler's step, of the guided output in the place of the pipeline's."""
@@ -45,31 +47,29 @@ class Stepper:
                 f"{recorder.name} steps its scheduler twice after a call of its network, as one that draws "
                 "two things at once; allowed: pipelines of which each step has a prediction of its own"
             )
-        plain = type(scheduler).step
-        signature, names = signature_of(plain), self.names
-        call = signature.bind(scheduler, *args, **kwargs)
-        output, timestep, sample = (call.arguments[name] for name in names)
-        twice = calls[0].told.facts.doubled and len(sample) == calls[0].total and _is_doubled(sample)
+        given = {**dict(zip(self.parameters[1:], args, strict=False)), **kwargs}
+        output, timestep, sample = (given[name] for name in self.names)
+        first = calls[0].told
+        twice = first.facts.doubled and len(sample) == first.total and _is_doubled(sample)
         x = at_least_float32(sample[: len(sample) // 2] if twice else sample)
         if recorder.run.size is None:
             self._check_timestep(timestep)
             recorder.run.size = len(x)
         own = self._condition(calls, len(x))
-        self._learn(own, output[: len(x)], x)
-        shifts_mean = "guidance_gradient" in signature.parameters
-        last, prediction = self._predicted(own, x, shifts_mean)
+        self._learn(own, output, x)
+        last, prediction = self._predicted(own, x)
         written = self._written(prediction, last, output)
-        call.arguments[names[0]] = torch.cat([written, written]) if twice else written
+        given[self.names[0]] = torch.cat([written, written]) if twice else written
         if last is not x:
             renewed = last.to(sample.dtype)
-            call.arguments[names[2]] = torch.cat([renewed, renewed]) if twice else renewed
+            given[self.names[2]] = torch.cat([renewed, renewed]) if twice else renewed
         if prediction.mean is not None:
-            call.arguments["guidance_gradient"] = prediction.mean
-        return plain(*call.args, **call.kwargs)
+            given["guidance_gradient"] = prediction.mean
+        return type(scheduler).step(scheduler, **given)
 
     def _check_timestep(self, timestep: Any) -> None:
         """The step must be of the timestep that the network was told."""
-        stepped = float(torch.as_tensor(timestep).double().max())
+        stepped = largest(timestep)
         listed = float(self.recorder.run.listed[self.recorder.run.place])
         if abs(stepped - listed) > 1e-3 * abs(listed) + 1e-6:
             raise ValueError(
@@ -80,26 +80,26 @@ class Stepper:
     def _condition(self, calls: list[Call], size: int) -> Told:
         """What the network was told of the samples at this step, and its null."""
         first, own = calls[0], calls[0].told
-        answer = answer_of(first.output)
+        answer, total = answer_of(first.output), own.total
         null = calls[1].told if len(calls) > 1 else None
-        if first.total == 2 * size:
-            rows, others = halves(own, first.total)
-            own, null = own.of_rows(rows, first.total), own.of_rows(others, first.total)
-            own.answer = answer[rows]
-            null.answer = None if first.half is not None else answer[others]
-        elif first.total == size:
+        if total == 2 * size:
+            rows, others = own.halves
+            told = own.network, own.facts, own.given
+            own, null = Told(*told, rows, answer[rows]), Told(*told, others)
+            null.answer = answer[others] if first.half is None else None
+        elif total == size:
             # Equal samples may have been taken for a condition and its null.
             own.answer = answer if first.half is None else self.recorder.ask(own, copied(own.arguments))
             if null is not None and calls[1].output is not None:
                 null.answer = answer_of(calls[1].output)
         else:
             raise ValueError(
-                f"{self.recorder.name} gives its network a batch of {first.total} for {size} samples; "
+                f"{self.recorder.name} gives its network a batch of {total} for {size} samples; "
                 "allowed: one a sample, or two, of the condition and its null"
             )
         if self.null is not None:
             ours = {name: _for_all(value, size) for name, value in self.null.items()}
-            null = Told(own.network, {**own.arguments, **ours})
+            null = Told(own.network, own.facts, {**own.arguments, **ours})
         own.null_told = null
         return own
 
@@ -110,7 +110,7 @@ class Stepper:
         if run.sign is not None and (run.ordered or not both):
             return
         answers = [read(each.answer, sample)[0] for each in ([own, null] if both else [own])]
-        weights = _fitted(read(output, sample)[0], answers)
+        weights = _fitted(read(output[: len(sample)], sample)[0], answers)
         total = float(sum(weights))
         if abs(total) > 1e-3:
             run.sign = 1 if total > 0 else -1
@@ -123,14 +123,12 @@ class Stepper:
                 "the condition; allowed: the null first in one batch, the condition first in two calls"
             )
 
-    def _predicted(self, own: Told, x: Tensor, shifts_mean: bool) -> tuple[Tensor, Prediction]:
+    def _predicted(self, own: Told, x: Tensor) -> tuple[Tensor, Prediction]:
         """x_t and its guided prediction, the last of as many as the terms ask for at a level."""
         recorder, run = self.recorder, self.recorder.run
-        kind = prediction_type_of(recorder.pipeline.scheduler)
-        active = recorder.active(own.network)
-        replay = Replay(recorder.ask, kind, run.sign < 0, run.level, x)
-        guided = Asked(replay, recorder.guidance[id(own.network)].terms, recorder.sequential)
-        times = max((term.recurrence for term in active), default=1)
+        replay = Replay(recorder.ask, self.kind, run.sign < 0, run.level, x)
+        guided = Asked(replay, tuple(run.active), recorder.sequential)
+        times = max((term.recurrence for term in run.active), default=1)
         for left in reversed(range(times)):
             step = Step(
                 sample=x,
@@ -138,8 +136,8 @@ class Stepper:
                 next_level=run.next_level,
                 condition=own,
                 memory=run.memory,
-                prediction_type=kind,
-                shifts_mean=shifts_mean and not left,
+                prediction_type=self.kind,
+                shifts_mean=self.shifts_mean and not left,
             )
             prediction = guided.run(step)
             if left:
@@ -149,19 +147,12 @@ class Stepper:
         scale = None
         if all(answers):
             scale = effective_scale(answers[0].x0.detach(), answers[1].x0.detach(), prediction.x0)
-        run.record.append(
-            {
-                "noise_to_signal": float(run.level.noise_to_signal),
-                "effective_scale": scale,
-                "terms": [type(term).__name__ for term in active],
-            }
-        )
+        run.record.append((run.level, run.active, scale))
         return x, prediction
 
     def _written(self, prediction: Prediction, x: Tensor, output: Tensor) -> Tensor:
         """The prediction as the pipeline's own output was: its type, and its channels of a variance."""
-        scheduler = self.recorder.pipeline.scheduler
-        written = from_denoised(prediction.x0, x, self.recorder.run.level, prediction_type_of(scheduler))
+        written = output_of(prediction.x0, x, self.recorder.run.level, self.kind)
         if output.ndim == x.ndim and output.shape[1] == 2 * x.shape[1]:
             written = torch.cat([written, prediction.extra.to(written)], dim=1)
         return written.to(output.dtype)

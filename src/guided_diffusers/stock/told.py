@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -12,10 +13,16 @@ from torch import Tensor
 from guided_diffusers.core.checks import shown
 from guided_diffusers.core.denoiser import Denoised
 from guided_diffusers.core.noise import NoiseLevel, broadcast
-from guided_diffusers.core.prediction import to_denoised
+from guided_diffusers.core.prediction import denoised_of
 from guided_diffusers.guidance.base import Guided, Query, Step
 from guided_diffusers.stock.answers import read
-from guided_diffusers.stock.facts import Facts, argument_names, copied, facts_of, rows_of, told_timesteps
+from guided_diffusers.stock.facts import (
+    Facts,
+    copied,
+    largest,
+    rows_of,
+    told_timesteps,
+)
 
 _CLOSE = {torch.float16: 2e-2, torch.bfloat16: 2e-2}
 
@@ -25,22 +32,34 @@ class Told:
     """A condition under `guide`: what the pipeline gave its network, in one call or half a call.
 
     Attributes:
-        network: The network that was called.
-        arguments: By name, the sample and the timestep among them.
+        network: The network that was called, and its `facts`.
+        given: What it was told, by name, the sample and the timestep among them.
+        rows: Which samples of that this is about; None is all.
         answer: What it answered; None where it has not been asked.
         null_told: The same of the null; None where the pipeline has none.
     """
 
     network: Any
-    arguments: Mapping[str, Any]
+    facts: Facts
+    given: Mapping[str, Any]
+    rows: slice | None = None
     answer: Any = None
     null_told: Told | None = None
-    facts: Facts = field(init=False)
-    input_name: str = field(init=False)
 
-    def __post_init__(self) -> None:
-        """Read what is particular to the network."""
-        self.facts, self.input_name = facts_of(self.network), argument_names(self.network)[0]
+    @property
+    def input_name(self) -> str:
+        """What the network calls its sample."""
+        return self.facts.arguments[0]
+
+    @cached_property
+    def total(self) -> int:
+        """How many samples the network was given."""
+        return len(self.given[self.input_name])
+
+    @cached_property
+    def arguments(self) -> Mapping[str, Any]:
+        """What the network was told of these samples; seldom asked for, as it has answered already."""
+        return self.given if self.rows is None else rows_of(self.given, self.rows, self.total, self.facts)
 
     @property
     def null(self) -> Told:
@@ -68,14 +87,17 @@ class Told:
         given = self.arguments[self.input_name]
         return torch.stack(given) if isinstance(given, list) else given
 
-    def of_rows(self, rows: slice, total: int) -> Told:
-        """The same for some samples of the batch, unanswered."""
-        return Told(self.network, rows_of(self.arguments, rows, total, self.facts))
+    @property
+    def halves(self) -> tuple[slice, slice]:
+        """The rows of the condition in a batch that holds every sample twice, and those of its null."""
+        half = self.total // 2
+        first, second = slice(0, half), slice(half, 2 * half)
+        return (first, second) if self.facts.condition_first else (second, first)
 
     def unanswered(self) -> Told:
         """The same, to be asked anew."""
         null = None if self.null_told is None else self.null_told.unanswered()
-        return Told(self.network, self.arguments, null_told=null)
+        return replace(self, answer=None, null_told=null)
 
 
 class Replay:
@@ -118,7 +140,7 @@ class Replay:
     def read(self, answer: Any, sample: Tensor, level: NoiseLevel) -> Denoised:
         """An answer as x_0."""
         output, extra = read(answer, sample, self.negated)
-        return Denoised(to_denoised(output, sample, level, self.kind), extra)
+        return Denoised(denoised_of(output, sample, level, self.kind), extra)
 
     def _input(self, sample: Tensor, level: NoiseLevel, told: Told) -> Any:
         """The recorded input with another sample in the place of x_t; what stands behind that stays.
@@ -159,7 +181,7 @@ def _timestep(level: NoiseLevel, told: Told) -> Tensor:
         raise ValueError("a term asks the network at a level without a timestep, which it has to be told")
     given = torch.as_tensor(told.arguments[told.facts.timestep])
     timestep = torch.as_tensor(level.timestep).reshape(-1)
-    scaled = told_timesteps(told.facts, told.network, timestep, float(given.double().max()))
+    scaled = told_timesteps(told.facts, told.network, timestep, largest(given))
     whole = given.is_floating_point() or bool((scaled == scaled.round()).all())
     scaled = scaled.to(given.device, given.dtype if whole else torch.float32)
     if given.ndim == 0:
