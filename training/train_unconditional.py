@@ -2,7 +2,7 @@
 
 Unconditional or by class, in pixels or in the latents of a given autoencoder, with a fixed or a learned
 variance. The folder `final/` of the run holds a pipeline with averaged weights: diffusers' DDPMPipeline for
-unconditional pixels, else an ImagePipeline. Running the same command again resumes.
+unconditional pixels, its DiTPipeline of a DiT, else an ImagePipeline. Running the same command again resumes.
 """
 
 from __future__ import annotations
@@ -14,20 +14,27 @@ from typing import Any
 
 import torch
 from diffusers import UNet2DModel
-from torch import Tensor
+from torch import Tensor, nn
 
 from guided_diffusers.hub.component import load_network
 from guided_diffusers.models.latents import latent_channels, latent_shape, spatial_factor
 from guided_diffusers.models.parts import check_sample
-from guided_diffusers.schedulers import GuidedDDPMScheduler
 from guided_diffusers.training.data.dataset import DataConfig, ImageTextDataset
 from guided_diffusers.training.data.images import Images, image_arguments, load_autoencoder
 from guided_diffusers.training.data.labels import class_labels
 from guided_diffusers.training.engine.config import TrainingConfig, arguments, option
 from guided_diffusers.training.engine.script import run_script
+from guided_diffusers.training.engine.setup import make_scheduler
 from guided_diffusers.training.tasks.conditioning import ClassObjectiveConfig, Labels, ValidationConfig
 from guided_diffusers.training.tasks.denoiser import DenoisingTask
 from guided_diffusers.training.tasks.kept import run_labels
+from guided_diffusers.training.tasks.network import (
+    class_rows,
+    component_of,
+    denoiser_field,
+    make_network,
+    sample_sizes,
+)
 from guided_diffusers.training.tasks.objective import DenoisingConfig, Objective, learned_variance
 
 
@@ -40,14 +47,24 @@ class UnconditionalConfig:
     label_column: str | None = option(None, "column of class numbers or names; null: unconditional")
     autoencoder: str | None = option(None, "folder, fashion-32 or Hub id; null: pixels")
     unet: dict[str, Any] = arguments("UNet2DModel's arguments", UNet2DModel)
+    denoiser: dict[str, Any] = denoiser_field("UNet2DModel", "DiTTransformer2DModel")
     unet_pretrained: str | None = option(None, "folder or Hub id of a UNet2DModel to start from")
-    scheduler: dict[str, Any] = arguments("GuidedDDPMScheduler's", GuidedDDPMScheduler)
+    scheduler_class: str = option("GuidedDDPMScheduler", "class of ours or of diffusers, saved for sampling")
+    scheduler: dict[str, Any] = field(default_factory=dict, metadata={"help": "its arguments"})
     objective: ClassObjectiveConfig = field(default_factory=ClassObjectiveConfig)
     denoising: DenoisingConfig = field(default_factory=DenoisingConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
 
+    def __post_init__(self) -> None:
+        """Check the scheduler's arguments."""
+        self.make_scheduler()
 
-def make_unet(config: UnconditionalConfig, vae: Any, learned: bool, classes: int | None) -> UNet2DModel:
+    def make_scheduler(self) -> Any:
+        """The scheduler, new."""
+        return make_scheduler(self.scheduler_class, self.scheduler, ("scheduler_class", "scheduler"))
+
+
+def make_unet(config: UnconditionalConfig, vae: Any, learned: bool, classes: int | None) -> nn.Module:
     """The denoiser, loaded or new; sizes that the rest of the configuration fixes need not be given."""
     if classes is not None and config.objective.class_dropout > 0:
         classes += 1  # the null class, the last
@@ -55,13 +72,8 @@ def make_unet(config: UnconditionalConfig, vae: Any, learned: bool, classes: int
         return load_network(UNet2DModel, config.unet_pretrained, "unet")
     factor = 1 if vae is None else spatial_factor(vae)
     channels = config.data.channels if vae is None else latent_channels(vae.config)
-    sizes = {
-        "sample_size": config.data.resolution // factor,
-        "in_channels": channels,
-        "out_channels": channels * (2 if learned else 1),
-        "num_class_embeds": classes,
-    }
-    return UNet2DModel(**{**sizes, **config.unet})
+    sizes = sample_sizes(config.data.resolution // factor, channels, learned) | {"classes": classes}
+    return make_network(config.denoiser, config.unet, UNet2DModel, sizes)
 
 
 def held_out(config: UnconditionalConfig, names: list[str] | None) -> tuple[Tensor, Tensor | None] | None:
@@ -86,18 +98,19 @@ def make_task(config: UnconditionalConfig, device: torch.device) -> DenoisingTas
     names = None if classes is None else classes.names
     if names is not None:
         logging.info("classes: %s", ", ".join(f"{number} {name}" for number, name in enumerate(names)))
-    scheduler = GuidedDDPMScheduler(**config.scheduler)
+    scheduler = config.make_scheduler()
     unet = make_unet(config, vae, learned_variance(scheduler), None if classes is None else classes.count)
     shape = data.shape if vae is None else latent_shape(vae, *data.shape[1:])
     check_sample(unet, "unet", shape, "the image" if vae is None else "the autoencoder's latent")
     condition = Labels(
         labels=labels,
-        num_class_embeds=unet.config.num_class_embeds,
+        num_class_embeds=class_rows(unet),
         dropout=config.objective.class_dropout,
         validation=config.validation,
         vae=vae,
         held_out=held_out(config, names),
         classes=classes,
+        transformer=component_of(unet) == "transformer",
     )
     objective = Objective(config.objective, config.denoising, scheduler)
     images = Images(**image_arguments(data, None if vae is None else vae.to(device)))

@@ -11,6 +11,7 @@ is an error of x_0 times c_out, so a weight w on the squared error of x_0 is w c
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Literal
 
@@ -27,25 +28,50 @@ Levels = Callable[[Tensor], NoiseLevel]
 Weighting = Callable[[NoiseLevel, str], Tensor]
 
 
-def uniform_levels(process: Process) -> Levels:
-    """Uniform in the process's own time: over the timesteps, or over sigma for flow matching."""
-    return process.at_fraction
+def uniform_levels(process: Process, shift: float = 1.0) -> Levels:
+    """Uniform in the process's own time: over the timesteps, or over sigma for flow matching.
+
+    A `shift` multiplies sigma / alpha afterwards: for flow matching it makes sigma of the uniform u into
+    shift u / (1 + (shift - 1) u), as FlowMatchEulerDiscreteScheduler's `shift` does in sampling.
+
+    References:
+        Esser et al., "Scaling Rectified Flow Transformers" (arXiv:2403.03206), equation 23: the shift.
+    """
+    return _shifted(process, process.at_fraction, shift)
 
 
-def log_normal_levels(process: Process, mean: float = -0.4, std: float = 1.2) -> Levels:
-    """log(sigma / alpha) ~ N(mean, std^2), at the nearest level of the process.
+def log_normal_levels(process: Process, mean: float = -0.4, std: float = 1.2, shift: float = 1.0) -> Levels:
+    """log(sigma / alpha) ~ N(mean, std^2), at the nearest level of the process; `shift` as of uniform ones.
 
-    The defaults suit data of deviation 1; EDM's published mean of -1.2 is for a deviation of 0.5. Flow
-    matching with mean 0 and std 1 is the logit-normal distribution.
+    The defaults suit data of deviation 1; EDM's published mean of -1.2 is for a deviation of 0.5.
 
     References:
         Karras et al., "Elucidating the Design Space of Diffusion-Based Generative Models" (arXiv:2206.00364),
             table 1.
-        Esser et al., "Scaling Rectified Flow Transformers" (arXiv:2403.03206), section 3.1: logit-normal.
     """
     mean, std = read("mean", mean, float), read("std", std, Positive)
-    # Karras et al., table 1: ln sigma ~ N(P_mean, P_std^2)
-    return lambda u: process.at_log_noise_to_signal(mean + std * torch.special.ndtri(u.double()))
+
+    def levels(u: Tensor) -> NoiseLevel:
+        # Karras et al., table 1: ln sigma ~ N(P_mean, P_std^2)
+        return process.at_log_noise_to_signal(mean + std * torch.special.ndtri(u.double()))
+
+    return _shifted(process, levels, shift)
+
+
+def logit_normal_levels(process: Process, mean: float = 0.0, std: float = 1.0, shift: float = 1.0) -> Levels:
+    """`log_normal_levels` with the defaults of flow matching, where log(sigma / alpha) is the logit of sigma.
+
+    References:
+        Esser et al., "Scaling Rectified Flow Transformers" (arXiv:2403.03206), equation 19.
+    """
+    return log_normal_levels(process, mean, std, shift)
+
+
+def _shifted(process: Process, levels: Levels, shift: float) -> Levels:
+    if read("shift", shift, Positive) == 1:
+        return levels
+    # Esser et al., equation 23: t_m = s t_n / (1 + (s - 1) t_n), which is log(sigma / alpha) + log s
+    return lambda u: process.at_log_noise_to_signal(levels(u).noise_to_signal.log() + math.log(shift))
 
 
 def cosine_levels(process: Process) -> Levels:
@@ -59,10 +85,11 @@ def cosine_levels(process: Process) -> Levels:
     return lambda u: process.at_log_noise_to_signal(torch.log(torch.tan(u.double() * (torch.pi / 2))))
 
 
-LevelDistribution = Literal["uniform", "log_normal", "cosine"]
+LevelDistribution = Literal["uniform", "log_normal", "logit_normal", "cosine"]
 LEVEL_DISTRIBUTIONS: dict[LevelDistribution, Callable[..., Levels]] = {
     "uniform": uniform_levels,
     "log_normal": log_normal_levels,
+    "logit_normal": logit_normal_levels,
     "cosine": cosine_levels,
 }
 

@@ -15,7 +15,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -141,6 +141,32 @@ def cached_embeddings(
     array = _cached(stem, made_of, shape, dtype, encode, batch_size, mmap_mode="c")
     text_encoder.train(was_training)
     return torch.from_numpy(array)
+
+
+def cached_rows(
+    texts: Sequence[str],
+    made_of: Mapping[str, str],
+    encode: Callable[[Sequence[str]], Tensor],
+    cache_dir: str | Path | None = None,
+    batch_size: int = 64,
+) -> Tensor:
+    """What frozen networks make of some texts, `(texts, numbers)` float32, from the cache or computed now.
+
+    Args:
+        texts: The texts.
+        made_of: What else it depends on, such as a `fingerprint` of each network.
+        encode: Some texts to a row each.
+        cache_dir: As of `cached_embeddings`.
+        batch_size: Texts encoded at once.
+    """
+
+    @torch.no_grad()
+    def compute(start: int, stop: int) -> Tensor:
+        return encode(texts[start:stop])
+
+    stem = cache_folder(cache_dir) / f"texts-{_key(*texts)}"
+    shape = (len(texts), compute(0, 1).shape[1])
+    return torch.from_numpy(_cached(stem, dict(made_of), shape, "float32", compute, batch_size, "c"))
 
 
 def fingerprint(network: nn.Module) -> str:

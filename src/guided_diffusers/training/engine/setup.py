@@ -62,15 +62,22 @@ def refuse_sharding(accelerator: Accelerator | None = None) -> None:
             )
 
 
-def make_scheduler(name: str, arguments: Mapping[str, Any]) -> Any:
+def make_scheduler(
+    name: str, arguments: Mapping[str, Any], keys: tuple[str, str] = ("scheduler", "scheduler_arguments")
+) -> Any:
     """A scheduler of ours or of diffusers, by its class's name.
+
+    Args:
+        name: of the class.
+        arguments: its own.
+        keys: what the configuration calls the two.
 
     Raises:
         ValueError: there is no such scheduler, or it has no such argument.
     """
     cls = getattr(schedulers, name, None) or getattr(diffusers, name, None)
-    check_that(hasattr(cls, "set_timesteps"), "scheduler", name, "a scheduler of ours or of diffusers")
-    check_arguments(arguments, "scheduler_arguments", [cls])
+    check_that(hasattr(cls, "set_timesteps"), keys[0], name, "a scheduler of ours or of diffusers")
+    check_arguments(arguments, keys[1], [cls])
     return cls(**arguments)
 
 

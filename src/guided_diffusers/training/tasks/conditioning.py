@@ -16,7 +16,7 @@ from types import MappingProxyType
 from typing import Any, Literal, Protocol
 
 import torch
-from diffusers import DDPMPipeline, DiffusionPipeline
+from diffusers import DDPMPipeline, DiffusionPipeline, DiTPipeline
 from torch import Tensor, nn
 
 from guided_diffusers.core.declared import Share
@@ -29,7 +29,11 @@ from guided_diffusers.training.engine.order import uniform_for
 from guided_diffusers.training.engine.task import Metrics
 from guided_diffusers.training.tasks.encoded_text import EncodedText
 from guided_diffusers.training.tasks.kept import Classes, keep_classes, keep_tokenizer
+from guided_diffusers.training.tasks.network import class_rows, component_of
 from guided_diffusers.training.tasks.objective import WEIGHTING, DenoisingConfig, ObjectiveConfig, Weighting
+
+DIT_NULL = 1000
+"""The class that means none in diffusers' DiTPipeline."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +68,7 @@ class ValidationConfig:
 
     images: int = option(64, "images to draw, in rows of eight; 0: none")
     num_inference_steps: int = option(50, "steps of the scheduler")
+    guidance_scale: float = option(1.0, "gamma of the pictures of a DiT, which needs dropped classes above 1")
     split: str = option("test", "held-out split of the data, for the bound")
     bound_images: int = option(0, "of it, so many images' bits/dim are estimated (pixels only); 0: none")
     bound_draws: int = option(10, "forwards an image for that")
@@ -153,7 +158,7 @@ class Captions(Conditioning):
 
     def rows(self, indices: list[int], positions: list[int], seed: int) -> dict[str, Tensor]:
         """What `text` looks up of the captions."""
-        drop = _dropped(seed, Stream.CAPTION_DROPOUT, positions, self.dropout)
+        drop = dropped(seed, Stream.CAPTION_DROPOUT, positions, self.dropout)
         captions = zip(drop, self.captions(indices, positions), strict=True)
         return {"text": self.text.rows(["" if dropped else caption for dropped, caption in captions])}
 
@@ -176,7 +181,9 @@ class Captions(Conditioning):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Labels(Conditioning):
-    """Classes, or nothing; ends in an ImagePipeline, of unconditional pixels in diffusers' DDPMPipeline.
+    """Classes, or nothing; ends in an ImagePipeline.
+
+    Of unconditional pixels it is diffusers' DDPMPipeline, and of a transformer diffusers' DiTPipeline.
 
     Attributes:
         labels: the class of each row, (rows,) int64; None for an unconditional model.
@@ -186,6 +193,7 @@ class Labels(Conditioning):
         vae: the autoencoder of the latents; None for pixels.
         held_out: pixels whose bits/dim are estimated, with their labels where there are classes.
         classes: those of the run, where it has any; they are written into its folder.
+        transformer: a DiT is trained.
     """
 
     labels: Tensor | None = None
@@ -195,10 +203,13 @@ class Labels(Conditioning):
     vae: nn.Module | None = None
     held_out: tuple[Tensor, Tensor | None] | None = None
     classes: Classes | None = None
+    transformer: bool = False
 
     def check(self, unet: nn.Module) -> None:
         """Raise ValueError for a network without classes for labels, or the reverse."""
-        if (self.labels is None) != (unet.class_embedding is None):
+        known = class_rows(unet)
+        told = known is not None or getattr(unet, "class_embedding", None) is not None
+        if (self.labels is None) == told:
             raise ValueError(
                 "classes need both label_column and unet.num_class_embeds (or class_embed_type); one of "
                 "them is given without the other"
@@ -209,7 +220,14 @@ class Labels(Conditioning):
             return
         held_out = None if self.held_out is None else self.held_out[1]
         classes = 1 + max(int(labels.max()) for labels in (self.labels, held_out) if labels is not None)
-        known = self.num_class_embeds
+        if component_of(unet) == "transformer":
+            if self.vae is None:
+                raise ValueError("autoencoder is None; allowed: one, which diffusers' DiTPipeline draws by")
+            if self.dropout > 0 and known != DIT_NULL + 1:
+                raise ValueError(
+                    f"denoiser.arguments.num_embeds_ada_norm is {known - 1}; allowed: {DIT_NULL}, which "
+                    "diffusers' DiTPipeline takes for the class that means none, whatever the classes"
+                )
         if self.dropout > 0 and (known is None or known <= classes):
             raise ValueError(
                 f"unet.num_class_embeds is {known}; class_dropout needs {classes + 1}: {classes} classes and "
@@ -229,12 +247,16 @@ class Labels(Conditioning):
             return {}
         labels = self.labels[indices]
         if self.dropout > 0:
-            drop = _dropped(seed, Stream.CLASS_DROPOUT, positions, self.dropout)
+            drop = dropped(seed, Stream.CLASS_DROPOUT, positions, self.dropout)
             labels = torch.where(drop, self.num_class_embeds - 1, labels)
         return {"class_labels": labels}
 
     def pipeline(self, modules: Mapping[str, nn.Module], scheduler: Any) -> DDPMPipeline | ImagePipeline:
-        """A DDPMPipeline of diffusers for unconditional pixels, else an ImagePipeline."""
+        """A DDPMPipeline of diffusers for unconditional pixels, its DiTPipeline, else an ImagePipeline."""
+        if "transformer" in modules:
+            names = None if self.classes is None else self.classes.names
+            named = None if names is None else dict(enumerate(names))
+            return DiTPipeline(modules["transformer"], self.vae, scheduler, named)
         if self.labels is None and self.vae is None:
             return DDPMPipeline(modules["unet"], scheduler)
         return ImagePipeline(unet=modules["unet"], scheduler=scheduler, vae=self.vae)
@@ -242,7 +264,11 @@ class Labels(Conditioning):
     def pictures(self) -> tuple[dict[str, Any], int, int]:
         """Images of the classes in turn, in rows of at most eight."""
         count = self.validation.images
-        arguments = {"batch_size": count, "num_inference_steps": self.validation.num_inference_steps}
+        arguments: dict[str, Any] = {"num_inference_steps": self.validation.num_inference_steps}
+        if self.transformer:
+            arguments["guidance_scale"] = self.validation.guidance_scale
+        else:
+            arguments["batch_size"] = count
         if self.labels is not None:
             classes = int(self.labels.max()) + 1
             arguments["class_labels"] = [number % classes for number in range(count)]
@@ -259,5 +285,6 @@ class Labels(Conditioning):
         return {name: bound.total.mean() for name, bound in bounds.items()}
 
 
-def _dropped(seed: int, stream: Stream, positions: list[int], share: float) -> Tensor:
+def dropped(seed: int, stream: Stream, positions: list[int], share: float) -> Tensor:
+    """Which of the samples at some positions in training have their condition dropped, (batch,) bool."""
     return uniform_for(seed_for(seed, stream), positions) < share

@@ -19,6 +19,7 @@ from diffusers import DiffusionPipeline
 from diffusers.utils import make_image_grid
 from torch import Tensor, nn
 
+from guided_diffusers.core.networks import Network
 from guided_diffusers.core.noise import broadcast
 from guided_diffusers.core.randomness import Stream, generator_for, randn_for, seed_for
 from guided_diffusers.losses import add_noise
@@ -29,14 +30,15 @@ from guided_diffusers.training.engine.order import uniform_for
 from guided_diffusers.training.engine.task import Metrics
 from guided_diffusers.training.engine.trainer import make_optimizer
 from guided_diffusers.training.tasks.conditioning import Conditioning
+from guided_diffusers.training.tasks.network import component_of, keep_all_labels
 from guided_diffusers.training.tasks.objective import Objective, learned_variance
 
 
 class DenoisingTask:
-    """Trains `unet`, and with it what of its condition is trained.
+    """Trains a network, and with it what of its condition is trained.
 
     Args:
-        unet: a UNet2DModel or UNet2DConditionModel; twice its input's channels with a learned variance.
+        unet: a network of `tasks.network`; twice its input's channels with a learned variance.
         images: pixels, or latents.
         condition: what the network is told, and the pipeline that comes of it.
         objective: what the network learns.
@@ -60,8 +62,9 @@ class DenoisingTask:
         self.allows_bfloat16 = objective.objective.loss == "simple"  # a bound of likelihoods is of exact ones
         self._check_channels()
         condition.check(unet)
-        self.network = condition.network(unet)
-        self.modules: dict[str, nn.Module] = {"unet": unet, **condition.trained}
+        keep_all_labels(unet)
+        self.network, self.name = Network(condition.network(unet)), component_of(unet)
+        self.modules: dict[str, nn.Module] = {self.name: unet, **condition.trained}
         self.averaged = tuple(self.modules)
         if objective.uncertainty is not None:
             self.modules["uncertainty"] = objective.uncertainty
@@ -72,11 +75,14 @@ class DenoisingTask:
 
     def _check_channels(self) -> None:
         config, variance = self.unet.config, self.scheduler.config.get("variance_type")
-        noised = config.in_channels - self.condition.further_channels
+        seen = config.get("in_channels")
+        if seen is None:
+            return
+        noised, outputs = seen - self.condition.further_channels, config.get("out_channels") or seen
         expected = noised * (2 if learned_variance(self.scheduler) else 1)
-        if config.out_channels != expected:
+        if outputs != expected:
             raise ValueError(
-                f"unet.out_channels is {config.out_channels}; variance_type {variance!r} with "
+                f"unet.out_channels is {outputs}; variance_type {variance!r} with "
                 f"{noised} in_channels needs {expected}"
             )
 
@@ -107,7 +113,8 @@ class DenoisingTask:
         timestep = level.timestep.to(x0.device)
         told = self.condition.inputs(batch["condition"])
         scaled = broadcast(level.input_scale, sample) * sample
-        output = self.network(scaled, timestep, **told, return_dict=False)[0]
+        output = self.network(scaled, timestep, told)
+        output = output if isinstance(output, Tensor) else output[0]
         parts = self.objective.losses(output.float(), x0, noise, sample, level)
         each = parts["loss"]
         by_noise = {f"{name}_by_noise": ByBin(values.detach(), bins) for name, values in parts.items()}
@@ -125,21 +132,21 @@ class DenoisingTask:
         """Draw images, from the same noise every time, into <images seen>.png; measure what there is."""
         arguments, count, columns = self.condition.pictures()
         if count > 0:
-            pipeline = self.pipeline(modules).to(modules["unet"].device)
+            pipeline = self.pipeline(modules).to(modules[self.name].device)
             pipeline.set_progress_bar_config(disable=True)
             seed = seed_for(self.seed, self.condition.drawing_stream)
             generators = [generator_for(seed, number) for number in range(count)]
             images = pipeline(**arguments, generator=generators).images
             picture = make_image_grid(images, rows=count // columns, cols=columns)
             picture.save(folder / f"{images_seen:012d}.png")
-        return self.condition.measure(modules["unet"], self.scheduler)
+        return self.condition.measure(modules[self.name], self.scheduler)
 
     def save(self, folder: Path, modules: Mapping[str, nn.Module]) -> None:
         """Write the pipeline; a text encoder is float32, for transformers keeps a file's dtype."""
         pipeline = self.pipeline(modules)
         if self.condition.export_dtype == "float16":
             half = {
-                name: copy.deepcopy(part) for name in ("unet", "vae") if (part := getattr(pipeline, name))
+                name: copy.deepcopy(part) for name in (self.name, "vae") if (part := getattr(pipeline, name))
             }
             pipeline.register_modules(**{name: part.half() for name, part in half.items()})
         pipeline.save_pretrained(folder)

@@ -9,7 +9,7 @@ states of all tokens, padding included, as Stable Diffusion's and DeepFloyd IF's
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -40,6 +40,15 @@ class TextConfig(Declared):
     )
     subfolders: bool = option(True, "it is a pipeline's: text_encoder/ and tokenizer/ inside")
     component: str = option("text_encoder", "which of a pipeline's, such as text_encoder_3 and tokenizer_3")
+    sources: dict[str, str] = field(
+        default_factory=dict,
+        metadata={
+            "help": "others of a transformer's text encoders by their names: text_encoder_3: folder or Hub id"
+        },
+    )
+    sequence_length: int | None = option(
+        None, "of a transformer's texts, in tokens: max_sequence_length of a call; null: a plain call's"
+    )
     vocabulary_size: int = option(1024, "of a new tokenizer, trained on the captions: an upper limit")
     context_length: int = option(77, "in tokens, with special ones; of a new one, or where it has no limit")
     model: dict[str, Any] = arguments("CLIPTextConfig's arguments", CLIPTextConfig)

@@ -1,0 +1,301 @@
+"""Captions for a transformer of diffusers: told as its pipeline tells them, which is what comes of the run.
+
+The text encoders are the pipeline's: one or several, loaded or new, frozen or trained with the denoiser. They
+are asked by the pipeline's own `encode_prompt` (`stock.prompted`), so that it draws with what was trained.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from diffusers import DiffusionPipeline
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from guided_diffusers.core.checks import check_that
+from guided_diffusers.core.condition import MAX_CONTEXT
+from guided_diffusers.core.randomness import Stream
+from guided_diffusers.stock.prompted import Prompted, encoded
+from guided_diffusers.store.checkpoints import pipeline_source
+from guided_diffusers.training.data.cache import cached_rows, fingerprint
+from guided_diffusers.training.data.captions import text_config_for
+from guided_diffusers.training.data.dataset import ImageTextDataset
+from guided_diffusers.training.engine.config import TrainingConfig
+from guided_diffusers.training.tasks.conditioning import Conditioning, DrawingConfig, dropped
+from guided_diffusers.training.tasks.kept import keep_tokenizer
+from guided_diffusers.training.tasks.objective import learned_variance
+from guided_diffusers.training.tasks.text import TextConfig, load_text, make_tokenizer, own_tokenizer
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class FrozenRows:
+    """What frozen text encoders say of captions, computed once.
+
+    Attributes:
+        numbers: the row of each caption.
+        rows: (captions, numbers): all that the network is told of each, flat.
+        shapes: of the network's arguments in a row, one after another.
+    """
+
+    numbers: Mapping[str, int]
+    rows: Tensor
+    shapes: Mapping[str, torch.Size]
+
+    def told(self, rows: Tensor) -> dict[str, Tensor]:
+        """The network's arguments, each (batch, ...)."""
+        parts = rows.split([shape.numel() for shape in self.shapes.values()], dim=1)
+        named = zip(self.shapes.items(), parts, strict=True)
+        return {name: part.unflatten(1, shape) for (name, shape), part in named}
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class StockCaptions(Conditioning):
+    """Captions, told as a pipeline of diffusers does; ends in that pipeline.
+
+    Attributes:
+        stock: the pipeline, with the networks that are trained.
+        row: how it tells its transformer.
+        captions: (indices, positions) -> one caption a sample.
+        length: tokens of a text, `max_sequence_length`.
+        frozen: what the text encoders say; None where they are trained too.
+        dropout: the share that becomes the empty prompt.
+        drawing: what to draw.
+    """
+
+    stock: DiffusionPipeline
+    row: Prompted
+    captions: Callable[[list[int], list[int]], list[str]]
+    length: int
+    frozen: FrozenRows | None
+    dropout: float
+    drawing: DrawingConfig
+    posterior_first = True
+    drawing_stream = Stream.PROMPTS_DRAWN
+
+    @property
+    def trained(self) -> dict[str, nn.Module]:
+        """The text encoders, or nothing."""
+        return {} if self.frozen is not None else text_encoders(self.row, self.stock.components)
+
+    @property
+    def export_dtype(self) -> str:
+        """As configured."""
+        return self.drawing.export_dtype
+
+    def begin(self, folder: Path) -> None:
+        """Write the run's tokenizer."""
+        keep_tokenizer(folder, self.stock.tokenizer)
+
+    def rows(self, indices: list[int], positions: list[int], seed: int) -> dict[str, Tensor]:
+        """What frozen text encoders say of the captions, or their letters: UTF-8, padded with 0."""
+        drop = dropped(seed, Stream.CAPTION_DROPOUT, positions, self.dropout)
+        captions = self.captions(indices, positions)
+        texts = ["" if each else caption for each, caption in zip(drop, captions, strict=True)]
+        if self.frozen is not None:
+            return {"text": self.frozen.rows[[self.frozen.numbers[text] for text in texts]]}
+        letters = [torch.tensor([*text.encode(), 0], dtype=torch.uint8) for text in texts]
+        return {"text": nn.utils.rnn.pad_sequence(letters, batch_first=True)}
+
+    def inputs(self, rows: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The network's arguments, each (batch, ...); equal captions of a batch are encoded once."""
+        if self.frozen is not None:
+            return self.frozen.told(rows["text"])
+        unique, inverse = torch.unique(rows["text"], dim=0, return_inverse=True)
+        texts = [bytes(each).rstrip(b"\0").decode() for each in unique.tolist()]
+        told = encoded(self.stock, texts, self.length, unique.device)
+        return {name: value[inverse] for name, value in told.items()}
+
+    def pipeline(self, modules: Mapping[str, nn.Module], scheduler: Any) -> DiffusionPipeline:
+        """The pipeline of diffusers."""
+        return type(self.stock)(**{**self.stock.components, **modules, "scheduler": scheduler})
+
+    def pictures(self) -> tuple[dict[str, Any], int, int]:
+        """A row of pictures a prompt."""
+        drawing, prompts = self.drawing, list(self.drawing.prompts)
+        arguments = {
+            "prompt": prompts,
+            "negative_prompt": [""] * len(prompts),
+            "num_images_per_prompt": drawing.images_per_prompt,
+            "num_inference_steps": drawing.num_inference_steps,
+            self.row.scale: drawing.guidance_scale,
+            "max_sequence_length": self.length,
+            **self.row.call,
+        }
+        return arguments, drawing.images_per_prompt * len(prompts), drawing.images_per_prompt
+
+
+def text_encoders(row: Prompted, parts: Mapping[str, Any]) -> dict[str, nn.Module]:
+    """The text encoders that there are, by their names in the pipeline."""
+    return {name: parts[name] for name in row.encoders if parts[name] is not None}
+
+
+def text_parts(
+    row: Prompted, text: TextConfig, captions: list[str], training: TrainingConfig, base: bool
+) -> dict[str, Any]:
+    """Text encoders and tokenizers by their names in a pipeline, loaded or new; a T5 may be None.
+
+    Args:
+        row: which the pipeline has.
+        text: where they are from.
+        captions: of the data.
+        training: the engine's configuration.
+        base: as of `make_text`.
+    """
+    parts: dict[str, Any] = {}
+    if text.pretrained is None:
+        tokenizer = make_tokenizer(text, captions, training)
+        for name, kind in row.encoders.items():
+            parts[name] = new_encoder(kind, tokenizer, text.model, [*row.encoders.values()])
+            parts[tokenizer_of(name)] = tokenizer
+        return parts
+    for name in row.encoders:
+        source = {"pretrained": text.sources[name], "subfolders": False} if name in text.sources else {}
+        folder = Path(pipeline_source(text.pretrained))
+        lacking = not source and folder.is_dir() and not (folder / name).is_dir() and text.subfolders
+        if lacking and name == "text_encoder_3":  # StableDiffusion3Pipeline does without
+            parts[name] = parts[tokenizer_of(name)] = None
+            continue
+        tokenizer, parts[name] = load_text(dataclasses.replace(text, component=name, **source))
+        parts[tokenizer_of(name)] = tokenizer
+    parts["tokenizer"] = own_tokenizer(parts["tokenizer"], text.pretrained, captions, training, base)
+    return parts
+
+
+def tokenizer_of(name: str) -> str:
+    """The name of a text encoder's tokenizer."""
+    return name.replace("text_encoder", "tokenizer")
+
+
+def new_encoder(
+    kind: str, tokenizer: PreTrainedTokenizerBase, model: Mapping[str, Any], beside: Sequence[str]
+) -> PreTrainedModel:
+    """A new text encoder of a class of transformers, with the sizes that a CLIP has by `text.model`.
+
+    A T5 beside two CLIPs is as wide as both.
+    """
+    clip = text_config_for(tokenizer, **model)
+    ids = {f"{name}_token_id": getattr(clip, f"{name}_token_id") for name in ("bos", "eos", "pad")}
+    width, heads = clip.hidden_size, clip.num_attention_heads
+    if kind == "T5EncoderModel":
+        width *= max(beside.count("CLIPTextModelWithProjection"), 1)
+        sizes = {"d_model": width, "d_kv": width // heads, "d_ff": clip.intermediate_size}
+        layers = {"num_layers": clip.num_hidden_layers, "num_heads": heads}
+        config = transformers.T5Config(vocab_size=clip.vocab_size, **sizes, **layers, **ids)
+    elif kind == "Gemma2Model":
+        names = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+        sizes = {name: getattr(clip, name) for name in names}
+        config = transformers.Gemma2Config(**sizes, num_key_value_heads=heads, head_dim=width // heads, **ids)
+    else:
+        config = clip
+    return getattr(transformers, kind)(config)
+
+
+def check_draws(row: Prompted, scheduler: Any, vae: nn.Module) -> None:
+    """Raise ValueError where a pipeline of diffusers cannot draw with a scheduler or an autoencoder."""
+    name, kind = row.pipeline, type(scheduler).__name__
+    instead = "DPMSolverMultistepScheduler (prediction_type flow_prediction, use_flow_sigmas true)"
+    if row.prepares and not hasattr(scheduler, "scale_model_input"):
+        raise ValueError(
+            f"scheduler is {kind}, which has no scale_model_input, and {name} calls it; for flow matching "
+            f"use {instead}"
+        )
+    if not row.prepares and float(getattr(scheduler, "init_noise_sigma", 1.0)) != 1:
+        raise ValueError(f"scheduler is {kind}, whose noise {name} does not scale; use {instead}")
+    if not row.learned and learned_variance(scheduler):
+        raise ValueError(f"variance_type is {scheduler.config.variance_type!r}, which {name} does not read")
+    allowed = row.vae or "VariationalAutoencoder or AutoencoderKL"
+    fits = type(vae).__name__ in ((row.vae,) if row.vae else ("VariationalAutoencoder", "AutoencoderKL"))
+    check_that(fits, f"autoencoder of {name}", vae, allowed)
+
+
+def make_stock_captions(
+    row: Prompted,
+    data: ImageTextDataset,
+    text: TextConfig,
+    training: TrainingConfig,
+    parts: dict[str, Any],
+    make_network: Callable[..., nn.Module],
+    device: torch.device,
+    *,
+    base: bool,
+    dropout: float,
+    drawing: DrawingConfig,
+) -> StockCaptions:
+    """The pipeline with all its parts; where text encoders are frozen, what they say of all captions.
+
+    Args:
+        row: how the pipeline tells its transformer.
+        data: images with captions.
+        text: which text encoders.
+        training: the engine's configuration.
+        parts: scheduler and vae.
+        make_network: the widths of a token and of the pooled text -> the transformer.
+        device: that is to encode.
+        base: as of `make_text`.
+        dropout: the share of captions that becomes the empty prompt.
+        drawing: what to draw.
+    """
+    check_draws(row, parts["scheduler"], parts["vae"])
+    if row.shifts and parts["vae"].config.shift_factor is None:  # which is 0, and the pipeline adds it
+        parts["vae"].register_to_config(shift_factor=0.0)
+    texts = ["", *(caption for caption in data.all_captions() if caption)]
+    parts = {**parts, **text_parts(row, text, texts, training, base)}
+    widths = row.widths(*(getattr(parts[name], "config", None) for name in row.encoders))
+    stock = row.cls(**parts, transformer=make_network(text=widths[0], pooled=widths[1]))
+    last = list(text_encoders(row, parts).values())[-1]
+    holds = getattr(last.config, "max_position_embeddings", None)
+    length = min(text.sequence_length or row.length, holds or MAX_CONTEXT)
+    if length != row.length:
+        logger.warning(
+            "texts have %d tokens: a call of %s has to be given max_sequence_length=%d (a plain one has %d)",
+            *(length, row.pipeline, length, row.length),
+        )
+    frozen = text.encoder == "frozen"
+    return StockCaptions(
+        stock=stock,
+        row=row,
+        captions=lambda indices, positions: data.captions(indices, positions, training.seed),
+        length=length,
+        frozen=frozen_rows(row, stock, texts, length, device, data.config.cache_dir) if frozen else None,
+        dropout=dropout,
+        drawing=drawing,
+    )
+
+
+def frozen_rows(
+    row: Prompted,
+    stock: DiffusionPipeline,
+    texts: list[str],
+    length: int,
+    device: torch.device,
+    cache_dir: str | None,
+) -> FrozenRows:
+    """What the frozen text encoders of a pipeline say of texts, computed now or from the cache."""
+    made_of = {"length": str(length), "pipeline": row.pipeline}
+    for name, encoder in text_encoders(row, stock.components).items():
+        encoder.requires_grad_(False).eval().to(device)
+        ids = json.dumps(getattr(stock, tokenizer_of(name))(texts, verbose=False).input_ids)
+        made_of[name] = fingerprint(encoder)
+        made_of[tokenizer_of(name)] = hashlib.sha256(ids.encode()).hexdigest()
+
+    @torch.no_grad()
+    def encode(some: Sequence[str]) -> dict[str, Tensor]:
+        return encoded(stock, some, length, device)
+
+    def flat(some: Sequence[str]) -> Tensor:
+        return torch.cat([value.flatten(1).float() for value in encode(some).values()], dim=1)
+
+    shapes = {name: value.shape[1:] for name, value in encode(texts[:1]).items()}
+    rows = cached_rows(texts, made_of, flat, cache_dir)
+    return FrozenRows(numbers={text: number for number, text in enumerate(texts)}, rows=rows, shapes=shapes)
