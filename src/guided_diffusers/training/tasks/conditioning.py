@@ -254,9 +254,10 @@ class Labels(Conditioning):
     def pipeline(self, modules: Mapping[str, nn.Module], scheduler: Any) -> DDPMPipeline | ImagePipeline:
         """A DDPMPipeline of diffusers for unconditional pixels, its DiTPipeline, else an ImagePipeline."""
         if "transformer" in modules:
-            names = None if self.classes is None else self.classes.names
-            named = None if names is None else dict(enumerate(names))
-            return DiTPipeline(modules["transformer"], self.vae, scheduler, named)
+            names = dict(enumerate((self.classes.names or []) if self.classes is not None else []))
+            pipeline = DiTPipeline(modules["transformer"], self.vae, scheduler, names)
+            pipeline.register_to_config(id2label=names)  # it reads them from its folder, and writes none
+            return pipeline
         if self.labels is None and self.vae is None:
             return DDPMPipeline(modules["unet"], scheduler)
         return ImagePipeline(unet=modules["unet"], scheduler=scheduler, vae=self.vae)

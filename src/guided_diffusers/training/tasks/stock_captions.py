@@ -247,6 +247,7 @@ def make_stock_captions(
         drawing: what to draw.
     """
     check_draws(row, parts["scheduler"], parts["vae"])
+    logging.getLogger(row.cls.__module__).setLevel(logging.ERROR)  # texts that are cut are told of once
     if row.shifts and parts["vae"].config.shift_factor is None:  # which is 0, and the pipeline adds it
         parts["vae"].register_to_config(shift_factor=0.0)
     texts = ["", *(caption for caption in data.all_captions() if caption)]
