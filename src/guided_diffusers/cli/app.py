@@ -22,6 +22,7 @@ from guided_diffusers.cli.hub import pull, push
 from guided_diffusers.cli.info import info
 from guided_diffusers.cli.likelihood import likelihood
 from guided_diffusers.cli.output import answering
+from guided_diffusers.cli.report import report
 from guided_diffusers.cli.sweep import sweep
 from guided_diffusers.cli.train import CONTEXT_SETTINGS, train
 
@@ -49,6 +50,7 @@ EXAMPLES: dict[Callable[..., Any], tuple[str, ...]] = {
         "ema runs/mine --length 0.15 --out mine-long",
         "ema runs/mine --length 0.05 --images 100000 --out weak",
     ),
+    report: ("report runs/mine", "report runs/mine --out mine.html"),
     evaluate: (
         "evaluate generated/ --real real/",
         "evaluate runs/drawn --real data/fashion/test.parquet --checkpoint fashion-32 --num-images 2000",

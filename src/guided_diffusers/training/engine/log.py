@@ -105,6 +105,12 @@ class JsonLines:
             file.write(json.dumps(_finite(whole), allow_nan=False) + "\n")
 
 
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """The records of a log; a line that a crash cut short is left out."""
+    found = (_parsed(line) for line in path.read_text(errors="replace").splitlines())
+    return [record for record in found if record is not None]
+
+
 def flatten(record: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
     """A record as trackers take it: nested keys joined by "/", list items by their number."""
     flat: dict[str, float] = {}
