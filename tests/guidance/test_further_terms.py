@@ -269,7 +269,7 @@ def test_a_threshold_sees_the_sum():
 
 class TestHistory:
     def test_is_its_equations(self):
-        """Equations 5 to 7, in numpy and scipy."""
+        """Equations 5 to 9, in numpy and scipy."""
         term, memory = HistoryGuidance(1.2, rate=0.6, parallel=0.3, cutoff=0.2, t_min=0.1, t_max=0.9), {}
         radius = np.hypot(*np.meshgrid(np.arange(6) / 6, np.arange(8) / 8, indexing="ij"))
         weights, past = 1 / (1 + np.exp(-50 * (radius - 0.2))), []
@@ -280,7 +280,7 @@ class TestHistory:
             ours, expected = term(images).run(step).x0, own
             if past:
                 shares = np.array([0.6 * 0.4**k for k in range(len(past))])[::-1]
-                difference = own - np.tensordot(shares / shares.sum(), np.array(past), 1)
+                difference = own - np.tensordot(shares, np.array(past), 1)
                 along = (difference * own).sum((1, 2, 3), keepdims=True) / (own**2).sum(
                     (1, 2, 3), keepdims=True
                 )
@@ -298,7 +298,7 @@ class TestHistory:
             return torch.linspace(-1, 1, 48).reshape(1, 1, 6, 8).expand_as(sample).double()
 
         memory: dict[Any, Any] = {}
-        term = HistoryGuidance(2.0, parallel=1.0, cutoff=None)
+        term = HistoryGuidance(2.0, cutoff=None)
         for ratio in (5.0, 2.0, 1.0):
             x0 = term(still).run(Step(sample=NOISE, level=level_at(ratio), memory=memory)).x0
             torch.testing.assert_close(x0, still(NOISE, None), rtol=0, atol=1e-12)

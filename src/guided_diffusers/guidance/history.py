@@ -1,19 +1,18 @@
 """History-guided sampling: on from the average of the run's earlier guided predictions.
 
-    d = x_0 - mean of the earlier x_0, each weighing 1 - a of the one after it
+    d = x_0 - g,  g = a (x_0 of the step before) + (1 - a) (g of that step)
     d <- d - (1 - eta) <d, x_0> / |x_0|^2 x_0
-    x_0 + w sqrt((t - t_min) / (t_max - t_min)) highpass(d),  t_min <= t <= t_max
+    x_0 + w sqrt((t - t_min) / (t_max - t_min)) highpass(d),  t_min < t <= t_max
 
-with t = sigma / (alpha + sigma).
+with t = sigma / (alpha + sigma), and g = 0 before the first step, which is left alone.
 
 x_0 is the guided prediction, under the sum of all terms. The high-pass, which keeps colours, weighs the
 two-dimensional discrete cosine transform by sigmoid(50 (R - c)), R the radius of a frequency, of which 1 is a
-side's highest. The weights of the mean sum to 1, so that predictions that do not change are left alone. It
-needs no network.
+side's highest. It needs no network.
 
 References:
     Sadat et al., "HiGS: History-Guided Sampling for Plug-and-Play Enhancement of Diffusion Models"
-    (arXiv:2509.22300), equations 5 to 7.
+    (arXiv:2509.22300), equations 5 to 9, with a window of all steps; the range of t is not said there.
 """
 
 from __future__ import annotations
@@ -68,16 +67,16 @@ class HistoryGuidance(Guidance):
     def correct(self, step: Step, own: Denoised, guided: Tensor) -> Tensor:
         """The guided x_0, carried on; it is remembered as it came."""
         key = (type(self).__name__, self.rate, self.interval)
+        history = step.memory.get(key)
         # equation 5
-        total, weight = step.memory.get(key, (0.0, 0.0))
-        kept, latest = 1 - self.rate, guided.detach()
-        step.memory[key] = self.rate * latest + kept * total, self.rate + kept * weight
-        if not weight:
+        step.memory[key] = self.rate * guided.detach() + (0 if history is None else (1 - self.rate) * history)
+        if history is None:
             return guided
         # equation 7
-        difference = across(guided - total / weight, guided, self.parallel)
+        difference = across(guided - history, guided, self.parallel)
         if self.cutoff is not None:
             difference = high_pass(difference, self.cutoff)
+        # equation 9
         return guided + column(self.scale, guided) * broadcast(self._share(step.level), guided) * difference
 
     def _share(self, level: NoiseLevel) -> Tensor:
@@ -89,7 +88,7 @@ class HistoryGuidance(Guidance):
 
 
 def high_pass(images: Tensor, cutoff: float) -> Tensor:
-    """Images, `(..., height, width)`, with the frequencies below a radius weakened."""
+    """Images, `(..., height, width)`, with the frequencies below a radius weakened, by equation 8."""
     if images.ndim < 4:
         raise ValueError(f"cutoff filters images, and the sample is {shown(images)}; allowed: cutoff=None")
     rows, columns = (_cosines(side).to(images) for side in images.shape[-2:])

@@ -3,14 +3,15 @@
     x_0 = D(x_t, t~) + w (D(x_t, t) - D(x_t, t~)),    t~ = t + s t^a n,  n ~ N(0, 1)
 
 Told too early a timestep a network removes too much noise, told too late a one too little. It needs no
-condition. The paper adds the noise to the timestep's embedding, which is in the network; here it is added to
-the timestep, what is embedded, so its values of s are not these. n is one number a step, the same for all
-samples: a function of the seed and of how many steps of the run the term was active in, so that a batch does
-not change a sample.
+condition. This is not the paper's noise: that is on the timestep's embedding, inside the network, each entry
+of each sample by itself, s t^a times the embedding's deviation; here it is on the timestep, what is embedded,
+so that any network takes it, and the paper's values of s are not these. n is one number a step, the same for
+all samples: a function of the seed and of how many steps of the run the term was active in, so that a batch
+does not change a sample.
 
 References:
     Sadat et al., "No Training, No Problem: Rethinking Classifier-Free Guidance for Diffusion Models"
-    (arXiv:2407.02687), section 5, algorithm 2.
+    (arXiv:2407.02687), section 5, equation 8; its noise in appendix G.
 """
 
 from __future__ import annotations
@@ -65,12 +66,12 @@ class TimestepGuidance(Guidance):
             return replace(level, sigma=level.sigma * torch.tensor(self.noise * n, dtype=torch.float64).exp())
         given = torch.as_tensor(level.timestep)
         timestep = given.double()
-        # algorithm 2: t~
+        # section 5: t~, of the timestep where the paper has its embedding
         told = timestep + self.noise * timestep.abs() ** self.exponent * n
         told = torch.where(timestep >= 0, told.clamp(min=0), told)
         return replace(level, timestep=told if given.is_floating_point() else told.round().to(given.dtype))
 
     def shift(self, step: Step, own: Denoised, answers: Sequence[Denoised]) -> Tensor:
         """(w - 1) (D(x_t, t) - D(x_t, t~))."""
-        # algorithm 2: the guided prediction
+        # equation 8
         return (column(self.scale, own.x0) - 1) * (own.x0 - answers[0].x0)
