@@ -23,10 +23,10 @@ from guided_diffusers.training.data.dataset import DataConfig, ImageTextDataset
 from guided_diffusers.training.data.images import Images, image_arguments, load_autoencoder
 from guided_diffusers.training.engine.config import TrainingConfig, arguments, option
 from guided_diffusers.training.engine.script import run_script
-from guided_diffusers.training.engine.setup import make_scheduler
 from guided_diffusers.training.tasks.captions import make_captions
 from guided_diffusers.training.tasks.conditioning import DrawingConfig, TextDenoisingConfig
 from guided_diffusers.training.tasks.denoiser import DenoisingTask
+from guided_diffusers.training.tasks.lora import LoraConfig, make_denoising_task
 from guided_diffusers.training.tasks.network import (
     class_named,
     denoiser_field,
@@ -34,6 +34,7 @@ from guided_diffusers.training.tasks.network import (
     sample_sizes,
 )
 from guided_diffusers.training.tasks.objective import Objective, ObjectiveConfig, learned_variance
+from guided_diffusers.training.tasks.starting import check_start, parts_of, starting_scheduler
 from guided_diffusers.training.tasks.stock_captions import make_stock_captions
 from guided_diffusers.training.tasks.text import TextConfig
 
@@ -44,7 +45,9 @@ class TextToImageConfig:
 
     training: TrainingConfig
     data: DataConfig
-    autoencoder: str = field(metadata={"help": "a trained one: folder, fashion-32 or Hub id"})
+    pretrained: str | None = option(None, "folder or Hub id of a pipeline to start from, with all its parts")
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    autoencoder: str | None = option(None, "a trained one: folder, fashion-32 or Hub id")
     text: TextConfig = field(default_factory=TextConfig)
     unet: dict[str, Any] = arguments("UNet2DConditionModel's arguments", UNet2DConditionModel)
     denoiser: dict[str, Any] = denoiser_field("UNet2DConditionModel", *PROMPTED)
@@ -54,6 +57,10 @@ class TextToImageConfig:
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     denoising: TextDenoisingConfig = field(default_factory=TextDenoisingConfig)
     drawing: DrawingConfig = field(default_factory=DrawingConfig)
+
+    def __post_init__(self) -> None:
+        """Check that it says once what training starts from."""
+        check_start(self)
 
 
 def make_unet(config: TextToImageConfig, vae: Any, text: int, pooled: int | None, learned: bool) -> nn.Module:
@@ -68,9 +75,9 @@ def make_unet(config: TextToImageConfig, vae: Any, text: int, pooled: int | None
 def make_task(config: TextToImageConfig, device: torch.device) -> DenoisingTask:
     """Components, cached latents and text, and the task."""
     torch.manual_seed(config.training.seed)
-    vae = load_autoencoder(config.autoencoder, config.data.channels)
+    scheduler, config, stock = starting_scheduler(config), parts_of(config), config.pretrained is not None
+    vae = load_autoencoder(config.autoencoder, config.data.channels, own_class=stock)
     data = ImageTextDataset(config.data)
-    scheduler = make_scheduler(config.scheduler, config.scheduler_arguments)
     learned, told = learned_variance(scheduler), {"dropout": config.denoising.caption_dropout}
     told |= {"drawing": config.drawing, "base": config.unet_pretrained is not None}
     prompted = PROMPTED.get(getattr(class_named(config.denoiser.get("class", "")), "__name__", ""))
@@ -89,7 +96,8 @@ def make_task(config: TextToImageConfig, device: torch.device) -> DenoisingTask:
         unet = condition.stock.transformer
     objective = Objective(config.objective, config.denoising, scheduler)
     images = Images(**image_arguments(data, vae.to(device)))
-    return DenoisingTask(unet, images, condition, objective, config.training)
+    parts = (unet, images, condition, objective, config.training)
+    return make_denoising_task(config.lora, *parts, seed=config.training.seed)
 
 
 if __name__ == "__main__":

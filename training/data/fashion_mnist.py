@@ -1,6 +1,7 @@
 """Turns Fashion-MNIST's four IDX files into an image-text dataset: train.parquet, test.parquet and a card.
 
     python training/data/fashion_mnist.py --source /usr/share/datasets/fashion-mnist --output fashion
+    python training/data/fashion_mnist.py --classes bag --rows 200 --output bags
 
 The files are those of Debian's package `dataset-fashion-mnist` (the default of `--source`) or of
 https://github.com/zalandoresearch/fashion-mnist. Images are padded from 28x28 to 32x32 with black and stored
@@ -15,6 +16,7 @@ from __future__ import annotations
 import argparse
 import gzip
 import io
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -58,7 +60,7 @@ configs:
 ---
 # Fashion-MNIST with captions
 
-{train:,} training and {test:,} test images of ten kinds of clothing, 28x28 grey levels padded to 32x32 with
+{train:,} training and {test:,} test images of clothing ({classes}), 28x28 grey levels padded to 32x32 with
 black, each with {captions} captions made from templates (column `text`), its class name (`name`) and number
 (`label`).
 
@@ -94,8 +96,8 @@ def png(image: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def build(source: Path, split: str, rows: int | None = None) -> Dataset:
-    """The dataset of one split ("train" or "test"), its first `rows` rows if given.
+def build(source: Path, split: str, rows: int | None = None, classes: Collection[str] = CLASSES) -> Dataset:
+    """The dataset of one split ("train" or "test"): of its rows of `classes` the first `rows`, if given.
 
     Columns: image, label, name, text (list of captions).
     """
@@ -107,15 +109,17 @@ def build(source: Path, split: str, rows: int | None = None) -> Dataset:
                 f"--source {source} has no {path.name}: install Debian's dataset-fashion-mnist, or download "
                 "the four files from https://github.com/zalandoresearch/fashion-mnist"
             )
-        found.append(read_idx(path)[:rows])
-    images, labels = found
+        found.append(read_idx(path))
+    chosen = np.isin(found[1], [CLASSES.index(name) for name in classes]).nonzero()[0][:rows]
+    images, labels = (values[chosen] for values in found)
     features = Features(
         image=Image(), label=ClassLabel(names=list(CLASSES)), name=Value("string"), text=List(Value("string"))
     )
     texts = [captions(name) for name in CLASSES]
     columns = {
         "image": [
-            {"bytes": png(image), "path": f"{split}-{row:05d}.png"} for row, image in enumerate(images)
+            {"bytes": png(image), "path": f"{split}-{row:05d}.png"}
+            for row, image in zip(chosen, images, strict=True)
         ],
         "label": labels.tolist(),
         "name": [CLASSES[label] for label in labels],
@@ -130,14 +134,20 @@ def main() -> None:
     parser.add_argument("--source", type=Path, default=Path("/usr/share/datasets/fashion-mnist"))
     parser.add_argument("--output", type=Path, required=True, help="folder to write, made if absent")
     parser.add_argument("--rows", type=int, default=None, help="only the first rows of each split")
+    chosen = parser.add_mutually_exclusive_group()
+    chosen.add_argument("--classes", nargs="+", choices=CLASSES, default=CLASSES, help="only these")
+    chosen.add_argument("--without", nargs="+", choices=CLASSES, default=(), help="all classes but these")
     arguments = parser.parse_args()
+    classes = [name for name in arguments.classes if name not in arguments.without]
     arguments.output.mkdir(parents=True, exist_ok=True)
     counts = {}
     for split in _FILES:
-        dataset = build(arguments.source, split, arguments.rows)
+        dataset = build(arguments.source, split, arguments.rows, classes)
         dataset.to_parquet(arguments.output / f"{split}.parquet")
         counts[split] = len(dataset)
-    (arguments.output / "README.md").write_text(_CARD.format(captions=len(TEMPLATES), **counts))
+    (arguments.output / "README.md").write_text(
+        _CARD.format(captions=len(TEMPLATES), classes=", ".join(classes), **counts)
+    )
     print(f"{arguments.output}: {counts['train']} training and {counts['test']} test rows")
 
 

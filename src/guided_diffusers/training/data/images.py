@@ -94,12 +94,15 @@ class Images:
         return batch
 
 
-def load_autoencoder(name: str | None, channels: int | None = None) -> nn.Module | None:
+def load_autoencoder(
+    name: str | None, channels: int | None = None, own_class: bool = False
+) -> nn.Module | None:
     """A frozen autoencoder of any class that `latents` knows; AutoencoderKL as VariationalAutoencoder.
 
     Args:
         name: A folder, shipped name or Hub id, of it or of a pipeline that has it; None gives None.
         channels: Of the images that it is to encode, which `data.channels` says.
+        own_class: An AutoencoderKL stays one.
 
     Raises:
         ValueError: It is of another class, or for other images.
@@ -111,7 +114,7 @@ def load_autoencoder(name: str | None, channels: int | None = None) -> nn.Module
     if kind not in IMAGE_AUTOENCODERS:
         raise ValueError(told_class(name, kind))
     known = getattr(diffusers, kind, None)
-    cls = VariationalAutoencoder if known in (None, AutoencoderKL) else known
+    cls = VariationalAutoencoder if known is None or (known is AutoencoderKL and not own_class) else known
     vae = load_whole(cls, where, name).requires_grad_(False).eval()
     seen = image_channels(vae.config)
     if channels is not None and channels != seen:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
 from guided_diffusers.core.checks import check_that
+from guided_diffusers.training.engine.trained import (
+    copy_of_trained,
+    frozen_names,
+    load_trained,
+    trained_state,
+)
 
 
 class ExponentialMovingAverage:
@@ -20,7 +25,7 @@ class ExponentialMovingAverage:
 
     Args:
         modules: the trained modules by name, in float32. The copies are in evaluation mode, without
-            gradients.
+            gradients; parameters that are frozen here are shared.
         half_life_images: h, in images; 0 follows the last weights exactly.
         ramp_up: upper bound of h as a fraction of the images seen; None for no bound.
 
@@ -34,13 +39,15 @@ class ExponentialMovingAverage:
     ) -> None:
         self.half_life_images = half_life_images
         self.ramp_up = ramp_up
-        self.modules = {name: copy.deepcopy(module) for name, module in modules.items()}
+        self._frozen = {name: frozen_names(module) for name, module in modules.items()}
+        self.modules = {name: copy_of_trained(module) for name, module in modules.items()}
         for module in self.modules.values():
             module.eval().requires_grad_(False)
         pairs = [
             (average, source)
             for name, module in modules.items()
             for average, source in zip(_tensors(self.modules[name]), _tensors(module), strict=True)
+            if average is not source
         ]
         floating = [pair for pair in pairs if pair[1].is_floating_point()]
         self._averages, self._sources = [a for a, _ in floating], [s for _, s in floating]
@@ -62,14 +69,14 @@ class ExponentialMovingAverage:
             average.copy_(source)
 
     def state_dict(self) -> dict[str, dict[str, Tensor]]:
-        """The averaged weights by module and name."""
-        return {name: module.state_dict() for name, module in self.modules.items()}
+        """The averaged weights by module and name, without frozen ones."""
+        return {name: trained_state(module, self._frozen[name]) for name, module in self.modules.items()}
 
     def load_state_dict(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
         """Restore what `state_dict` gave; every module and tensor must be there."""
         check_that(set(state) == set(self.modules), "averaged modules", sorted(state), sorted(self.modules))
         for name, module in self.modules.items():
-            module.load_state_dict(state[name])
+            load_trained(module, state[name], self._frozen[name])
 
 
 def _tensors(module: nn.Module) -> list[Tensor]:

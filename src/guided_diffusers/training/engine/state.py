@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from guided_diffusers.training.engine.ema import ExponentialMovingAverage
 from guided_diffusers.training.engine.task import Task
+from guided_diffusers.training.engine.trained import frozen_names, load_trained, trained_state
 
 Parts = dict[str, Mapping[str, Tensor]]
 
@@ -24,7 +25,7 @@ def training_state(
     task: Task, average: ExponentialMovingAverage, accelerator: Accelerator
 ) -> tuple[Parts, dict[str, Any]]:
     """Weights, averaged weights, optimizers and loss scale: tensors by part, and plain data."""
-    tensors: Parts = {f"modules/{name}": module.state_dict() for name, module in task.modules.items()}
+    tensors: Parts = {f"modules/{name}": trained_state(module) for name, module in task.modules.items()}
     tensors |= {f"averaged/{name}": values for name, values in average.state_dict().items()}
     plain: dict[str, Any] = {"task": type(task).__name__, "optimizers": {}}
     for name, optimizer in task.optimizers.items():
@@ -43,7 +44,7 @@ def restore_training(
 ) -> None:
     """Put back what `training_state` gave."""
     for name, module in task.modules.items():
-        module.load_state_dict(tensors[f"modules/{name}"])
+        load_trained(module, tensors[f"modules/{name}"], frozen_names(module))
     average.load_state_dict({name: tensors[f"averaged/{name}"] for name in average.modules})
     for name, optimizer in task.optimizers.items():
         load_optimizer(optimizer, tensors[f"optimizers/{name}"], plain["optimizers"][name])
@@ -61,7 +62,7 @@ def check_fits(
             named.
     """
     own, optimizers = type(task).__name__, plain.get("optimizers", {})
-    networks: Parts = {f"modules/{name}": module.state_dict() for name, module in task.modules.items()}
+    networks: Parts = {f"modules/{name}": trained_state(module) for name, module in task.modules.items()}
     networks |= {f"averaged/{name}": values for name, values in average.state_dict().items()}
     parts = [*networks, *(f"optimizers/{name}" for name in task.optimizers)]
     other = plain.get("task", own)
@@ -70,7 +71,11 @@ def check_fits(
     elif missing := [part for part in parts if part not in tensors]:
         problem = f"it has no {missing[0]}, which this run trains"
     else:
-        found = [(part, _network_difference(tensors[part], values)) for part, values in networks.items()]
+        frozen = {name: frozen_names(module) for name, module in task.modules.items()}
+        found = [
+            (part, _network_difference(tensors[part], values, frozen[part.partition("/")[2]]))
+            for part, values in networks.items()
+        ]
         for name, optimizer in task.optimizers.items():
             stored = (tensors[f"optimizers/{name}"], optimizers.get(name, {}))
             found.append((f"optimizers/{name}", _optimizer_difference(*stored, optimizer)))
@@ -82,9 +87,11 @@ def check_fits(
         )
 
 
-def _network_difference(given: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str:
-    """How a checkpoint's tensors differ from the network's; "" where they do not."""
-    for name in {**own, **given}:
+def _network_difference(given: Mapping[str, Tensor], own: Mapping[str, Tensor], frozen: set[str]) -> str:
+    """How a checkpoint's tensors differ from the network's; "" where they do not, frozen ones apart."""
+    for name in dict.fromkeys([*own, *given]):
+        if name in frozen:  # older checkpoints hold these too
+            continue
         if name not in given:
             return f"lacks {name}"
         if name not in own:

@@ -51,7 +51,8 @@ class Task(Protocol):
         """
 
     # A task may have `begin(folder)`: writes into the run's folder, before the first step, what belongs to
-    # the run beside its weights, such as a tokenizer.
+    # the run beside its weights, such as a tokenizer. Where it has `snapshot(folder, modules)`, that
+    # writes the averaged networks of a snapshot, in the place of each one's `save_pretrained`.
 
     def validate(self, images_seen: int, modules: Mapping[str, nn.Module], folder: Path) -> Metrics:
         """Measure or draw with the averaged weights; files go to `folder`, metrics (if any) to the log."""

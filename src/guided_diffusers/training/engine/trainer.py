@@ -242,6 +242,9 @@ class Trainer:
     def snapshot(self, seen: int) -> None:
         """Keep the averaged networks of this position: weak networks for autoguidance."""
         with atomic_folder(self.folder / "snapshots" / str(seen)) as folder:
+            if write := getattr(self.task, "snapshot", None):
+                write(folder, self.ema.modules)
+                return
             for name, module in self.ema.modules.items():
                 module.save_pretrained(folder / name)
 

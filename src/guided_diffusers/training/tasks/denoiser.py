@@ -68,7 +68,7 @@ class DenoisingTask:
         self.averaged = tuple(self.modules)
         if objective.uncertainty is not None:
             self.modules["uncertainty"] = objective.uncertainty
-        parameters = [parameter for module in self.modules.values() for parameter in module.parameters()]
+        parameters = [p for module in self.modules.values() for p in module.parameters() if p.requires_grad]
         self.optimizers = {"denoiser": make_optimizer(training, parameters)}
         if objective.sampler is not None:
             self.modules["timesteps"] = objective.sampler

@@ -54,16 +54,18 @@ class TextConfig(Declared):
     model: dict[str, Any] = arguments("CLIPTextConfig's arguments", CLIPTextConfig)
 
     def __post_init__(self) -> None:
-        """Check that there is something to freeze."""
+        """Check the component's name."""
         super().__post_init__()
-        if self.encoder == "frozen" and self.pretrained is None:
-            raise ValueError(
-                "text.encoder is 'frozen': name a trained one in text.pretrained, or use 'joint'"
-            )
         if not self.component.startswith("text_encoder"):
             raise ValueError(
                 f"text.component is {self.component!r}; allowed: text_encoder, text_encoder_2 ..."
             )
+
+
+def check_frozen(config: TextConfig) -> None:
+    """Raise ValueError where there is nothing to freeze."""
+    if config.encoder == "frozen" and config.pretrained is None:
+        raise ValueError("text.encoder is 'frozen': name a trained one in text.pretrained, or use 'joint'")
 
 
 def make_text(
@@ -77,6 +79,7 @@ def make_text(
         training: the engine's configuration: where the run is, and how far it goes.
         base: the denoiser is a trained one: it knows the words that the tokenizer of `text.pretrained` says.
     """
+    check_frozen(config)
     if config.pretrained is None:
         tokenizer = make_tokenizer(config, captions, training)
         return tokenizer, CLIPTextModel(text_config_for(tokenizer, **config.model))
