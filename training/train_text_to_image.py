@@ -19,8 +19,9 @@ from guided_diffusers.hub.component import load_network
 from guided_diffusers.models.latents import latent_channels, latent_shape, spatial_factor
 from guided_diffusers.models.parts import check_sample, check_text_width
 from guided_diffusers.stock.prompted import PROMPTED
-from guided_diffusers.training.data.dataset import DataConfig, ImageTextDataset
-from guided_diffusers.training.data.images import Images, image_arguments, load_autoencoder
+from guided_diffusers.training.data.buckets import images_of, open_data
+from guided_diffusers.training.data.dataset import DataConfig
+from guided_diffusers.training.data.images import load_autoencoder
 from guided_diffusers.training.engine.config import TrainingConfig, arguments, option
 from guided_diffusers.training.engine.script import run_script
 from guided_diffusers.training.tasks.captions import make_captions
@@ -34,6 +35,7 @@ from guided_diffusers.training.tasks.network import (
     sample_sizes,
 )
 from guided_diffusers.training.tasks.objective import Objective, ObjectiveConfig, learned_variance
+from guided_diffusers.training.tasks.prior import PriorConfig, with_prior
 from guided_diffusers.training.tasks.starting import check_start, parts_of, starting_scheduler
 from guided_diffusers.training.tasks.stock_captions import make_stock_captions
 from guided_diffusers.training.tasks.text import TextConfig
@@ -47,6 +49,7 @@ class TextToImageConfig:
     data: DataConfig
     pretrained: str | None = option(None, "folder or Hub id of a pipeline to start from, with all its parts")
     lora: LoraConfig = field(default_factory=LoraConfig)
+    prior: PriorConfig = field(default_factory=PriorConfig)
     autoencoder: str | None = option(None, "a trained one: folder, fashion-32 or Hub id")
     text: TextConfig = field(default_factory=TextConfig)
     unet: dict[str, Any] = arguments("UNet2DConditionModel's arguments", UNet2DConditionModel)
@@ -77,7 +80,7 @@ def make_task(config: TextToImageConfig, device: torch.device) -> DenoisingTask:
     torch.manual_seed(config.training.seed)
     scheduler, config, stock = starting_scheduler(config), parts_of(config), config.pretrained is not None
     vae = load_autoencoder(config.autoencoder, config.data.channels, own_class=stock)
-    data = ImageTextDataset(config.data)
+    data = open_data(config.data)
     learned, told = learned_variance(scheduler), {"dropout": config.denoising.caption_dropout}
     told |= {"drawing": config.drawing, "base": config.unet_pretrained is not None}
     prompted = PROMPTED.get(getattr(class_named(config.denoiser.get("class", "")), "__name__", ""))
@@ -85,7 +88,9 @@ def make_task(config: TextToImageConfig, device: torch.device) -> DenoisingTask:
         condition = make_captions(data, config.text, config.training, vae, device, **told)
         text_encoder = condition.components["text_encoder"]
         unet = make_unet(config, vae, text_encoder.config.hidden_size, None, learned)
-        check_sample(unet, "unet", latent_shape(vae, *data.shape[1:]), "the autoencoder's latent")
+        check_sample(
+            unet, "unet", latent_shape(vae, *(config.data.resolution,) * 2), "the autoencoder's latent"
+        )
         check_text_width(unet, text_encoder)
     else:
         parts = {"vae": vae, "scheduler": scheduler}
@@ -95,9 +100,10 @@ def make_task(config: TextToImageConfig, device: torch.device) -> DenoisingTask:
         )
         unet = condition.stock.transformer
     objective = Objective(config.objective, config.denoising, scheduler)
-    images = Images(**image_arguments(data, vae.to(device)))
+    images = images_of(data, vae.to(device), config.training.batch_size)
     parts = (unet, images, condition, objective, config.training)
-    return make_denoising_task(config.lora, *parts, seed=config.training.seed)
+    task = make_denoising_task(config.lora, *parts, seed=config.training.seed)
+    return with_prior(config, task, device)
 
 
 if __name__ == "__main__":

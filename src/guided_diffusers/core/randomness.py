@@ -64,6 +64,11 @@ class Stream(IntEnum):
     """Where the square lies that an upsampler learns from."""
     UPSAMPLER_COLUMN = 107
 
+    PRIOR = 121
+    """Pictures that a pretrained pipeline draws to be kept, and their samples."""
+    BUCKETS = 122
+    """The order of batches that are each of one size of pictures."""
+
 
 def _mix(value: int) -> int:
     """The finaliser of SplitMix64 (Steele, Lea and Flood, 2014): a well-mixing bijection of 64 bits."""

@@ -6,13 +6,14 @@ import pytest
 import torch
 import training_scripts
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline
-from safetensors import safe_open
+from safetensors.torch import load_file
 from tiny import LATENT, stable_diffusion_schedule, tiny_components
-from training_scripts import BRIEF, assert_goes_on_to_the_same_bits, load, read, weights
+from training_scripts import BRIEF, assert_goes_on_to_the_same_bits, load, read, records, weights
 
 from guided_diffusers import TextToImagePipeline
 
 LORA = "--lora.rank 2 --lora.alpha 3 --lora.dropout 0.1"
+PRIOR = ["--prior.images", "4", "--prior.prompt", "[a boot, a bag]", "--drawing.num_inference_steps", "2"]
 FILE = "pytorch_lora_weights.safetensors"
 
 
@@ -38,76 +39,69 @@ def stock(tmp_path_factory):
 
 
 @pytest.fixture
-def words(images, tmp_path, tmp_path_factory):
-    """The command line of a short run from a pipeline."""
+def run(stock, images, tmp_path, tmp_path_factory):
+    """Train from that pipeline for three steps; gives the run's folder."""
 
-    def line(name, start, more=""):
+    def train(name, *more):
         brief = {f"--training.{key}": json.dumps(value) for key, value in BRIEF.items()}
-        paths = {"--data.path": images, "--cache_dir": tmp_path_factory.getbasetemp() / "cache"}
-        given = {**brief, **paths, "--pretrained": start, "--output_dir": tmp_path / name}
-        given |= {"--resolution": 16, "--channels": 1, "--validate_every_images": 0}
-        return [word for pair in given.items() for word in map(str, pair)] + more.split()
+        given = {**brief, "--num_images": 24, "--resolution": 16, "--channels": 1, "--pretrained": stock}
+        given |= {"--data.path": images, "--cache_dir": tmp_path_factory.getbasetemp() / "cache"}
+        given |= {"--output_dir": tmp_path / name, "--validate_every_images": 0}
+        words = [word for pair in given.items() for word in pair]
+        training_scripts.train(load("train_text_to_image"), *words, *more)
+        return tmp_path / name
 
-    return line
+    return train
 
 
 def drawn(pipeline):
     pipeline.set_progress_bar_config(disable=True)
-    generator = torch.Generator().manual_seed(0)
-    return pipeline("a dark square", num_inference_steps=3, output_type="latent", generator=generator).images
+    given = {"guidance_scale": 2.0, "num_inference_steps": 3, "output_type": "latent"}
+    return pipeline("a dark square", generator=torch.Generator().manual_seed(0), **given).images
 
 
-def test_everything_of_a_stock_pipeline_is_taken_and_trained(stock, words, tmp_path):
-    training_scripts.train(load("train_text_to_image"), *words("run", stock))
-    began, ended = StableDiffusionPipeline.from_pretrained(stock), tmp_path / "run" / "final"
-    pipelines = [cls.from_pretrained(ended) for cls in (StableDiffusionPipeline, TextToImagePipeline)]
-    theirs = pipelines[0]
+def test_everything_of_a_stock_pipeline_is_taken_and_trained(stock, run):
+    ended = run("run") / "final"
+    began = StableDiffusionPipeline.from_pretrained(stock)
+    theirs, ours = (cls.from_pretrained(ended) for cls in (StableDiffusionPipeline, TextToImagePipeline))
     assert dict(theirs.scheduler.config).items() >= dict(began.scheduler.config).items()
+    assert type(theirs.scheduler) is DDIMScheduler and type(theirs.vae) is AutoencoderKL
     assert theirs.tokenizer.get_vocab() == began.tokenizer.get_vocab()
-    assert type(theirs.vae) is AutoencoderKL and theirs.vae.config == began.vae.config
     for part, changes in (("unet", True), ("text_encoder", True), ("vae", False)):
         pairs = zip(getattr(theirs, part).parameters(), getattr(began, part).parameters(), strict=True)
         assert any(not torch.equal(one, other) for one, other in pairs) == changes, part
-    generator = torch.Generator().manual_seed(0)
-    given = {"guidance_scale": 2.0, "num_inference_steps": 3, "output_type": "latent"}
-    latents = [
-        pipe("a dark square", generator=generator.manual_seed(0), **given).images for pipe in pipelines
-    ]
-    torch.testing.assert_close(*latents, rtol=0, atol=1e-5)
+    torch.testing.assert_close(drawn(theirs), drawn(ours), rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("encoder", ["joint", "frozen"])
-def test_a_lora_is_all_that_is_trained_and_the_stock_pipeline_reads_it(stock, words, tmp_path, encoder):
-    line = words(
-        "run", stock, f"{LORA} --lora.merged true --text.encoder {encoder} --snapshot_fractions [0.5]"
-    )
-    training_scripts.train(load("train_text_to_image"), *line)
-    run = tmp_path / "run"
-    last = max((run / "checkpoints").iterdir())
+def test_a_lora_is_all_that_is_trained_and_the_stock_pipeline_reads_it(stock, run):
+    folder = run("run", *LORA.split(), "--lora.merged", "true", "--snapshot_fractions", "[0.5]", *PRIOR)
+    last = max((folder / "checkpoints").iterdir())
     assert all("lora_" in name for part in ("modules", "averaged") for name in weights(last / part))
-    assert {path.name for path in (run / "final").iterdir()} == {FILE, "merged"}
-    assert [path.name for path in (run / "snapshots" / "24").iterdir()] == [FILE]
-    with safe_open(run / "final" / FILE, "pt") as file:
-        parts = {name.partition(".")[0] for name in file.keys()}  # noqa: SIM118 (no mapping)
-    assert parts == {"unet", *(["text_encoder"] if encoder == "joint" else [])}
+    assert {path.name for path in (folder / "final").iterdir()} == {FILE, "merged"}
+    assert [path.name for path in (folder / "snapshots" / "16").iterdir()] == [FILE]
+    assert {name.partition(".")[0] for name in load_file(folder / "final" / FILE)} == {"unet", "text_encoder"}
     plain = drawn(StableDiffusionPipeline.from_pretrained(stock))
     latents = []
     for cls in (StableDiffusionPipeline, TextToImagePipeline):
         pipeline = cls.from_pretrained(stock)
-        pipeline.load_lora_weights(run / "final")
-        latents.append(drawn(pipeline))
-        latents.append(drawn(cls.from_pretrained(run / "final" / "merged")))
+        pipeline.load_lora_weights(folder / "final")
+        latents += [drawn(pipeline), drawn(cls.from_pretrained(folder / "final" / "merged"))]
     assert (latents[0] - plain).abs().max() > 1e-3, "it changes nothing"
-    for other in latents[2:]:
+    for other in latents[1:]:
         torch.testing.assert_close(other, latents[0], rtol=0, atol=1e-4)
+    said = records(folder)[-1]
+    assert said["denoiser"] == pytest.approx(said["own"] + said["prior"], rel=1e-5)
+    assert len(list((folder / "prior").glob("*.png"))) == 4
 
 
-def test_a_stopped_lora_goes_on_to_the_same_bits(stock, words, tmp_path):
-    def run(name, *more):
-        training_scripts.train(load("train_text_to_image"), *words(name, stock, LORA), *more)
-        return tmp_path / name
-
-    assert_goes_on_to_the_same_bits(run, 24)
+def test_a_stopped_lora_with_frozen_text_and_a_prior_goes_on_to_the_same_bits(run):
+    frozen = [*LORA.split(), "--text.encoder", "frozen", *PRIOR]
+    whole, parts = assert_goes_on_to_the_same_bits(run, 16, *frozen)
+    assert {name.partition(".")[0] for name in load_file(whole / "final" / FILE)} == {"unet"}
+    with pytest.raises(
+        ValueError, match=r"prior is '4 of a boot'; allowed: that of the pictures in .*parts/prior"
+    ):
+        run("parts", *frozen, "--prior.prompt", "a boot")
 
 
 @pytest.mark.parametrize(
@@ -122,7 +116,9 @@ def test_a_stopped_lora_goes_on_to_the_same_bits(stock, words, tmp_path):
             "--pretrained null --autoencoder y --lora.rank 2",
             "lora.rank is 2; allowed: 0 without `pretrained`",
         ),
+        ("--lora.rank 2 --posthoc_ema 4", "training.posthoc_ema is 4; allowed: 0 with a LoRA"),
         ("--lora.rank -1", "lora.rank is -1"),
+        ("--prior.images 8", "prior.prompt is ()"),
     ],
 )
 def test_what_contradicts_a_start_is_named(line, message, capsys):
@@ -132,9 +128,8 @@ def test_what_contradicts_a_start_is_named(line, message, capsys):
     assert message in capsys.readouterr().err
 
 
-def test_a_target_that_no_layer_has_is_named(stock, words):
-    line = words("run", stock, "--lora.rank 2 --lora.targets [to_q,to_qq]")
+def test_a_target_that_no_layer_has_is_named(run):
     with pytest.raises(
         ValueError, match=r"lora.targets is \['to_q', 'to_qq'\]; allowed: ends of layers' names"
     ):
-        training_scripts.train(load("train_text_to_image"), *line)
+        run("run", "--lora.rank", "2", "--lora.targets", "[to_q, to_qq]")

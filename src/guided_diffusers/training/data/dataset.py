@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from guided_diffusers.core.checks import check_choice, one_line
+from guided_diffusers.core.checks import check_choice, check_that, one_line
 from guided_diffusers.core.declared import Count, Declared
 from guided_diffusers.core.randomness import seed_for
 from guided_diffusers.store.columns import captions_of
@@ -54,6 +54,11 @@ class DataConfig(Declared):
     resolution: Count = option(32, "height and width in pixels: the shorter side is resized, the middle kept")
     crop: Count | None = option(None, "cut out the middle square of so many pixels first; null: do not")
     channels: Literal[1, 3] = option(3, "1 (grey) or 3 (RGB)")
+    buckets: Count | tuple[tuple[Count, Count], ...] | None = option(
+        None,
+        "pictures of several shapes: a list of sizes [height, width], or a step, for sizes of about "
+        "resolution^2 pixels whose sides are multiples of it; null: squares",
+    )
     mirror: bool = option(False, "add the mirror image of every image as a row of its own: twice the rows")
     on_corrupt: Literal["raise", "skip"] = option(
         "raise", "a row with no image or a corrupt one: stop and name it, or leave it out with a warning"
@@ -79,19 +84,27 @@ class ImageTextDataset:
             pixels.
     """
 
-    def __init__(self, config: DataConfig, dataset: Dataset | None = None) -> None:
+    def __init__(
+        self, config: DataConfig, dataset: Dataset | None = None, size: tuple[int, int] | None = None
+    ) -> None:
         """Opens the dataset (or takes an open one, as from `load_image_text`) and decodes it if need be.
+
+        Args:
+            config: The configuration.
+            dataset: An open one.
+            size: Height and width in the place of `resolution`.
 
         Raises:
             ValueError: a row, named, has no image or a corrupt one, and `on_corrupt` is "raise".
         """
-        self.config = config
+        check_that(config.buckets is None, "data.buckets", config.buckets, "null where this is trained")
+        self.config, self._size = config, size or (config.resolution, config.resolution)
         self._dataset = load_image_text(config) if dataset is None else dataset
         self.fingerprint = _hash(
             version=DECODING_VERSION,
             dataset=self._dataset._fingerprint,
             image_column=config.image_column,
-            resolution=config.resolution,
+            resolution=config.resolution if size is None else size,
             channels=config.channels,
             on_corrupt=config.on_corrupt,
             **({} if config.crop is None else {"crop": config.crop}),
@@ -204,7 +217,7 @@ class ImageTextDataset:
         logger.info("decoding %d images of %r into %s.npy", count, config.path, stem)
         stem.parent.mkdir(parents=True, exist_ok=True)
         temporary = stem.with_suffix(f".{os.getpid()}.tmp")
-        shape = (count, config.channels, config.resolution, config.resolution)
+        shape = (count, config.channels, *self._size)
         images, kept, problems = self._dataset.select_columns([config.image_column]), [], []
         try:
             pixels = new_array(temporary, np.uint8, shape)
@@ -247,7 +260,7 @@ class ImageTextDataset:
         except Exception as error:  # as the file system raises it
             return f"has an image that cannot be read, {path}: {one_line(error)}"
         try:
-            return decode_image(data, self.config.resolution, self.config.channels, self.config.crop)
+            return decode_image(data, self._size, self.config.channels, self.config.crop)
         except MemoryError:
             raise
         except Exception as error:  # Pillow raises anything for a damaged file

@@ -68,6 +68,10 @@ class Images:
     shape: tuple[int, ...]
     latent: bool = False
 
+    def shape_of(self, indices: Sequence[int]) -> tuple[int, ...]:
+        """The shape of an image or latent among some rows."""
+        return self.shape
+
     def at(self, indices: Sequence[int], positions: Sequence[int], noise: Tensor) -> Tensor:
         """The images of some rows at their positions in training, `(batch, *shape)`, drawn with `noise`."""
         return self.images.sample(indices, noise)

@@ -57,7 +57,8 @@ class Batches:
 
     def _samples(self, first: int, count: int) -> Any:
         positions = list(range(first, first + count))
-        indices = data_order(self._config.seed, positions, self._task.num_samples)
+        order = getattr(self._task, "order", None) or data_order
+        indices = order(self._config.seed, positions, self._task.num_samples)
         return self._task.batch(indices, positions)
 
     def _to_device(self, batch: Any) -> Any:

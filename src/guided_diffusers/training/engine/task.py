@@ -23,6 +23,7 @@ class Task(Protocol):
         optimizers: by name, over parameters of the modules; a group's `lr` is its peak, which the schedule
             scales.
         num_samples: size of the data set.
+        order: optional; `(seed, positions, num_samples) -> rows` in the place of `order.data_order`.
         allows_bfloat16: optional; True: `mixed_precision: auto` may take bfloat16, which learns as well as
             float32 does. Without it auto is float32.
     """

@@ -11,7 +11,7 @@ from guided_diffusers.training.data.cache import cached_embeddings
 from guided_diffusers.training.data.dataset import ImageTextDataset
 from guided_diffusers.training.engine.config import TrainingConfig
 from guided_diffusers.training.tasks.conditioning import Captions, DrawingConfig
-from guided_diffusers.training.tasks.encoded_text import FrozenText, JointText
+from guided_diffusers.training.tasks.encoded_text import EncodedText, FrozenText, JointText
 from guided_diffusers.training.tasks.text import TextConfig, make_text
 
 
@@ -38,20 +38,30 @@ def make_captions(
         dropout: the share of captions that becomes the empty prompt.
         drawing: what to draw.
     """
-    texts = ["", *(caption for caption in data.all_captions() if caption)]
+    texts = texts_of(data)
     tokenizer, encoder = make_text(text, texts, training, base=base)
     joint = text.encoder == "joint"
-    if joint:
-        encoded = JointText(tokenizer, texts, masked=not sees_padding(encoder))
-    else:
-        encoder.requires_grad_(False).eval()
-        embeddings = cached_embeddings(encoder.to(device), tokenizer, texts, data.config.cache_dir)
-        encoded = FrozenText(texts, embeddings)
     return Captions(
         components={"vae": vae, "text_encoder": encoder, "tokenizer": tokenizer},
         captions=lambda indices, positions: data.captions(indices, positions, training.seed),
-        text=encoded,
+        text=encoded_text(texts, tokenizer, encoder, joint, device, data.config.cache_dir),
         dropout=dropout,
         drawing=drawing,
         joint=joint,
     )
+
+
+def texts_of(data: ImageTextDataset) -> list[str]:
+    """The empty caption, and those of a data set."""
+    return ["", *(caption for caption in data.all_captions() if caption)]
+
+
+def encoded_text(
+    texts: list[str], tokenizer: Any, encoder: Any, joint: bool, device: torch.device, cache_dir: str | None
+) -> EncodedText:
+    """Captions, encoded at every step where `joint`, else once."""
+    if joint:
+        return JointText(tokenizer, texts, masked=not sees_padding(encoder))
+    encoder.requires_grad_(False).eval()
+    embeddings = cached_embeddings(encoder.to(device), tokenizer, texts, cache_dir)
+    return FrozenText(texts, embeddings)

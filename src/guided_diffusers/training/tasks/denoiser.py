@@ -59,6 +59,7 @@ class DenoisingTask:
     ) -> None:
         self.unet, self.images, self.condition, self.objective = unet, images, condition, objective
         self.scheduler, self.seed, self.num_samples = objective.scheduler, training.seed, len(images.images)
+        self.order = getattr(images, "order", None)
         self.allows_bfloat16 = objective.objective.loss == "simple"  # a bound of likelihoods is of exact ones
         self._check_channels()
         condition.check(unet)
@@ -92,7 +93,7 @@ class DenoisingTask:
 
     def batch(self, indices: list[int], positions: list[int]) -> dict[str, Any]:
         """Images, eps, condition, and noise levels or the uniform numbers that become timesteps."""
-        draws = (1 + self.images.latent, *self.images.shape)
+        draws = (1 + self.images.latent, *self.images.shape_of(indices))
         noise = randn_for(seed_for(self.seed, Stream.NOISE), positions, draws)
         if self.condition.posterior_first:
             noise = noise.flip(1)

@@ -103,7 +103,6 @@ class LoraTask(DenoisingTask):
 
     def snapshot(self, folder: Path, modules: Mapping[str, nn.Module]) -> None:
         """Write the LoRA of averaged networks as `load_lora_weights` reads it."""
-        from diffusers.training_utils import _collate_lora_metadata
         from peft import get_peft_model_state_dict
 
         networks = {name: modules[name] for name in self.averaged}
@@ -115,8 +114,11 @@ class LoraTask(DenoisingTask):
             }
             for name, network in networks.items()
         }
-        pipeline = type(self.pipeline(networks))
-        pipeline.save_lora_weights(folder, **layers, **_collate_lora_metadata(networks))
+        # whoever loads it makes layers that are in training mode, and would draw with dropout
+        told = {"lora_dropout": 0.0, "base_model_name_or_path": None, "inference_mode": True}
+        for name, network in networks.items():
+            layers[f"{name}_lora_adapter_metadata"] = {**network.peft_config["default"].to_dict(), **told}
+        type(self.pipeline(networks)).save_lora_weights(folder, **layers)
 
     def save(self, folder: Path, modules: Mapping[str, nn.Module]) -> None:
         """Write the LoRA and, where asked for, the pipeline that it makes."""
