@@ -28,6 +28,7 @@ from guided_diffusers.training.tasks.captions import make_captions
 from guided_diffusers.training.tasks.conditioning import DrawingConfig, TextDenoisingConfig
 from guided_diffusers.training.tasks.denoiser import DenoisingTask
 from guided_diffusers.training.tasks.lora import LoraConfig, make_denoising_task
+from guided_diffusers.training.tasks.measures import MeasuresConfig, make_measures
 from guided_diffusers.training.tasks.network import (
     class_named,
     denoiser_field,
@@ -60,6 +61,7 @@ class TextToImageConfig:
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     denoising: TextDenoisingConfig = field(default_factory=TextDenoisingConfig)
     drawing: DrawingConfig = field(default_factory=DrawingConfig)
+    measures: MeasuresConfig = field(default_factory=MeasuresConfig)
 
     def __post_init__(self) -> None:
         """Check that it says once what training starts from."""
@@ -101,7 +103,8 @@ def make_task(config: TextToImageConfig, device: torch.device) -> DenoisingTask:
         unet = condition.stock.transformer
     objective = Objective(config.objective, config.denoising, scheduler)
     images = images_of(data, vae.to(device), config.training.batch_size)
-    parts = (unet, images, condition, objective, config.training)
+    measures = make_measures(config.measures, config.data, config.training.seed)
+    parts = (unet, images, condition, objective, config.training, measures)
     task = make_denoising_task(config.lora, *parts, seed=config.training.seed)
     return with_prior(config, task, device)
 

@@ -28,6 +28,7 @@ from guided_diffusers.training.engine.setup import make_scheduler
 from guided_diffusers.training.tasks.conditioning import ClassObjectiveConfig, Labels, ValidationConfig
 from guided_diffusers.training.tasks.denoiser import DenoisingTask
 from guided_diffusers.training.tasks.kept import run_labels
+from guided_diffusers.training.tasks.measures import MeasuresConfig, make_measures
 from guided_diffusers.training.tasks.network import (
     class_rows,
     component_of,
@@ -54,6 +55,7 @@ class UnconditionalConfig:
     objective: ClassObjectiveConfig = field(default_factory=ClassObjectiveConfig)
     denoising: DenoisingConfig = field(default_factory=DenoisingConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
+    measures: MeasuresConfig = field(default_factory=MeasuresConfig)
 
     def __post_init__(self) -> None:
         """Check the scheduler's arguments."""
@@ -114,7 +116,8 @@ def make_task(config: UnconditionalConfig, device: torch.device) -> DenoisingTas
     )
     objective = Objective(config.objective, config.denoising, scheduler)
     images = Images(**image_arguments(data, None if vae is None else vae.to(device)))
-    return DenoisingTask(unet, images, condition, objective, config.training)
+    measures = make_measures(config.measures, config.data, config.training.seed, config.label_column)
+    return DenoisingTask(unet, images, condition, objective, config.training, measures)
 
 
 if __name__ == "__main__":

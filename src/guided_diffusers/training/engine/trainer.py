@@ -50,6 +50,7 @@ from guided_diffusers.training.engine.setup import (
 )
 from guided_diffusers.training.engine.state import check_fits, restore_training, training_state
 from guided_diffusers.training.engine.task import Metrics, Task
+from guided_diffusers.training.engine.trackers import log_pictures
 
 __all__ = ["Metrics", "Task", "Trainer", "make_accelerator", "make_optimizer", "train"]
 
@@ -259,6 +260,7 @@ class Trainer:
         if metrics := meter.read():
             self.lines.write(seen, {"validation": metrics})
             self.accelerator.log(flatten({"validation": metrics}), step=seen)
+        log_pictures(self.accelerator, self.folder / "validation", seen)
 
     def export(self, seen: int, last: bool = False) -> None:
         """Write final/ anew, with the averaged weights; push it where that is due."""

@@ -10,6 +10,7 @@ part of every checkpoint.
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from guided_diffusers.training.engine.order import uniform_for
 from guided_diffusers.training.engine.task import Metrics
 from guided_diffusers.training.engine.trainer import make_optimizer
 from guided_diffusers.training.tasks.conditioning import Conditioning
+from guided_diffusers.training.tasks.measures import Measures
 from guided_diffusers.training.tasks.network import component_of, keep_all_labels
 from guided_diffusers.training.tasks.objective import Objective, learned_variance
 
@@ -43,6 +45,7 @@ class DenoisingTask:
         condition: what the network is told, and the pipeline that comes of it.
         objective: what the network learns.
         training: the engine's configuration.
+        measures: what is measured of drawn images at validation; None for nothing.
 
     Raises:
         ValueError: a network whose channels do not suit the scheduler's variance, or that is not for the
@@ -56,7 +59,9 @@ class DenoisingTask:
         condition: Conditioning,
         objective: Objective,
         training: TrainingConfig,
+        measures: Measures | None = None,
     ) -> None:
+        self.measures = measures
         self.unet, self.images, self.condition, self.objective = unet, images, condition, objective
         self.scheduler, self.seed, self.num_samples = objective.scheduler, training.seed, len(images.images)
         self.order = getattr(images, "order", None)
@@ -130,17 +135,30 @@ class DenoisingTask:
         return self.condition.pipeline(networks, type(self.scheduler).from_config(self.scheduler.config))
 
     def validate(self, images_seen: int, modules: Mapping[str, nn.Module], folder: Path) -> Metrics:
-        """Draw images, from the same noise every time, into <images seen>.png; measure what there is."""
+        """Draw images, from the same noise every time, into <images seen>.png; measure what there is.
+
+        Of several prompts each has a picture of its own besides, <images seen>-<number>-<prompt>.png.
+        """
         arguments, count, columns = self.condition.pictures()
+        figures = dict(self.condition.measure(modules[self.name], self.scheduler))
+        if count == 0 and self.measures is None:
+            return figures
+        pipeline = self.pipeline(modules).to(modules[self.name].device)
+        pipeline.set_progress_bar_config(disable=True)
         if count > 0:
-            pipeline = self.pipeline(modules).to(modules[self.name].device)
-            pipeline.set_progress_bar_config(disable=True)
             seed = seed_for(self.seed, self.condition.drawing_stream)
             generators = [generator_for(seed, number) for number in range(count)]
             images = pipeline(**arguments, generator=generators).images
-            picture = make_image_grid(images, rows=count // columns, cols=columns)
-            picture.save(folder / f"{images_seen:012d}.png")
-        return self.condition.measure(modules[self.name], self.scheduler)
+            name, prompts = f"{images_seen:012d}", arguments.get("prompt", ())
+            make_image_grid(images, rows=count // columns, cols=columns).save(folder / f"{name}.png")
+            each = len(prompts) > 1 and "num_images_per_prompt" in arguments
+            for number, prompt in enumerate(prompts if each else ()):
+                row = images[number * columns : (number + 1) * columns]
+                words = "-".join(re.findall(r"[a-z0-9]+", prompt.lower()))[:40]
+                make_image_grid(row, 1, columns).save(folder / f"{name}-{number:02d}-{words}.png")
+        if self.measures is not None:
+            figures |= self.measures(pipeline, arguments)
+        return figures
 
     def save(self, folder: Path, modules: Mapping[str, nn.Module]) -> None:
         """Write the pipeline; a text encoder is float32, for transformers keeps a file's dtype."""
