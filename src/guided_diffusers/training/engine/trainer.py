@@ -101,6 +101,10 @@ class Trainer:
                 broadcast(tensor)
         averaged = {name: task.modules[name] for name in task.averaged}
         self.ema = ExponentialMovingAverage(averaged, config.ema_half_life_images, config.ema_ramp_up)
+        whole = not (config.posthoc_ema and hasattr(task, "snapshot"))
+        check_that(
+            whole, "training.posthoc_ema", config.posthoc_ema, "0 where parts of networks are trained (LoRA)"
+        )
         self.posthoc = PosthocAverages(averaged, config)
         if config.gradient_checkpointing:
             for module in task.modules.values():
