@@ -71,7 +71,8 @@ class TextToImageConfig:
 def make_unet(config: TextToImageConfig, vae: Any, text: int, pooled: int | None, learned: bool) -> nn.Module:
     """The denoiser, loaded or new; sizes that the other components fix need not be given."""
     if config.unet_pretrained is not None:
-        return load_network(UNet2DConditionModel, config.unet_pretrained, "unet")
+        cls = class_named(config.denoiser["class"]) if config.denoiser else UNet2DConditionModel
+        return load_network(cls, config.unet_pretrained, "transformer" if config.denoiser else "unet")
     side, channels = config.data.resolution // spatial_factor(vae), latent_channels(vae.config)
     sizes = sample_sizes(side, channels, learned) | {"text": text, "pooled": pooled}
     return make_network(config.denoiser, config.unet, UNet2DConditionModel, sizes)

@@ -5,10 +5,10 @@ import json
 import pytest
 import torch
 import training_scripts
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusion3Pipeline, StableDiffusionPipeline
 from safetensors.torch import load_file
 from tiny import LATENT, stable_diffusion_schedule, tiny_components
-from training_scripts import BRIEF, assert_goes_on_to_the_same_bits, load, read, records, weights
+from training_scripts import BRIEF, TEXT_MODEL, assert_goes_on_to_the_same_bits, load, read, records, weights
 
 from guided_diffusers import TextToImagePipeline
 
@@ -133,3 +133,30 @@ def test_a_target_that_no_layer_has_is_named(run):
         ValueError, match=r"lora.targets is \['to_q', 'to_qq'\]; allowed: ends of layers' names"
     ):
         run("run", "--lora.rank", "2", "--lora.targets", "[to_q, to_qq]")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("encoder", ["frozen", "joint"])
+def test_a_transformers_pipeline_is_taken_and_its_lora_read(run, images, tiny_folder, tmp_path, encoder):
+    heads = {"num_attention_heads": 2, "attention_head_dim": 8, "num_layers": 1, "pos_embed_max_size": 8}
+    network = {"class": "SD3Transformer2DModel", "arguments": heads}
+    given = {"--denoiser." + key: json.dumps(value) for key, value in network.items()}
+    given |= {"--scheduler": "FlowMatchEulerDiscreteScheduler", "--scheduler_arguments.shift": 2.0}
+    given |= {"--pretrained": "null", "--autoencoder": tiny_folder / "vae", "--text.vocabulary_size": 600}
+    given |= {"--text.context_length": 12, "--text.model": json.dumps(TEXT_MODEL), "--num_images": 8}
+    base = run("base", *(word for pair in given.items() for word in pair)) / "final"
+    more = [*LORA.split(), "--text.encoder", encoder, "--lora.merged", "true", *PRIOR]
+    more += ["--lora.targets", "[to_q, proj_out]"]  # what begins as the identity has no use for attention yet
+    if encoder == "joint":
+        with pytest.raises(
+            ValueError, match="StableDiffusion3Pipeline reads no LoRA of text_encoder_3: use text"
+        ):
+            run("run", "--pretrained", str(base), *more)
+        return
+    final = run("run", "--pretrained", str(base), *more) / "final"
+    whole, merged = (StableDiffusion3Pipeline.from_pretrained(path) for path in (base, final / "merged"))
+    assert whole.scheduler.config.shift == merged.scheduler.config.shift == 2.0
+    plain = drawn(whole)
+    whole.load_lora_weights(final)
+    assert (drawn(whole) - plain).abs().max() > 1e-3, "it changes nothing"
+    torch.testing.assert_close(drawn(merged), drawn(whole), rtol=0, atol=1e-4)

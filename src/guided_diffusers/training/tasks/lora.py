@@ -11,6 +11,7 @@ References:
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,7 +100,14 @@ class LoraTask(DenoisingTask):
 
     def __init__(self, lora: LoraConfig, *parts: Any) -> None:
         super().__init__(*parts)
-        self.lora = lora
+        self.lora, self.kind = lora, type(self.pipeline(self.modules))
+        write = getattr(self.kind, "save_lora_weights", None)
+        known = () if write is None else inspect.signature(write).parameters
+        lacking = [name for name in self.averaged if f"{name}_lora_layers" not in known]
+        if lacking:
+            remedy = "text.encoder: frozen" if self.name not in lacking else "lora.rank: 0"
+            told = f"{self.kind.__name__} reads no LoRA of {' and '.join(lacking)}"
+            raise ValueError(f"lora.rank is {lora.rank}, and {told}: use {remedy}")
 
     def snapshot(self, folder: Path, modules: Mapping[str, nn.Module]) -> None:
         """Write the LoRA of averaged networks as `load_lora_weights` reads it."""
@@ -118,7 +126,7 @@ class LoraTask(DenoisingTask):
         told = {"lora_dropout": 0.0, "base_model_name_or_path": None, "inference_mode": True}
         for name, network in networks.items():
             layers[f"{name}_lora_adapter_metadata"] = {**network.peft_config["default"].to_dict(), **told}
-        type(self.pipeline(networks)).save_lora_weights(folder, **layers)
+        self.kind.save_lora_weights(folder, **layers)
 
     def save(self, folder: Path, modules: Mapping[str, nn.Module]) -> None:
         """Write the LoRA and, where asked for, the pipeline that it makes."""

@@ -33,6 +33,7 @@ from guided_diffusers.training.engine.order import data_order
 from guided_diffusers.training.engine.task import Metrics
 from guided_diffusers.training.tasks.captions import encoded_text, texts_of
 from guided_diffusers.training.tasks.denoiser import DenoisingTask
+from guided_diffusers.training.tasks.stock_captions import StockCaptions, frozen_rows
 
 FOLDER, LIST = "prior", "metadata.jsonl"
 
@@ -99,17 +100,27 @@ def with_prior(config: Any, task: DenoisingTask, device: torch.device) -> Any:
     draw(config, task, folder, device)
     kept = {"path": str(folder), "split": "train", "image_column": "image", "caption_column": "text"}
     data = ImageTextDataset(replace(config.data, **kept, mirror=False, crop=None, buckets=None))
-    parts = task.condition.components
-    words = (parts["tokenizer"], parts["text_encoder"])
+    parts = task.pipeline(task.modules).components
     condition = replace(
         task.condition,
         captions=lambda indices, positions: data.captions(indices, positions, task.seed),
-        text=encoded_text(texts_of(data), *words, task.condition.joint, device, config.data.cache_dir),
+        **_text(task.condition, texts_of(data), device, config.data.cache_dir),
     )
     images = Images(**image_arguments(data, parts["vae"]))
     training = replace(config.training, seed=seed_for(config.training.seed, Stream.PRIOR))
     prior = DenoisingTask(task.unet, images, condition, task.objective, training)
     return TaskWithPrior(task, prior, config.prior.weight)
+
+
+def _text(condition: Any, texts: list[str], device: torch.device, cache_dir: str | None) -> dict[str, Any]:
+    """What a condition needs of captions that are not the data's."""
+    if isinstance(condition, StockCaptions):
+        if condition.frozen is None:
+            return {}
+        length = condition.length
+        return {"frozen": frozen_rows(condition.row, condition.stock, texts, length, device, cache_dir)}
+    words = (condition.components["tokenizer"], condition.components["text_encoder"])
+    return {"text": encoded_text(texts, *words, condition.joint, device, cache_dir)}
 
 
 def draw(config: Any, task: DenoisingTask, folder: Path, device: torch.device) -> None:
@@ -132,12 +143,10 @@ def draw(config: Any, task: DenoisingTask, folder: Path, device: torch.device) -
     seed, size = seed_for(config.training.seed, Stream.PRIOR), config.training.batch_size
     with atomic_folder(folder) as place:
         for start in range(0, len(prompts), size):
-            images = pipeline(
-                prompts[start : start + size],
-                num_inference_steps=config.drawing.num_inference_steps,
-                guidance_scale=config.drawing.guidance_scale,
-                generator=[generator_for(seed, n) for n in range(start, min(start + size, len(prompts)))],
-            ).images
+            some = replace(config.drawing, prompts=tuple(prompts[start : start + size]), images_per_prompt=1)
+            arguments, count, _ = replace(task.condition, drawing=some).pictures()
+            generators = [generator_for(seed, number) for number in range(start, start + count)]
+            images = pipeline(**arguments, generator=generators).images
             for number, image in enumerate(images, start):
                 image.save(place / f"{number:06d}.png")
         lines = [json.dumps({"file_name": f"{n:06d}.png", "text": text}) for n, text in enumerate(prompts)]

@@ -1,13 +1,15 @@
 """Training that starts from a trained pipeline: which of its parts stand in the place of which keys.
 
-`pretrained` names a folder, a shipped checkpoint or a Hub repository of a pipeline, ours or Stable
-Diffusion's. Its denoiser, autoencoder, text encoder and tokenizer are taken over, and its scheduler with its
-whole configuration: a network that predicts v on another table of betas goes on to do so.
+`pretrained` names a folder, a shipped checkpoint or a Hub repository of a pipeline: ours, Stable Diffusion's,
+or that of a transformer that is trained. Its denoiser, autoencoder, text encoders and tokenizers are taken
+over, and its scheduler with its whole configuration: a network that predicts v on another table of betas goes
+on to do so.
 """
 
 from __future__ import annotations
 
 import logging
+import re
 from dataclasses import MISSING, fields, replace
 from typing import Any, TypeVar
 
@@ -16,6 +18,7 @@ import diffusers
 from guided_diffusers import schedulers
 from guided_diffusers.core.checks import check_that, shown
 from guided_diffusers.hub.errors import hub_errors
+from guided_diffusers.stock.prompted import PROMPTED
 from guided_diffusers.store.checkpoints import pipeline_source
 from guided_diffusers.store.config_safety import components_of
 from guided_diffusers.store.safety import refused_in_one_line
@@ -25,10 +28,10 @@ from guided_diffusers.training.tasks.text import check_frozen
 logger = logging.getLogger(__name__)
 
 Config = TypeVar("Config")
-REPLACED = ("autoencoder", "unet", "unet_pretrained", "scheduler", "scheduler_arguments")
+REPLACED = ("autoencoder", "unet", "denoiser", "unet_pretrained", "scheduler", "scheduler_arguments")
 """The keys whose parts come from the pipeline."""
-TAKEN = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
-"""The pipeline's components that training takes over."""
+TAKEN = ("unet", "transformer", "vae", "text_encoder", "tokenizer", "scheduler")
+"""The pipeline's components that training takes over, and those whose names go on with a number."""
 
 
 def check_start(config: Any) -> None:
@@ -72,8 +75,12 @@ def parts_of(config: Config) -> Config:
     name = config.pretrained
     if name is None:
         return config
+    kind = _index(pipeline_source(name)).get("transformer", (None, None))[1]
+    allowed = f"a UNet2DConditionModel, {', '.join(PROMPTED)}"
+    check_that(kind is None or kind in PROMPTED, f"the transformer of {name}", kind, allowed)
+    network = {} if kind is None else {"denoiser": {"class": kind}}
     text = replace(config.text, pretrained=name, subfolders=True)
-    return replace(config, pretrained=None, autoencoder=name, unet_pretrained=name, text=text)
+    return replace(config, pretrained=None, autoencoder=name, unet_pretrained=name, text=text, **network)
 
 
 def starting_scheduler(config: Any) -> Any:
@@ -99,10 +106,14 @@ def starting_scheduler(config: Any) -> Any:
     return scheduler
 
 
+def _index(where: str) -> dict[str, tuple[str, str]]:
+    """Library and class of each component of a pipeline's folder or repository."""
+    with hub_errors(where), refused_in_one_line(where):
+        return components_of(diffusers.DiffusionPipeline.load_config(where))
+
+
 def _tell_left_out(where: str) -> None:
     """Warn of components of a pipeline that what comes of training will not have."""
-    with hub_errors(where), refused_in_one_line(where):
-        index = diffusers.DiffusionPipeline.load_config(where)
-    parts = [name for name in components_of(index) if name not in TAKEN]
+    parts = [name for name in _index(where) if re.sub(r"_\d$", "", name) not in TAKEN]
     if parts:
         logger.warning("%s has %s, which the trained pipeline will not have", where, " and ".join(parts))
