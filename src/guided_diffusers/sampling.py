@@ -26,16 +26,7 @@ from guided_diffusers.core.prediction import at_least_float32, output_of
 from guided_diffusers.core.randomness import as_generators, check_generator
 from guided_diffusers.guidance.base import Guidance, GuidanceSum, Guided, Prediction, Step
 from guided_diffusers.guidance.recurrence import renoised
-from guided_diffusers.schedulers.adapt import (
-    config_of,
-    initial_scale,
-    reads_variance,
-    row_of,
-    run_levels,
-    run_timesteps,
-    seed_noise,
-    stepper,
-)
+from guided_diffusers.schedulers.adapt import adapted, config_of, seed_noise, stepper
 from guided_diffusers.schedulers.protocol import AnyScheduler
 from guided_diffusers.schedulers.timesteps import set_timesteps
 
@@ -96,27 +87,28 @@ class Run:
     ) -> None:
         guided = denoiser if isinstance(denoiser, Guided) else Guided(denoiser)
         self._guided = guided if guidance is None else guidance(guided)
-        fits = isinstance(noise, Tensor) and noise.is_floating_point() and noise.ndim > 1 and noise.numel()
-        check_that(fits, "noise", noise, "a floating-point tensor (batch, ...)")
-        check_generator(generator, len(noise))
-        named = step_kwargs is None or isinstance(step_kwargs, Mapping)
-        check_that(named, "step_kwargs", step_kwargs, "a mapping of arguments of the scheduler's step")
-        if any(term.needs_null for term in self._guided.guidance):
+        if not (isinstance(noise, Tensor) and noise.is_floating_point() and noise.ndim > 1 and noise.numel()):
+            check_that(False, "noise", noise, "a floating-point tensor (batch, ...)")
+        if generator is not None:
+            check_generator(generator, len(noise))
+            generator = as_generators(generator)
+        if not isinstance(step_kwargs, Mapping | None):
+            check_that(False, "step_kwargs", step_kwargs, "a mapping of arguments of the scheduler's step")
+        if condition is not None and any(term.needs_null for term in self._guided.guidance):
             getattr(condition, "null", None)  # a Condition that has none says so before anything is computed
-        self.condition, self.generator = condition, as_generators(generator)
+        self.condition, self.generator = condition, generator
         self.scheduler = _prepared(scheduler, num_inference_steps, timesteps, sigmas, mu)
-        self.timesteps = run_timesteps(self.scheduler)
         self.memory: dict[Any, Any] = {}
-        self._prediction_type = row_of(self.scheduler)
-        self._with_variance = reads_variance(self.scheduler)
         taken = inspect.signature(self.scheduler.step).parameters
         self._shifts_mean = "guidance_gradient" in taken
-        fixed = {"generator": self.generator} if "generator" in taken else {}
+        fixed = {"generator": generator} if "generator" in taken else {}
         self._take_step = stepper(self.scheduler, **{**(step_kwargs or {}), **fixed})
+        read = adapted(self.scheduler)
+        self.timesteps, self._levels, self._prediction_type, self._with_variance, scale = read
         sample = at_least_float32(noise)
-        scale = torch.as_tensor(initial_scale(self.scheduler), dtype=torch.float64)
-        self.sample = sample * broadcast(scale, sample, "the first noise level")
-        seed_noise(self.scheduler, self.sample, self.generator)
+        self.sample = sample * broadcast(torch.as_tensor(scale, dtype=torch.float64), sample)
+        if generator is not None:
+            seed_noise(self.scheduler, self.sample, generator)
         self._watch = Watch(type(self.scheduler).__name__, self.timesteps)
         self._taken: tuple[NoiseLevel, Tensor] | None = None
         self._steps = self._walk()
@@ -139,7 +131,7 @@ class Run:
         return self._steps
 
     def _walk(self) -> Iterator[Step]:
-        levels = run_levels(self.scheduler, self.timesteps)
+        levels = self._levels
         following, prepare = next(levels), getattr(self.scheduler, "scale_model_input", None)
         for timestep in self.timesteps:
             if prepare is not None:  # it sets up a multi-stage one's state

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, RePaintScheduler
 from tiny_classifier import tiny_image_unet
 from tiny_upsampler import tiny_cascade, tiny_upsampler, tiny_upsampler_unet
 
@@ -150,6 +150,31 @@ def test_stages_that_do_not_fit_are_refused(stages, message):
 def test_arguments_that_no_stage_takes_are_refused(options, message):
     with pytest.raises((ValueError, TypeError), match=message):
         tiny_cascade()("a bag", **options)
+
+
+@pytest.mark.parametrize(
+    ("own", "message"),
+    [
+        ({"num_inference_steps": 0}, "num_inference_steps is 0; .* .of the upsampler."),
+        ({"augmentation_level": 351}, "augmentation_level is 351"),
+        ({"eta": 2}, "eta is 2; "),
+        ({"tile_size": 7}, "tile_size is 7"),
+        ({"timesteps": [1, 2]}, "timesteps is .*descending"),
+        ({"generator": generators(3)}, "generator is a list of 3 for 2 samples"),
+        ({"guidance_scale": float("nan")}, "guidance_scale is nan"),
+        ({"scheduler": RePaintScheduler()}, "RePaintScheduler, which is not supported"),
+        ({"callback_on_step_end": 3}, "callback_on_step_end is 3"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_a_wrong_argument_of_a_later_stage_is_refused_before_the_base_draws(own, message):
+    cascade, called, generator = tiny_cascade(), [], torch.Generator().manual_seed(0)
+    cascade.base.unet.register_forward_pre_hook(lambda *_: called.append(1))
+    state, scheduler = generator.get_state(), cascade.upsampler.scheduler
+    with pytest.raises(ValueError, match=message):
+        cascade(PROMPTS, generator=generator, stage_arguments=[None, own])
+    assert not called and torch.equal(generator.get_state(), state)
+    assert cascade.upsampler.scheduler is scheduler
 
 
 def test_a_sweep_counts_and_knows_every_stage():

@@ -14,7 +14,9 @@ from diffusers import (
     DDPMScheduler,
     StableDiffusionImg2ImgPipeline,
     StableDiffusionInpaintPipeline,
+    StableDiffusionPAGPipeline,
     StableDiffusionPipeline,
+    StableDiffusionSAGPipeline,
     VQModel,
 )
 from tiny import stable_diffusion_schedule, tiny_autoencoder, tiny_components, tiny_unet
@@ -114,6 +116,38 @@ def test_the_automatic_pipeline_loads_ours_from_a_folder(tmp_path: Any) -> None:
     PIPELINES["clip"][0]().save_pretrained(tmp_path / "clip")
     loaded = AutoPipelineForText2Image.from_pretrained(tmp_path / "clip")
     assert type(loaded) is ClassifierGuidedTextToImagePipeline
+
+
+@pytest.mark.parametrize(
+    ("cls", "told"),
+    [
+        (
+            StableDiffusionPAGPipeline,
+            "perturbed-attention guidance (pag_scale)",
+        ),
+        (
+            StableDiffusionSAGPipeline,
+            "self-attention guidance (sag_scale)",
+        ),
+        (StableDiffusionPipeline, ""),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_guidance_that_a_pipeline_has_in_its_code_is_told_where_it_is_lost(
+    cls: type, told: str, tmp_path: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    stock = cls(
+        **tiny_components(), safety_checker=None, feature_extractor=None, requires_safety_checker=False
+    )
+    stock.save_pretrained(tmp_path)
+    for load, source in (
+        (TextToImagePipeline.from_pretrained, tmp_path),
+        (TextToImagePipeline.from_pipe, stock),
+    ):
+        caplog.clear()
+        load(source)
+        said = [record.getMessage() for record in caplog.records if "was saved by" in record.getMessage()]
+        assert len(said) == bool(told) and all(told in each and cls.__name__ in each for each in said)
 
 
 def test_what_is_no_pipeline_is_refused_by_name(tmp_path: Any) -> None:

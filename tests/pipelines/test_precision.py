@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny_pipelines import PIPELINES, drawn
 
-from guided_diffusers.pipelines.noise import noise_of
+from guided_diffusers.pipelines.drawing import noise_of
 
 
 @pytest.mark.parametrize("name", PIPELINES)

@@ -9,7 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler, EulerDiscreteScheduler, UNet2DConditionModel
+from diffusers import (
+    DDIMScheduler,
+    DDPMScheduler,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    UNet2DConditionModel,
+)
 from tiny import CONTEXT, LATENT, WIDTH, stable_diffusion_schedule, tiny_components, tiny_unet
 from torch import Tensor
 
@@ -357,3 +363,40 @@ def test_network_that_learns_its_variance() -> None:
     pipe = TextToImagePipeline(**components)
     pipe.set_progress_bar_config(disable=True)
     assert latents_of(pipe, guidance_scale=3).isfinite().all()
+
+
+@pytest.mark.parametrize("mu", [0.5, 1.15])
+def test_a_schedule_that_shifts_with_the_size_is_told_mu(mu: float) -> None:
+    scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
+    pipeline = TextToImagePipeline(**tiny_components(scheduler=scheduler))
+    with pytest.raises(ValueError, match="mu is None; allowed: a number: FlowMatchEulerDiscreteScheduler"):
+        pipeline("a bag")
+    latents, seen = torch.randn(1, *LATENT), []
+    pipeline.unet.register_forward_pre_hook(lambda module, given: seen.append(float(given[1])))
+    pipeline("a bag", num_inference_steps=3, guidance_scale=1.0, latents=latents, mu=mu)
+    scheduler.set_timesteps(3, mu=mu)
+    assert seen == scheduler.timesteps.tolist()
+
+
+def test_little_is_called_before_the_network(tiny_pipeline: Any, load_script: Any) -> None:
+    calls, changes = load_script("speed/loop").calls_before_the_network(tiny_pipeline)
+    assert calls <= 100 and changes <= 50
+
+
+def test_the_denoiser_is_made_anew_where_what_it_is_made_of_changes() -> None:
+    pipeline = TextToImagePipeline(**tiny_components())
+    latents = torch.randn(1, *LATENT)
+
+    def draw() -> Tensor:
+        return pipeline("a bag", num_inference_steps=2, latents=latents, output_type="latent").images
+
+    first, kept = draw(), pipeline._kept
+    assert torch.equal(draw(), first) and pipeline._kept is kept
+    pipeline.scheduler.register_to_config(prediction_type="v_prediction")
+    other = draw()
+    assert not torch.equal(other, first) and pipeline._kept is not kept
+    config = pipeline.scheduler.config
+    pipeline.scheduler = type(pipeline.scheduler).from_config(config, prediction_type="epsilon")
+    assert torch.equal(draw(), first)
+    pipeline.unet = tiny_unet(sample_size=8)
+    assert pipeline._kept is None, "the network that was replaced is not kept in memory"

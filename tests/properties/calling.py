@@ -12,9 +12,10 @@ from properties.strategies import BATCH, TEXTS, WRONG, generators, integers, num
 from subjects import made
 from tiny import CONTEXT, LATENT, WIDTH
 
+from guided_diffusers.core.labels import class_ids
+from guided_diffusers.models.labels import class_count, class_names
 from guided_diffusers.pipelines import inputs
-from guided_diffusers.pipelines.call import default_guidance_config
-from guided_diffusers.pipelines.labels import class_count, class_indices, class_names, labels_of
+from guided_diffusers.pipelines.default_guidance import default_guidance_config
 from guided_diffusers.pipelines.prompts import Prompts
 
 PROMPTS = TEXTS | st.lists(TEXTS, min_size=1, max_size=3)
@@ -31,7 +32,7 @@ def pipeline(name: str) -> Any:
 
 
 def _checked(**given: Any) -> None:
-    Prompts(**given).check(WIDTH)
+    Prompts(**given, width=WIDTH)
 
 
 def _encoded(**given: Any) -> Any:
@@ -96,7 +97,7 @@ TARGETS: dict[str, Target] = {
         arguments={"latents": tensors(BATCH, *LATENT)},
     ),
     "class_indices": Target(
-        call=lambda labels: class_indices(labels, NAMED, "labels"),
+        call=lambda labels: class_ids(labels, 3, class_names(NAMED)),
         arguments={
             "labels": st.integers(0, 2)
             | st.sampled_from(["boot", "bag"])
@@ -115,11 +116,11 @@ TARGETS: dict[str, Target] = {
         call=lambda id2label: class_names({"id2label": id2label}),
         arguments={"id2label": st.none() | st.just(NAMED["id2label"]) | st.just({0: "a"})},
     ),
-    "labels_of": Target(
-        call=lambda class_labels, count: labels_of(class_labels, count),
-        arguments={"class_labels": st.just([1]) | st.just([0, 2]), "count": st.none() | st.just(BATCH)},
+    "class_ids of images": Target(
+        call=lambda class_labels, count: class_ids(class_labels, 3, None, "class_labels", count),
+        arguments={"class_labels": st.just(1) | st.just([0, 2]), "count": st.just(BATCH)},
         right=finite,
-        called={"count": "class_labels"},
+        keep=("count",),
     ),
     "default_guidance": Target(
         call=lambda default_guidance: default_guidance_config(default_guidance),

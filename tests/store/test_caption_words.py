@@ -32,6 +32,8 @@ CAPTIONS = ["a photo of trousers", "a T-shirt", "an ankle boot"]
         ("ﬁsh CAFÉ cafe\u0301", ["fish", "café", "café"]),
         ("赤い靴", ["赤", "い", "靴"]),
         ("Красные туфли", ["красные", "туфли"]),
+        ("नमस्ते दुनिया।", ["नमस्ते", "दुनिया"]),
+        ("שָׁלוֹם, İstanbul", ["שָׁלוֹם", "i\u0307stanbul"]),
         ("👢 ...", []),
         ("", []),
     ],
@@ -56,6 +58,8 @@ def test_the_words_stay_with_any_tokenizer(make: Any, tmp_path: Path):
     [
         ("a photo of a trouser", "'trouser' (nearest: 'trousers')"),
         ("A T-SHIRT of ankle", ""),
+        ("(a boot:1.2), ((ankle)) <|endoftext|> <|pad|>", ""),
+        ("(boot:zzz)", "'zzz'"),
         ("zzz", "has these words: 'zzz'"),
         ("one two three four five", "'three' and 2 more"),
         ("", ""),
@@ -66,6 +70,14 @@ def test_a_word_that_no_caption_has_is_told_with_the_nearest(prompt: str, told: 
     keep_words(tokenizer, CAPTIONS)
     sentence = unseen_words(tokenizer, ["a boot", prompt])
     assert told in sentence and bool(sentence) == bool(told) and "\n" not in sentence
+
+
+def test_tokens_of_ones_own_and_words_of_older_checkpoints_are_known():
+    tokenizer = tiny_tokenizer()
+    tokenizer.init_kwargs[KEY] = "a नमस त"  # what lies between the marks of नमस्ते
+    tokenizer.add_tokens(["<cat-toy>", "<cat-toy>_1", "dog"])
+    assert unseen_words(tokenizer, ["a नमस्ते <cat-toy> <cat-toy>_1 dog"]) == ""
+    assert "'dogma'" in unseen_words(tokenizer, ["a dogma"])
 
 
 def test_of_too_many_words_the_frequent_ones_are_kept_and_the_sentence_says_so(monkeypatch):

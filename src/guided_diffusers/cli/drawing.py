@@ -19,9 +19,8 @@ if TYPE_CHECKING:
     import torch
     from PIL import Image
 
-    from guided_diffusers.pipelines.guided import GuidedPipeline
-    from guided_diffusers.pipelines.image import ImagePipeline
     from guided_diffusers.pipelines.record import ImageRecord
+    from guided_diffusers.pipelines.safe import SafePipeline
     from guided_diffusers.store.provenance import Processes
 
 SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -62,7 +61,7 @@ def load_pipeline(
     device: str | None = None,
     revision: str | None = None,
     prompted: bool = True,
-) -> GuidedPipeline | ImagePipeline:
+) -> SafePipeline:
     """The pipeline of a folder, a shipped checkpoint or a Hub repository (owner/name), sought in this order.
 
     It is a cascade or one of `CLASSIFIER_GUIDED` where the checkpoint says so, an ImagePipeline for it or
@@ -114,9 +113,7 @@ def device_of(device: str | None) -> torch.device:
     return found
 
 
-def _pipeline_class(
-    source: Path | str, revision: str | None, prompted: bool
-) -> type[GuidedPipeline | ImagePipeline]:
+def _pipeline_class(source: Path | str, revision: str | None, prompted: bool) -> type[SafePipeline]:
     import guided_diffusers
     from guided_diffusers import TextToImagePipeline
     from guided_diffusers.hub.entry_point import plain_class_name
@@ -184,7 +181,7 @@ def make_scheduler(name: str, config: dict[str, Any]) -> Any:
 
 
 def draw_call(
-    pipeline: GuidedPipeline, call: ImageRecord, processes: Processes | None = None
+    pipeline: SafePipeline, call: ImageRecord, processes: Processes | None = None
 ) -> list[Image.Image | None]:
     """An image for each job of a call: the prompt of a number, and the noise of (seed, index) alone.
 
@@ -237,7 +234,7 @@ def _told_once() -> Iterator[None]:
         logger.removeFilter(is_new)
 
 
-def prompt_arguments(pipeline: GuidedPipeline, texts: list[str], negative: str | None) -> dict[str, Any]:
+def prompt_arguments(pipeline: SafePipeline, texts: list[str], negative: str | None) -> dict[str, Any]:
     """What a pipeline is called with for these prompts, which are classes where it draws classes.
 
     Raises:

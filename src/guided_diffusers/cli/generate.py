@@ -23,8 +23,8 @@ from guided_diffusers.cli.drawing import (
 from guided_diffusers.cli.repeat import repeat
 
 if TYPE_CHECKING:
-    from guided_diffusers.pipelines.guided import GuidedPipeline
     from guided_diffusers.pipelines.record import ImageRecord
+    from guided_diffusers.pipelines.safe import SafePipeline
 
 MOST_AT_ONCE, MOST_STEPS = 1024, 10_000  # what a PNG may ask for is what the command line may
 
@@ -183,13 +183,13 @@ def _check_overrides(given: set[str]) -> None:
         )
 
 
-def default_steps(pipeline: GuidedPipeline) -> int:
+def default_steps(pipeline: SafePipeline) -> int:
     """The steps of a call that names none."""
     default = inspect.signature(pipeline.__call__).parameters["num_inference_steps"].default
     return pipeline.config.num_inference_steps if default is None else default
 
 
-def describe(pipeline: GuidedPipeline, guidance: dict[str, Any], **call: Any) -> ImageRecord:
+def describe(pipeline: SafePipeline, guidance: dict[str, Any], **call: Any) -> ImageRecord:
     """The record of a call: what it was given, and what the pipeline makes of it.
 
     Args:

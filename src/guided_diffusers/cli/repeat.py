@@ -27,8 +27,8 @@ from guided_diffusers.cli.drawing import (
 if TYPE_CHECKING:
     from PIL import Image
 
-    from guided_diffusers.pipelines.guided import GuidedPipeline
     from guided_diffusers.pipelines.record import ImageRecord
+    from guided_diffusers.pipelines.safe import SafePipeline
 
 
 def repeat(
@@ -72,7 +72,7 @@ def repeat(
     return _summary(path, record, target, identical)
 
 
-def _load(path: Path, record: ImageRecord, checkpoint: str | None, device: str | None) -> GuidedPipeline:
+def _load(path: Path, record: ImageRecord, checkpoint: str | None, device: str | None) -> SafePipeline:
     """The pipeline of the record's checkpoint, at its commit, if it is what it was."""
     import torch
 

@@ -54,7 +54,13 @@ class Declared:
         """Read every field. What concerns several fields is checked by a subclass, after this."""
         cls: Any = type(self)
         for name, kind in kinds_of(cls).items():
-            object.__setattr__(self, name, read(name, getattr(self, name), kind))
+            value, (classes, number, low, high, choices, reader) = getattr(self, name), _taken(kind)
+            exact = type(value)  # as `read` asks, without a call for each field
+            if isinstance(value, classes) or (exact is str and value in choices):
+                continue
+            if exact is not number or not low <= value <= high:
+                value = read(name, value, kind) if reader is None else reader(value)
+                object.__setattr__(self, name, value)
 
 
 @cache
@@ -88,7 +94,7 @@ def read(name: str, value: Any, kind: Any, text: bool = False) -> Any:
         ValueError: Not allowed; it says what is.
         TypeError: What has to be called and cannot be.
     """
-    classes, number, low, high, choices = _taken(kind)
+    classes, number, low, high, choices, _ = _taken(kind)
     exact = type(value)
     if isinstance(value, classes) or (exact is str and value in choices):
         return value
@@ -102,12 +108,12 @@ def read(name: str, value: Any, kind: Any, text: bool = False) -> Any:
 
 
 @cache
-def _taken(kind: Any) -> tuple[tuple[Any, ...], type | None, float, float, tuple[str, ...]]:
+def _taken(kind: Any) -> tuple[tuple[Any, ...], type | None, float, float, tuple[str, ...], Any]:
     """Which values are taken as they are, which is most of them, so that nothing else has to be asked.
 
     Returns:
         Classes whose instances are; `int` or `float`, where numbers of it are that lie from the least to the
-        greatest that follow; and texts that are.
+        greatest that follow; texts that are; and a kind's own reader.
     """
     rules, parts, origin = getattr(kind, "__metadata__", ()), typing.get_args(kind), _origin(kind)
     if rules and not any(isinstance(rule, Range) or callable(rule) for rule in rules):  # words alone
@@ -134,7 +140,7 @@ def _taken(kind: Any) -> tuple[tuple[Any, ...], type | None, float, float, tuple
         classes = (Mapping if origin is Mapping else Callable,)
     elif kind is not str and origin not in (tuple, list, dict):
         classes = (kind,) if kind in _CHECKED or is_dataclass(kind) else (object,)
-    return classes, number, low, high, choices
+    return classes, number, low, high, choices, next(filter(callable, rules), None)
 
 
 _CHECKED = (bool, type(None), dict, Mapping, tuple, list)

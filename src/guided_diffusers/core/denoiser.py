@@ -92,7 +92,7 @@ class ModelDenoiser:
         modules = model.modules() if isinstance(model, torch.nn.Module) else ()
         held = ((m._parameters, name) for m in modules for name, p in m._parameters.items() if p is not None)
         self._first: tuple[Mapping[str, Any], str] = next(held, ({}, ""))
-        self._may_infer = isinstance(model, torch.nn.Module) and not _has_offloading_hooks(model)
+        self._may_infer = isinstance(model, torch.nn.Module) and not has_offloading_hooks(model)
 
     def __call__(self, sample: Tensor, level: NoiseLevel, condition: Any = None) -> Denoised:
         """Estimate x_0 of `sample`, `(batch, ...)`, with one forward."""
@@ -237,7 +237,7 @@ def _repeated_timestep(timestep: Any, count: int, device: torch.device) -> Any:
     return timestep.repeat(count) if timestep.ndim else timestep
 
 
-def _has_offloading_hooks(model: torch.nn.Module) -> bool:
+def has_offloading_hooks(model: torch.nn.Module) -> bool:
     """Whether calls move weights, which must not be born in inference mode: training could not use them."""
     return any("_hf_hook" in vars(each) or "_diffusers_hook" in vars(each) for each in model.modules())
 

@@ -25,24 +25,22 @@ from guided_diffusers.core.checks import check_that
 _ROUNDING = 1e-6
 
 
-def _float64(value: Any) -> Tensor | None:
-    """A number, or one a sample, as a float64 tensor; None for anything else."""
+def _in_range(value: Any, most: float) -> Tensor | None:
+    """A number, or one a sample, as a float64 tensor; None for anything else, and outside 0 to `most`.
+
+    Whether they are in range is not asked where that waits for a device.
+    """
     if isinstance(value, str | bytes | bool | complex) or (torch.is_tensor(value) and value.is_complex()):
         return None
     try:
         tensor = torch.as_tensor(value, dtype=torch.float64)
     except (TypeError, ValueError, RuntimeError, OverflowError):
         return None
-    return tensor if tensor.ndim < 2 else None
-
-
-def _within(tensor: Tensor, most: float) -> bool:
-    """Whether all are from 0 to `most`, where that can be seen without waiting for a device."""
-    if tensor.device.type != "cpu":
-        return True
+    if tensor.ndim > 1 or tensor.device.type != "cpu":
+        return tensor if tensor.ndim < 2 else None
     if tensor.ndim == 0:  # one number is compared as such, which is quicker
-        return 0 <= tensor.item() <= most
-    return bool(((tensor >= 0) & (tensor <= most)).all())
+        return tensor if 0 <= tensor.item() <= most else None
+    return tensor if bool(((tensor >= 0) & (tensor <= most)).all()) else None
 
 
 _RANGES = (
@@ -85,16 +83,15 @@ class NoiseLevel:
     ) -> None:
         given = {"alpha": alpha, "sigma": sigma, "input_scale": input_scale}
         for name, most, limits in _RANGES:
-            value = _float64(given[name])
-            fits = value is not None and _within(value, most)
-            check_that(fits, name, given[name], f"a number {limits}, or one a sample")
+            value = _in_range(given[name], most)
+            if value is None:
+                check_that(False, name, given[name], f"a number {limits}, or one a sample")
             object.__setattr__(self, name, value)
         shape = tuple(self.alpha.shape)
-        check_that(
-            not shape or self.sigma.shape in ((), shape), "sigma", self.sigma, f"alpha's shape, {shape}"
-        )
-        known = timestep is None or isinstance(timestep, Tensor | int | float | np.number)
-        check_that(known, "timestep", timestep, "None, a number, or one a sample")
+        if shape and self.sigma.shape not in ((), shape):
+            check_that(False, "sigma", self.sigma, f"alpha's shape, {shape}")
+        if timestep is not None and not isinstance(timestep, Tensor | int | float | np.number):
+            check_that(False, "timestep", timestep, "None, a number, or one a sample")
         object.__setattr__(self, "timestep", timestep)
 
     @cached_property

@@ -204,7 +204,8 @@ class Guided:
 
     def __post_init__(self) -> None:
         """Check that there is something to guide."""
-        check_callable("denoiser", self.denoiser, "a denoiser, (sample, level, condition) -> x_0")
+        if not callable(self.denoiser):
+            check_callable("denoiser", self.denoiser, "a denoiser, (sample, level, condition) -> x_0")
 
     def __call__(self, sample: Tensor, level: NoiseLevel, condition: Any = None) -> Tensor:
         """The guided x_0 of `sample`, outside a sampling run: no next level and an empty memory."""

@@ -28,6 +28,8 @@ def checked_scale(scale: float | Sequence[float] | Tensor, name: str = "scale") 
         TypeError: Not a number, nor a sequence or 1-dim tensor of numbers.
         ValueError: Not finite, too large for what float32 holds after some steps, or none at all.
     """
+    if type(scale) is float and abs(scale) <= MAX_SCALE:  # what most are
+        return scale
     value: Any = scale.tolist() if hasattr(scale, "tolist") else scale
     several = isinstance(value, Sequence) and not isinstance(value, str | bytes)
     given = value if several else (value,)

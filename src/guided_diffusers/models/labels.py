@@ -1,44 +1,43 @@
-"""Class labels: by index or by name, as numbers that a classifier can look up."""
+"""The classes of a model, as its configuration says them: how many there are, and their names."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
-from numbers import Integral
+from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from guided_diffusers.core.checks import check_that, shown
+from guided_diffusers.core.checks import check_int, check_that, shown
 from guided_diffusers.core.condition import Condition
+from guided_diffusers.core.labels import class_ids
 
 
-def class_ids(
-    labels: Any, num_classes: int, names: Mapping[int, str] | None = None, argument: str = "labels"
-) -> Tensor:
-    """Labels as indices.
+def value_of(config: Any, name: str) -> Any:
+    """A value of a configuration of diffusers (a mapping) or of transformers (an object); None without it."""
+    return config.get(name) if isinstance(config, Mapping) else getattr(config, name, None)
 
-    Args:
-        labels: An index or a name, a sequence of them, or an integer tensor.
-        num_classes: How many classes there are.
-        names: The name of each index, where classes have names.
-        argument: What errors call the labels.
 
-    Returns:
-        Indices, int64, of shape () for one label and (count,) for several.
+def class_names(config: Any) -> dict[int, str]:
+    """The names of the classes in a configuration's `id2label`, by index; empty where it has none."""
+    names = value_of(config, "id2label")
+    try:
+        return {} if names is None else {int(index): str(name) for index, name in names.items()}
+    except (AttributeError, TypeError, ValueError):
+        raise ValueError(f"id2label is {shown(names)}; allowed: names of classes by index") from None
+
+
+def class_count(config: Any) -> int:
+    """How many classes a classifier's configuration says it knows.
 
     Raises:
-        ValueError: A label outside the classes, an unknown name, no label, or what is none at all.
+        ValueError: It says so nowhere.
     """
-    if isinstance(labels, Tensor):
-        whole = not (labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool)
-        check_that(whole and labels.ndim < 2, argument, labels, "integers, one or one a sample")
-        labels = labels.tolist()
-    several = isinstance(labels, Sequence) and not isinstance(labels, str | bytes)
-    indices = [_index_of(label, num_classes, names, argument) for label in (labels if several else [labels])]
-    check_that(indices, argument, labels, "one label, or one a sample")
-    return torch.tensor(indices if several else indices[0])
+    for name in ("num_classes", "num_labels"):
+        if (count := value_of(config, name)) is not None:
+            return check_int(name, count, 1, 2**31)
+    if names := class_names(config):
+        return len(names)
+    raise ValueError("the classifier's config has none of num_classes, num_labels and id2label; give one")
 
 
 class NamedClassesMixin:
@@ -86,25 +85,3 @@ def checked_names(id2label: Mapping[int | str, str], num_classes: int) -> dict[i
     twice = sorted({name for name in names if names.count(name) > 1})
     check_that(not twice, "the name of two classes in id2label", twice, "names that differ")
     return dict(zip(keys, names, strict=True))
-
-
-def _index_of(label: Any, num_classes: int, names: Mapping[int, str] | None, argument: str) -> int:
-    indices = f"indices, 0 to {num_classes - 1}"
-    label = label if isinstance(label, bool) or not isinstance(label, Integral) else int(label)
-    if isinstance(label, str):
-        found = [index for index, known in (names or {}).items() if known == label]
-        if len(found) == 1:
-            return found[0]
-        known = list((names or {}).values())
-        if found:
-            told = f", which is the name of {len(found)} classes; allowed: {indices}"
-        elif not known:
-            told = f", and these classes have no names; allowed: {indices}"
-        else:
-            close = get_close_matches(label, known, n=3, cutoff=0.5) or known[:5]
-            told = f", which is no class; did you mean {', '.join(map(repr, close))}?"
-    elif isinstance(label, int) and not isinstance(label, bool) and 0 <= label < num_classes:
-        return label
-    else:
-        told = f"; allowed: {indices}, or names of classes"
-    raise ValueError(f"{argument} has {shown(label)}{told}")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from guided_diffusers.hub.errors import hub_errors
-from guided_diffusers.hub.sharing import PUSH_ARGUMENTS, PushMixin
+from guided_diffusers.hub.sharing import PUSH_ARGUMENTS, push_to_hub
 from guided_diffusers.store.safety import (
     check_complete,
     check_component,
@@ -23,7 +23,7 @@ from guided_diffusers.store.weight_files import PICKLE_SUFFIXES, pickles_in, sup
 __all__ = ["PICKLE_SUFFIXES", "SafeWeightsMixin", "pickles_in"]
 
 
-class SafeWeightsMixin(PushMixin):
+class SafeWeightsMixin:
     """Goes before ModelMixin in the bases of a model: saves and loads safetensors only.
 
     A pickle runs code when it is loaded. So `save_pretrained(safe_serialization=False)` warns and saves
@@ -31,6 +31,8 @@ class SafeWeightsMixin(PushMixin):
     `use_safetensors` says. It also refuses shards outside the folder, weights that are missing, that have
     other shapes than the network's, or that are NaN or infinite. `push_to_hub` makes one commit.
     """
+
+    push_to_hub = push_to_hub
 
     def save_pretrained(
         self,

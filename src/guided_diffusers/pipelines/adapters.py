@@ -58,15 +58,10 @@ class AdaptersMixin(
         _refuse_pickles(pretrained_model_link_or_path)
         return super().from_single_file(os.fspath(pretrained_model_link_or_path), **kwargs)
 
-    @property
-    def has_ip_adapter(self) -> bool:
-        """Whether the network has to be told an image."""
-        return isinstance(getattr(self.unet, "encoder_hid_proj", None), MultiIPAdapterImageProjection)
-
-    def check_ip_adapter(self, image: Any, embeds: Any) -> None:
-        """Raise ValueError where an image is given without an IP-Adapter, twice, or not with one."""
+    def check_ip_adapter(self, image: Any, embeds: Any) -> bool:
+        """Whether there is one; ValueError where an image is given without, twice, or not with one."""
         given = [name for name, value in (("image", image), ("image_embeds", embeds)) if value is not None]
-        loaded = self.has_ip_adapter
+        loaded = isinstance(getattr(self.unet, "encoder_hid_proj", None), MultiIPAdapterImageProjection)
         if not loaded and given:
             raise ValueError(f"ip_adapter_{given[0]} is given, and no IP-Adapter is loaded: load_ip_adapter")
         if loaded and len(given) != 1:
@@ -79,6 +74,7 @@ class AdaptersMixin(
             raise ValueError(
                 f"ip_adapter_image_embeds is {shown(embeds)}; allowed: a list of tensors, one an IP-Adapter"
             )
+        return loaded
 
     def told_of_images(
         self, image: Any, embeds: list[Tensor] | None, with_null: bool, count: int, dtype: torch.dtype

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from guided_diffusers.guidance.base import checked_scale
 from guided_diffusers.pipelines import inputs
-from guided_diffusers.pipelines.call import Call, check_count_of_scales
+from guided_diffusers.pipelines.guided import Call, check_count_of_scales
 from guided_diffusers.pipelines.prompts import PromptCondition
 from guided_diffusers.sampling import Run
 

@@ -11,29 +11,32 @@ References:
 
 from __future__ import annotations
 
-import inspect
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Self
 
 import torch
-from diffusers import DiffusionPipeline, ImagePipelineOutput
+from diffusers import ImagePipelineOutput
 from diffusers.image_processor import VaeImageProcessor
 from huggingface_hub import snapshot_download
 
-from guided_diffusers.core.checks import a_kind_of, check_choice, check_int, shown
+from guided_diffusers.core.checks import check_choice, check_int
 from guided_diffusers.guidance import Guidance
 from guided_diffusers.hub.entry_point import plain_class_name
 from guided_diffusers.hub.errors import hub_errors
 from guided_diffusers.hub.sharing import PUSH_ARGUMENTS
-from guided_diffusers.models.latents import image_channels, spatial_factor
 from guided_diffusers.pipelines import inputs
 from guided_diffusers.pipelines.safe import OF_THE_HUB, SafePipeline
-from guided_diffusers.pipelines.upsample import UpsamplePipeline
+from guided_diffusers.pipelines.stages import (
+    STAGES,
+    arguments_by_stage,
+    check_calls,
+    check_stages,
+    scheduler_of,
+)
 from guided_diffusers.store.safety import (
     CheckpointError,
     check_checkpoint,
@@ -42,8 +45,6 @@ from guided_diffusers.store.safety import (
     refused_in_one_line,
 )
 
-STAGES = ("base", "upsampler", "upsampler_2", "upsampler_3")
-"""The stages' names: folders of the checkpoint, and attributes."""
 _FILES = ("*.json", "*.safetensors", "*.txt", "*.model")
 
 
@@ -92,7 +93,7 @@ class CascadePipeline(SafePipeline):
         if (stages is None) == (not named) or not isinstance(stages, Sequence | None):
             raise ValueError("allowed: stages, a list of pipelines, or base, upsampler, ... by name")
         stages = named if stages is None else list(stages)
-        _check_stages(stages)
+        check_stages(stages)
         self.register_modules(**dict(zip(STAGES, stages + [None] * len(STAGES), strict=False)))
         self.register_to_config(num_inference_steps=check_int("num_inference_steps", num_inference_steps, 1))
 
@@ -206,52 +207,31 @@ class CascadePipeline(SafePipeline):
         given = {name: value for name, value in given.items() if value is not None}
         steps = self.config.num_inference_steps if num_inference_steps is None else num_inference_steps
         given |= {"num_inference_steps": steps, "generator": generator}
-        several = self._checked_arguments(given, stage_arguments)
+        several = arguments_by_stage(self.stages, given, stage_arguments)
         told = {}
         for name in ("prompt", "negative_prompt", "class_labels"):
             if name in given:
                 told[name] = _repeated(given[name], num_images_per_prompt)
-        drawn: list[Any] = []
-        for number, (stage, own) in enumerate(zip(self.stages, several, strict=True)):
-            last = number == len(several) - 1
-            arguments: dict[str, Any] = {"output_type": output_type if last else "pt"}
-            if number == 0:
-                arguments |= given
-            else:
+        calls: list[dict[str, Any]] = []
+        for stage, own in zip(self.stages, several, strict=True):
+            common = given
+            if calls:
                 takes = {"class_labels": stage.takes_class}
-                arguments |= {
-                    name: value for name, value in told.items() if takes.get(name, stage.takes_text)
-                }
-                arguments |= {"image": drawn[-1], "generator": generator}
-            # (1)
-            drawn.append(_drawn(stage, {**arguments, **own}))
+                common = {name: value for name, value in told.items() if takes.get(name, stage.takes_text)}
+                common["generator"] = generator
+            last = len(calls) == len(several) - 1
+            calls.append({"output_type": output_type if last else "pt", **common, **own})
+        check_calls(self.stages, calls)
+        drawn: list[Any] = []
+        for stage, arguments in zip(self.stages, calls, strict=True):
+            with scheduler_of(stage, arguments.pop("scheduler", None)):
+                # (1)
+                drawn.append(stage(**arguments, **({"image": drawn[-1]} if drawn else {})).images)
         stages = [*(_converted(images, output_type) for images in drawn[:-1]), drawn[-1]]
         if not return_dict:
             return (drawn[-1], stages) if return_stages else (drawn[-1],)
         asked = stages if return_stages else None
         return CascadeOutput(images=drawn[-1], stages=asked)  # type: ignore[call-arg]
-
-    def _checked_arguments(
-        self, given: Mapping[str, Any], several: Sequence[Mapping[str, Any] | None]
-    ) -> list[dict[str, Any]]:
-        """Each stage's own arguments; ValueError for one that it does not take."""
-        names, stages = STAGES[: len(self.stages)], self.stages
-        if not isinstance(several, list | tuple) or len(several) > len(stages):
-            raise ValueError(
-                f"stage_arguments is {shown(several)}; allowed: a list of at most {len(stages)} mappings"
-            )
-        found = [dict(own or {}) for own in several] + [{} for _ in stages[len(several) :]]
-        for name, stage, own in zip(names, stages, [{**given, **found[0]}, *found[1:]], strict=True):
-            known = {*inspect.signature(stage.__call__).parameters, "scheduler"} - {
-                "return_dict",
-                "output_type",
-            }
-            for argument in own:
-                if argument not in known or (argument == "image" and name != "base"):
-                    raise ValueError(
-                        f"{argument} is given, which the {name} ({type(stage).__name__}) does not take"
-                    )
-        return found
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
         """Save each stage into a folder of its name; arguments as of the stages' own `save_pretrained`."""
@@ -311,61 +291,11 @@ def _stage_class(name: str, class_name: str, where: str) -> type[SafePipeline]:
     return found
 
 
-def _check_stages(stages: Sequence[Any]) -> None:
-    if not 2 <= len(stages) <= len(STAGES):
-        raise ValueError(f"stages are {len(stages)}; allowed: a base and 1 to {len(STAGES) - 1} upsamplers")
-    for name, stage in zip(STAGES, stages, strict=False):
-        upsamples, draws = isinstance(stage, UpsamplePipeline), hasattr(stage, "unet")
-        if not (isinstance(stage, SafePipeline) and draws) or upsamples == (name == STAGES[0]):
-            allowed = "a pipeline of this package that draws" if name == STAGES[0] else "an UpsamplePipeline"
-            raise ValueError(f"{name} is {a_kind_of(stage)}; allowed: {allowed}")
-    channels, size = _drawn_channels(stages[0]), _drawn_size(stages[0])
-    for name, stage in zip(STAGES[1:], stages[1:], strict=False):
-        seen, made = stage.channels.picture, stage.config.image_size
-        if seen != channels:
-            raise ValueError(
-                f"{name} sees pictures of {seen} channels, and the stage before draws {channels}"
-            )
-        if None not in (made, size) and made != size * stage.config.scale:
-            raise ValueError(
-                f"{name} makes pictures of {made} from {made // stage.config.scale}, and the stage before "
-                f"draws {size}; allowed: a stage that draws {made // stage.config.scale}"
-            )
-        size = None if size is None else size * stage.config.scale
-
-
-def _drawn_channels(base: Any) -> int:
-    vae = getattr(base, "vae", None)
-    return base.unet.config.in_channels if vae is None else image_channels(vae.config)
-
-
-def _drawn_size(base: Any) -> int | None:
-    """The side of the square pictures that a base draws by default; None where it does not say."""
-    size, vae = base.unet.config.sample_size, getattr(base, "vae", None)
-    return size * (1 if vae is None else spatial_factor(vae)) if isinstance(size, int) else None
-
-
 def _repeated(value: Any, times: int) -> Any:
     """What is told of each image, where the base draws several of each; one for all stays one."""
     if times == 1 or isinstance(value, str | int):
         return value
     return [each for each in (value.tolist() if hasattr(value, "tolist") else value) for _ in range(times)]
-
-
-def _drawn(stage: Any, arguments: dict[str, Any]) -> Any:
-    with _scheduler_of(stage, arguments.pop("scheduler", None)):
-        return stage(**arguments).images
-
-
-@contextmanager
-def _scheduler_of(stage: DiffusionPipeline, scheduler: Any) -> Iterator[None]:
-    own = stage.scheduler
-    try:
-        if scheduler is not None:
-            stage.scheduler = scheduler
-        yield
-    finally:
-        stage.scheduler = own
 
 
 def _converted(images: torch.Tensor, output_type: str) -> Any:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,10 +24,9 @@ from guided_diffusers.guidance import ClassifierFreeGuidance, ClassifierGuidance
 from guided_diffusers.guidance.base import checked_scale
 from guided_diffusers.guidance.classifier import check_sees_noise
 from guided_diffusers.pipelines import inputs, unprompted
-from guided_diffusers.pipelines.call import Call
 from guided_diffusers.pipelines.clipping import clip_before_guidance
-from guided_diffusers.pipelines.drawing import Drawing
-from guided_diffusers.pipelines.guided import GuidedPipeline
+from guided_diffusers.pipelines.drawing import Asked, Drawing
+from guided_diffusers.pipelines.guided import Call, GuidedMixin
 from guided_diffusers.schedulers.adapt import noise_level, prediction_type_of
 
 logger = logging.get_logger(__name__)
@@ -98,29 +98,36 @@ class OwnClassifier:
                 )
 
 
+OPTIONS = (
+    "classifier_scale",
+    "guidance_scale",
+    "guidance_interval",
+    "form",
+    "through",
+    "at",
+    "max_gradient_norm",
+)
+"""The arguments of a call that say its guidance."""
+
+
 def call_guidance(
-    pipeline: GuidedPipeline, own: OwnClassifier, guidance_interval: Any, options: Mapping[str, Any]
+    pipeline: Any, own: OwnClassifier, guidance_interval: Any, options: Mapping[str, Any]
 ) -> Guidance:
     """The guidance of a call; the checkpoint's default where no scale, form or other option is given."""
     given = {name: value for name, value in options.items() if value is not None}
     if given or pipeline.config.default_guidance is None:
         return own.terms(guidance_interval=guidance_interval, **given)
-    return GuidedPipeline.call_guidance(pipeline, guidance_interval=guidance_interval)
+    return GuidedMixin.call_guidance(pipeline, guidance_interval=guidance_interval)
 
 
-def begin(
-    pipeline: GuidedPipeline,
-    own: OwnClassifier,
-    images: int,
-    guidance: Guidance | None,
-    options: Mapping[str, Any],
-) -> Call:
-    """Which guidance a call uses, before anything is computed.
+def begin(pipeline: Any, own: OwnClassifier, images: int, given: Mapping[str, Any]) -> Call:
+    """Which guidance a call with these arguments uses, before anything is computed.
 
     Raises:
         ValueError: `guidance` beside other arguments, one out of range, or a noise-aware network of another
             process than the scheduler's.
     """
+    guidance, options = given["guidance"], {name: given[name] for name in OPTIONS if name in given}
     for name, value in options.items():
         inputs.check_one_of("guidance", guidance, name, value)
     call = Call.of(pipeline.call_guidance(**options) if guidance is None else guidance, images)
@@ -128,22 +135,33 @@ def begin(
     return replace(call, guidance=own.told_clean(call.guidance))
 
 
-def draw(
-    pipeline: GuidedPipeline,
+def asked(
+    pipeline: Any,
+    own: OwnClassifier,
+    call: Call,
+    given: Mapping[str, Any],
+    images: int,
+    condition: Callable[[], Condition],
+) -> Asked:
+    """The checked call of so many images of a condition, which is made after all that may be refused."""
+    shape = unprompted.sample_shape(pipeline.unet, images)
+    drawing = Drawing.of(given, shape)
+    draw = partial(_draw, pipeline, own, call, drawing, shape, condition)
+    return Asked(draw, drawing, unprompted.pictures(pipeline.vae, shape))
+
+
+def _draw(
+    pipeline: Any,
     own: OwnClassifier,
     call: Call,
     drawing: Drawing,
-    images: int,
+    shape: tuple[int, ...],
     condition: Callable[[], Condition],
 ) -> ImagePipelineOutput | tuple[Any]:
-    """So many images of a condition, which is made after all that may be refused."""
     unet, vae, device = pipeline.unet, pipeline.vae, pipeline._execution_device
     scheduler, clip = clip_before_guidance(pipeline.scheduler, latents=vae is not None)
-    noise = drawing.latents
-    if noise is None:
-        noise = unprompted.noise_for(unet, images, drawing.generator, device)
     denoiser = ModelDenoiser(unet, prediction_type_of(scheduler), clip)
-    run = drawing.run(denoiser, scheduler, noise.to(device), call)
+    run = drawing.run(denoiser, scheduler, shape, unet.dtype, device, call.guidance)
     own.warn_of_nearly_pure_noise(call.guidance, noise_level(run.scheduler, run.timesteps[0]))
     run.condition = condition()
     sample = drawing.sample(pipeline, run, call)

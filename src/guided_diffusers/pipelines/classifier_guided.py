@@ -7,7 +7,7 @@ scales relate, in `guided_diffusers.guidance.classifier`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,18 +16,20 @@ from torch import Tensor
 
 from guided_diffusers.core.checks import check_int
 from guided_diffusers.core.condition import ClassCondition, class_condition
+from guided_diffusers.core.labels import class_ids
 from guided_diffusers.core.noise import NoiseLevel
 from guided_diffusers.guidance import Guidance, GuidanceInterval
+from guided_diffusers.models.labels import class_count, class_names, value_of
 from guided_diffusers.models.parts import check_vae
 from guided_diffusers.pipelines import unprompted
-from guided_diffusers.pipelines.call import default_guidance_config
-from guided_diffusers.pipelines.classifier_call import OwnClassifier, Scales, begin, call_guidance, draw
-from guided_diffusers.pipelines.drawing import Drawing
-from guided_diffusers.pipelines.guided import GuidedPipeline
-from guided_diffusers.pipelines.labels import Labels, class_count, class_indices, labels_of, value_of
+from guided_diffusers.pipelines.classifier_call import OwnClassifier, Scales, asked, begin, call_guidance
+from guided_diffusers.pipelines.default_guidance import default_guidance_config
+from guided_diffusers.pipelines.drawing import Asked
+from guided_diffusers.pipelines.guided import GuidedMixin
+from guided_diffusers.pipelines.safe import SafePipeline
 
 
-class ClassifierGuidedPipeline(GuidedPipeline):
+class ClassifierGuidedPipeline(GuidedMixin, SafePipeline):
     """Draws images of a class, guided by a classifier.
 
     The denoiser may know the classes or not, and work on pixels or on latents. Where it knows them, it is
@@ -107,7 +109,7 @@ class ClassifierGuidedPipeline(GuidedPipeline):
     @torch.no_grad()
     def __call__(
         self,
-        class_labels: Labels,
+        class_labels: int | str | Sequence[int | str] | Tensor,
         batch_size: int | None = None,
         num_inference_steps: int = 50,
         timesteps: Sequence[int] | None = None,
@@ -128,6 +130,7 @@ class ClassifierGuidedPipeline(GuidedPipeline):
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
         *,
         guidance: Guidance | None = None,
+        mu: float | None = None,
     ) -> ImagePipelineOutput | tuple[Any]:
         """Draw images of classes.
 
@@ -160,6 +163,7 @@ class ClassifierGuidedPipeline(GuidedPipeline):
             callback_on_step_end_tensor_inputs: Which tensors it gets, of `_callback_tensor_inputs`.
             guidance: Any sum of guidance terms, instead of the arguments of guidance above; the pipeline's
                 own classifier is `ClassifierGuidance(pipeline.log_prob, scale)`.
+            mu: The shift of the noise levels, for a scheduler with `use_dynamic_shifting`, which needs one.
 
         Returns:
             `ImagePipelineOutput` with `images`, or a tuple of them.
@@ -169,39 +173,24 @@ class ClassifierGuidedPipeline(GuidedPipeline):
                 or a classifier that does not fit the denoiser; each message names it. Raised before anything
                 is computed.
         """
-        if batch_size is not None:
-            check_int("batch_size", batch_size, 1)
-        labels = labels_of(class_indices(class_labels, self.classifier.config), batch_size)
+        return self._asked(locals()).draw()
+
+    def _asked(self, given: Mapping[str, Any]) -> Asked:
+        """A call with these arguments, checked."""
+        config, count = self.classifier.config, given["batch_size"]
+        if count is not None:
+            check_int("batch_size", count, 1)
+        classes, names = class_count(config), class_names(config)
+        labels = class_ids(given["class_labels"], classes, names, "class_labels", count).reshape(-1)
         self._check_networks()
-        drawing = Drawing(
-            schedule={"num_inference_steps": num_inference_steps, "timesteps": timesteps, "sigmas": sigmas},
-            eta=eta,
-            generator=generator,
-            latents=latents,
-            output_type=output_type,
-            return_dict=return_dict,
-            callback=callback_on_step_end,
-            tensor_inputs=callback_on_step_end_tensor_inputs,
-        )
-        shape = unprompted.sample_shape(self.unet, len(labels))
-        drawing.check(shape, self._callback_tensor_inputs)
-        options = {
-            "classifier_scale": classifier_scale,
-            "guidance_scale": guidance_scale,
-            "guidance_interval": guidance_interval,
-            "form": form,
-            "through": through,
-            "at": at,
-            "max_gradient_norm": max_gradient_norm,
-        }
-        call = begin(self, self.own_classifier, len(labels), guidance, options)
+        call = begin(self, self.own_classifier, len(labels), given)
         self._check_null_class(call.guidance)
 
         def condition() -> ClassCondition:
             ids = labels.to(self._execution_device)
             return class_condition(ids, self._knows_classes(), self._null_class())
 
-        return draw(self, self.own_classifier, call, drawing, len(labels), condition)
+        return asked(self, self.own_classifier, call, given, len(labels), condition)
 
     def _check_null_class(self, guidance: Guidance) -> None:
         asking = [term for term in guidance.terms if term.needs_null]

@@ -8,27 +8,29 @@ log p is in `pipelines.classifier_call`; what the similarity of an image and a t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from diffusers import ImagePipelineOutput
 from torch import Tensor
 
-from guided_diffusers.core.checks import shown
 from guided_diffusers.core.condition import TextCondition, tokenize
+from guided_diffusers.core.labels import told_classes
 from guided_diffusers.core.noise import NoiseLevel
 from guided_diffusers.guidance import Guidance, GuidanceInterval
 from guided_diffusers.models.parts import check_vae
 from guided_diffusers.pipelines import inputs, unprompted
-from guided_diffusers.pipelines.call import default_guidance_config
-from guided_diffusers.pipelines.classifier_call import OwnClassifier, Scales, begin, call_guidance, draw
-from guided_diffusers.pipelines.drawing import Drawing
-from guided_diffusers.pipelines.guided import GuidedPipeline
-from guided_diffusers.pipelines.prompts import warn_of_prompts
+from guided_diffusers.pipelines.classifier_call import OwnClassifier, Scales, asked, begin, call_guidance
+from guided_diffusers.pipelines.default_guidance import default_guidance_config
+from guided_diffusers.pipelines.drawing import Asked
+from guided_diffusers.pipelines.guided import GuidedMixin
+from guided_diffusers.pipelines.prompts import check_prompts, warn_of_prompts
+from guided_diffusers.pipelines.safe import SafePipeline
 
 
-class ClassifierGuidedTextToImagePipeline(GuidedPipeline):
+class ClassifierGuidedTextToImagePipeline(GuidedMixin, SafePipeline):
     """Draws images of prompts, guided by the similarity of noised image and text.
 
     The denoiser knows no text; it may know classes, and is then told one an image. It works on pixels or on
@@ -126,6 +128,7 @@ class ClassifierGuidedTextToImagePipeline(GuidedPipeline):
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
         *,
         guidance: Guidance | None = None,
+        mu: float | None = None,
     ) -> ImagePipelineOutput | tuple[Any]:
         """Draw images of prompts.
 
@@ -158,6 +161,7 @@ class ClassifierGuidedTextToImagePipeline(GuidedPipeline):
             callback_on_step_end_tensor_inputs: Which tensors it gets, of `_callback_tensor_inputs`.
             guidance: Any sum of guidance terms, instead of the arguments of guidance above; the pipeline's
                 own similarity is `ClassifierGuidance(pipeline.log_prob, scale)`.
+            mu: The shift of the noise levels, for a scheduler with `use_dynamic_shifting`, which needs one.
 
         Returns:
             `ImagePipelineOutput` with `images`, prompt by prompt, or a tuple of them.
@@ -167,44 +171,26 @@ class ClassifierGuidedTextToImagePipeline(GuidedPipeline):
                 or a `clip` that does not fit the denoiser, the tokenizer or the scheduler; each message names
                 it. Raised before anything is computed.
         """
-        inputs.check_prompts("prompt", prompt)
-        if contrast_prompts is not None:
-            inputs.check_prompts("contrast_prompts", contrast_prompts)
+        return self._asked(locals()).draw()
+
+    def _asked(self, given: Mapping[str, Any]) -> Asked:
+        """A call with these arguments, checked."""
+        prompt, contrast, times = (
+            given[name] for name in ("prompt", "contrast_prompts", "num_images_per_prompt")
+        )
+        check_prompts("prompt", prompt)
+        if contrast is not None:
+            check_prompts("contrast_prompts", contrast)
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        inputs.checked_images(len(prompts), num_images_per_prompt)
-        prompts = [text for text in prompts for _ in range(num_images_per_prompt)]
+        count = inputs.checked_images(len(prompts), times)
+        prompts = [text for text in prompts for _ in range(times)]
         self._check_networks()
-        classes = self._classes(class_labels, len(prompts))
-        drawing = Drawing(
-            schedule={"num_inference_steps": num_inference_steps, "timesteps": timesteps, "sigmas": sigmas},
-            eta=eta,
-            generator=generator,
-            latents=latents,
-            output_type=output_type,
-            return_dict=return_dict,
-            callback=callback_on_step_end,
-            tensor_inputs=callback_on_step_end_tensor_inputs,
-        )
-        shape = unprompted.sample_shape(self.unet, len(prompts))
-        drawing.check(shape, self._callback_tensor_inputs)
-        options = {
-            "classifier_scale": classifier_scale,
-            "guidance_interval": guidance_interval,
-            "form": form,
-            "through": through,
-            "at": at,
-            "max_gradient_norm": max_gradient_norm,
-        }
-        call = begin(self, self.own_classifier, len(prompts), guidance, options)
+        known = self.unet.config.num_class_embeds if self.unet.class_embedding is not None else None
+        classes = told_classes(given["class_labels"], known, count)
+        call = begin(self, self.own_classifier, count, given)
         self._check_null(call.guidance)
-        return draw(
-            self,
-            self.own_classifier,
-            call,
-            drawing,
-            len(prompts),
-            lambda: self._condition(prompts, contrast_prompts, classes),
-        )
+        condition = partial(self._condition, prompts, contrast, classes)
+        return asked(self, self.own_classifier, call, given, count, condition)
 
     def encode_prompt(self, prompts: Sequence[str]) -> Tensor:
         """Prompts as directions, `(prompts, width)` of length 1, float32; equal ones are encoded once.
@@ -212,15 +198,15 @@ class ClassifierGuidedTextToImagePipeline(GuidedPipeline):
         A prompt longer than the text encoder's context is cut, with a warning.
         """
         unique = list(dict.fromkeys(prompts))
-        ids = tokenize(self.tokenizer, unique)[0]
-        warn_of_prompts(self.tokenizer, unique)
+        ids, mask = tokenize(self.tokenizer, unique)
+        warn_of_prompts(self.tokenizer, unique, ids.shape[1] if mask.all(dim=1).any() else None)
         embeds = self.clip.encode_text(ids.to(self.clip.device))
         return embeds[[unique.index(text) for text in prompts]]
 
     def _condition(
         self, prompts: list[str], contrast: str | Sequence[str] | None, classes: Tensor | None
     ) -> TextCondition:
-        told = {} if classes is None else {"class_labels": classes}
+        told = {} if classes is None else {"class_labels": classes.to(self._execution_device)}
         others = [contrast] if isinstance(contrast, str) else list(dict.fromkeys(contrast or ()))
         own = self.encode_prompt(prompts)
         if not others:
@@ -228,23 +214,6 @@ class ClassifierGuidedTextToImagePipeline(GuidedPipeline):
         mask = torch.tensor([[text != other for other in others] for text in prompts])
         embeds = self.encode_prompt(others)
         return TextCondition(told, text_embeds=own, contrast_embeds=embeds, contrast_mask=mask)
-
-    def _classes(self, labels: Any, images: int) -> Tensor | None:
-        """The class of each image, where the denoiser knows classes."""
-        known = self.unet.config.num_class_embeds if self.unet.class_embedding is not None else None
-        allowed = (
-            "None: the denoiser has no classes" if known is None else f"0 to {known - 1}, one or {images}"
-        )
-        if labels is None and known is None:
-            return None
-        try:
-            ids = torch.as_tensor([] if labels is None else labels).reshape(-1)
-        except (TypeError, ValueError, RuntimeError, OverflowError):
-            ids = torch.empty(0)
-        outside = known is None or ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool
-        if outside or len(ids) not in (1, images) or not ((ids >= 0) & (ids < known)).all():
-            raise ValueError(f"class_labels is {shown(labels)}; allowed: {allowed}")
-        return ids.long().expand(images).to(self._execution_device)
 
     def _check_null(self, guidance: Guidance) -> None:
         asking = [type(term).__name__ for term in guidance.terms if term.needs_null]

@@ -4,87 +4,174 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from copy import copy
+from dataclasses import dataclass, fields
+from typing import Any, Literal, Self
 
+import torch
+from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from guided_diffusers.core.checks import check_choice, check_number
+from guided_diffusers.core.declared import Declared, Share
 from guided_diffusers.core.denoiser import Denoiser
+from guided_diffusers.guidance import Guidance
 from guided_diffusers.pipelines import inputs
-from guided_diffusers.pipelines.call import Call
 from guided_diffusers.pipelines.callbacks import call_back
+from guided_diffusers.pipelines.guided import Call
 from guided_diffusers.sampling import Run
 from guided_diffusers.schedulers.protocol import AnyScheduler
+from guided_diffusers.schedulers.timesteps import set_timesteps
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A call whose arguments have been checked: nothing has been computed yet.
+
+    Attributes:
+        draw: Computes, and gives what the call returns.
+        drawing: How.
+        pictures: How many pictures there will be, and their height and width in pixels.
+    """
+
+    draw: Callable[[], Any]
+    drawing: Drawing
+    pictures: tuple[int, int, int]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Drawing:
-    """How images are drawn.
+class Drawing(Declared):
+    """How images are drawn. The fields are arguments of pipelines' calls, by their names.
 
     Attributes:
-        schedule: `num_inference_steps`, `timesteps` and `sigmas`, which `Run` checks.
+        num_inference_steps: Of the scheduler, which checks it; None where `timesteps` or `sigmas` are given.
+        timesteps: Custom ones.
+        sigmas: Custom ones.
+        mu: The shift of a scheduler with `use_dynamic_shifting`.
         eta: Noise of DDIM, 0 (none) to 1.
         generator: One, or one an image.
         latents: Standard normal noise to start from; None draws it.
-        output_type: Of the images: "pil", "np", "pt" or "latent".
+        output_type: Of the images.
         return_dict: Whether they are given as an output object.
-        callback: `callback_on_step_end`.
-        tensor_inputs: The tensors that it gets; a callback that says its own, as diffusers' do, gets those.
+        callback_on_step_end: Called after each step.
+        callback_on_step_end_tensor_inputs: The tensors that it gets; a callback that says its own, as those
+            of diffusers do, gets them.
     """
 
-    schedule: Mapping[str, Any]
-    eta: float
+    num_inference_steps: Any
+    timesteps: Any = None
+    sigmas: Any = None
+    mu: Any = None
+    eta: Share = 0.0
     generator: Any
-    latents: Tensor | None
-    output_type: str
-    return_dict: bool
-    callback: Callable | None
-    tensor_inputs: Sequence[str]
+    latents: Any = None
+    output_type: Literal["pil", "np", "pt", "latent"]
+    return_dict: Any
+    callback_on_step_end: Any = None
+    callback_on_step_end_tensor_inputs: Any = ("latents",)
 
-    def __post_init__(self) -> None:
-        """Take the callback's word for its tensors."""
-        own = getattr(self.callback, "tensor_inputs", self.tensor_inputs)
-        object.__setattr__(self, "tensor_inputs", own)
-
-    def check(self, shape: Sequence[int], tensor_inputs: Sequence[str]) -> None:
-        """Raise ValueError where an argument is none.
+    @classmethod
+    def of(
+        cls,
+        given: Mapping[str, Any],
+        shape: Sequence[int],
+        tensor_inputs: Sequence[str] = ("latents",),
+        **others: Any,
+    ) -> Self:
+        """Of the arguments of a call, some of them others.
 
         Args:
+            given: The call's arguments.
             shape: Of the samples, `(images, channels, height, width)`.
             tensor_inputs: Those that the pipeline has for callbacks.
-        """
-        check_choice("output_type", self.output_type, inputs.OUTPUT_TYPES)
-        check_number("eta", self.eta, 0, 1)
-        inputs.check_callback(self.callback, self.tensor_inputs, tensor_inputs)
-        if self.generator is not None:
-            inputs.check_generator(self.generator, shape[0])
-        if self.latents is not None:
-            inputs.check_latents(self.latents, shape)
+            others: In the place of given ones.
 
-    def run(self, denoiser: Denoiser, scheduler: AnyScheduler, noise: Tensor, call: Call) -> Run:
-        """The run of a call, which has not been told its condition yet."""
+        Raises:
+            ValueError: One that is out of range, or does not fit the shape.
+        """
+        drawing = cls(**{**{name: given[name] for name in _NAMES if name in given}, **others})
+        callback, names = drawing.callback_on_step_end, drawing.callback_on_step_end_tensor_inputs
+        if callback is not None or type(names) is not tuple or names != ("latents",):
+            inputs.check_callback(callback, drawing.tensor_inputs, tensor_inputs)
+        if drawing.generator is not None:
+            inputs.check_generator(drawing.generator, shape[0])
+        if drawing.latents is not None:
+            inputs.check_latents(drawing.latents, shape)
+        return drawing
+
+    @property
+    def tensor_inputs(self) -> Any:
+        """The tensors that the callback gets."""
+        own = self.callback_on_step_end_tensor_inputs
+        return getattr(self.callback_on_step_end, "tensor_inputs", own)
+
+    def check_schedule(self, scheduler: AnyScheduler) -> None:
+        """Raise ValueError where a scheduler does not take the steps: a run does so too, once it is made."""
+        set_timesteps(copy(scheduler), self.num_inference_steps, self.timesteps, self.sigmas, self.mu)
+
+    def run(
+        self,
+        denoiser: Denoiser,
+        scheduler: AnyScheduler,
+        shape: Sequence[int],
+        dtype: torch.dtype,
+        device: torch.device,
+        guidance: Guidance,
+    ) -> Run:
+        """The run of a call from its noise, which has not been told its condition yet."""
+        noise = noise_of(shape, self.generator, device, dtype) if self.latents is None else self.latents
         takes_eta = "eta" in inspect.signature(scheduler.step).parameters
         return Run(
-            denoiser,
+            guidance(denoiser),
             scheduler,
-            noise,
-            guidance=call.current,
+            noise.to(device),
+            num_inference_steps=self.num_inference_steps,
+            timesteps=self.timesteps,
+            sigmas=self.sigmas,
             generator=self.generator,
             step_kwargs={"eta": self.eta} if takes_eta else None,
-            **self.schedule,
+            mu=self.mu,
         )
 
     def sample(self, pipeline: Any, run: Run, call: Call) -> Tensor:
         """The last sample of a run, with the pipeline's progress bar and the user's callback."""
-        pipeline._begin(call, len(run.timesteps))
+        pipeline._call, pipeline._guidance_scale = call, call.scale
+        pipeline._num_timesteps, pipeline._interrupt = len(run.timesteps), False
         with pipeline.progress_bar(total=len(run.timesteps)) as progress:
             for index, step in enumerate(run):
                 run.advance(step)
                 progress.update()
-                if self.callback is not None:
-                    call = call_back(pipeline, run, call, self.callback, self.tensor_inputs, index)
+                if self.callback_on_step_end is not None:
+                    callback, names = self.callback_on_step_end, self.tensor_inputs
+                    call = call_back(pipeline, run, call, callback, names, index)
                 if pipeline._interrupt:
                     run.check()
                     break
         return run.sample
+
+
+_NAMES = tuple(item.name for item in fields(Drawing))
+
+
+def noise_of(
+    shape: Sequence[int],
+    generator: torch.Generator | Sequence[torch.Generator] | None,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> Tensor:
+    """Standard normal noise for networks of a dtype, drawn in float32 at least.
+
+    So a seed means one picture in every precision: some versions of torch draw other numbers, not the same
+    ones rounded, in half precision on a CPU.
+
+    Args:
+        shape: `(batch, ...)`.
+        generator: One, or one a sample.
+        device: Where the noise is wanted; it is drawn where the generator is.
+        dtype: The networks'.
+
+    Returns:
+        Noise of `shape`, in float32, or in float64 where the networks are.
+    """
+    promoted = torch.promote_types(dtype, torch.float32)
+    generator = list(generator) if isinstance(generator, tuple) else generator  # as diffusers takes several
+    return randn_tensor(tuple(shape), generator, device, promoted)

@@ -5,20 +5,22 @@ diffusers' DDPMPipeline draws unconditional pixels; this is for what it has no a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from diffusers import ImagePipelineOutput
 from torch import Tensor
 
-from guided_diffusers.core.checks import check_int, shown
+from guided_diffusers.core.checks import check_int
 from guided_diffusers.core.denoiser import ModelDenoiser
-from guided_diffusers.models.labels import class_ids
+from guided_diffusers.core.labels import told_classes
+from guided_diffusers.guidance import GuidanceSum
 from guided_diffusers.models.parts import check_vae
-from guided_diffusers.pipelines import inputs, unprompted
+from guided_diffusers.pipelines import unprompted
+from guided_diffusers.pipelines.drawing import Asked, Drawing
 from guided_diffusers.pipelines.safe import SafePipeline
-from guided_diffusers.sampling import Run
 from guided_diffusers.schedulers.adapt import prediction_type_of
 
 
@@ -55,6 +57,8 @@ class ImagePipeline(SafePipeline):
         num_inference_steps: int = 1000,
         output_type: str = "pil",
         return_dict: bool = True,
+        *,
+        mu: float | None = None,
     ) -> ImagePipelineOutput | tuple[Any]:
         """Draw images.
 
@@ -65,41 +69,37 @@ class ImagePipeline(SafePipeline):
             num_inference_steps: Steps of the scheduler.
             output_type: "pil", "np", "pt" ((batch, channels, height, width) in [0, 1]) or "latent".
             return_dict: An output object and not a tuple.
+            mu: The shift of the noise levels, for a scheduler with `use_dynamic_shifting`, which needs one.
 
         Raises:
             ValueError: Classes for a network without, none for a network with, or not one an image; another
                 argument that is out of range or of the wrong type.
         """
+        return self._asked(locals()).draw()
+
+    def _asked(self, given: Mapping[str, Any]) -> Asked:
+        """A call with these arguments, checked."""
         self._check_unet()
-        inputs.check_choice("output_type", output_type, inputs.OUTPUT_TYPES)
-        check_int("batch_size", batch_size, 1)
-        inputs.check_generator(generator, batch_size)
-        labels = self._labels(class_labels, batch_size)
-        run = Run(
-            ModelDenoiser(self.unet, prediction_type_of(self.scheduler)),
-            self.scheduler,
-            unprompted.noise_for(self.unet, batch_size, generator, self._execution_device),
-            labels,
-            num_inference_steps=num_inference_steps,
-            generator=generator,
-        )
+        count = check_int("batch_size", given["batch_size"], 1)
+        shape = unprompted.sample_shape(self.unet, count)
+        drawing = Drawing.of(given, shape)
+        known = self.unet.config.num_class_embeds if self.unet.class_embedding is not None else None
+        labels = told_classes(given["class_labels"], known, count)
+        told = {} if labels is None else {"class_labels": labels.to(self._execution_device)}
+        draw = partial(self._draw, drawing, shape, told)
+        return Asked(draw, drawing, unprompted.pictures(self.vae, shape))
+
+    def _draw(
+        self, drawing: Drawing, shape: Sequence[int], told: dict[str, Tensor]
+    ) -> ImagePipelineOutput | tuple[Any]:
+        denoiser = ModelDenoiser(self.unet, prediction_type_of(self.scheduler))
+        device = self._execution_device
+        run = drawing.run(denoiser, self.scheduler, shape, self.unet.dtype, device, GuidanceSum())
+        run.condition = told
         with self.progress_bar(total=len(run.timesteps)) as progress:
             for step in run:
                 run.advance(step)
                 progress.update()
-        images = unprompted.images_of(self.vae, run.sample, output_type, generator)
+        images = unprompted.images_of(self.vae, run.sample, drawing.output_type, drawing.generator)
         self.maybe_free_model_hooks()
-        return ImagePipelineOutput(images=images) if return_dict else (images,)
-
-    def _labels(self, classes: Any, count: int) -> dict[str, Tensor]:
-        """The network's `class_labels`, where it takes any."""
-        known = self.unet.class_embedding is not None
-        if known != (classes is not None):
-            allowed = "a class for all, or one an image" if known else "None: the network has no classes"
-            raise ValueError(f"class_labels is {shown(classes)}; allowed: {allowed}")
-        if not known:
-            return {}
-        labels = class_ids(classes, self.unet.config.num_class_embeds, argument="class_labels").reshape(-1)
-        if len(labels) not in (1, count):
-            raise ValueError(f"class_labels has {len(labels)} classes for {count} images; give 1 or {count}")
-        return {"class_labels": labels.expand(count).to(self._execution_device)}
+        return ImagePipelineOutput(images=images) if drawing.return_dict else (images,)

@@ -16,7 +16,6 @@ from guided_diffusers.core.checks import (
     shown,
 )
 from guided_diffusers.core.checks import check_choice as check_choice  # pipelines find all their checks here
-from guided_diffusers.core.condition import check_text
 from guided_diffusers.core.networks import needed_arguments
 from guided_diffusers.core.randomness import check_generator as check_generator
 
@@ -27,7 +26,8 @@ MAX_SIDE = 16_384
 
 def checked_images(prompts: int, times: Any) -> int:
     """How many images one call is to draw, where it can hold them: `num_images_per_prompt` of each prompt."""
-    images = prompts * check_int("num_images_per_prompt", times, 1)
+    times = times if type(times) is int and times > 0 else check_int("num_images_per_prompt", times, 1)
+    images = prompts * times
     if images > MAX_COUNT:
         raise ValueError(
             f"prompt and num_images_per_prompt make {images} images; allowed: {MAX_COUNT:,} a call"
@@ -43,23 +43,6 @@ def check_size(name: str, value: Any, multiple: int) -> None:
             f"{name} is {shown(value)}; allowed: a positive multiple of {multiple}, in pixels, up to "
             f"{MAX_SIDE:,}"
         )
-
-
-def check_prompts(name: str, value: Any) -> None:
-    """Raise ValueError where `value` is neither a string nor a non-empty list of strings.
-
-    Any text will do, of any length and script; it is a string that is no text, because half of a pair of
-    surrogates is missing, that no tokenizer can read.
-    """
-    if not isinstance(value, str | list | tuple):
-        raise ValueError(f"{name} is {a_kind_of(value)}; allowed: a string or a list of strings")
-    prompts = {name: value} if isinstance(value, str) else {f"{name}[{i}]": p for i, p in enumerate(value)}
-    if not prompts:
-        raise ValueError(f"{name} is an empty list; allowed: a string or a list of at least one")
-    if len(prompts) > MAX_COUNT:
-        raise ValueError(f"{name} has {len(prompts)} prompts; allowed: up to {MAX_COUNT:,}")
-    for place, prompt in prompts.items():
-        check_text(place, prompt)
 
 
 def check_one_of(first: str, first_value: Any, second: str, second_value: Any) -> None:
@@ -193,6 +176,31 @@ def sample_sides(unet: Any, remedy: str = "say it by unet.register_to_config") -
     if size is None:
         raise ValueError(f"unet has sample_size None, so the size of a sample is not known: {remedy}")
     return (size, size) if isinstance(size, int) else tuple(size)
+
+
+def latent_shape(
+    unet: Any, factor: int, prompts: int, times: Any, height: Any, width: Any
+) -> tuple[int, int, int, int]:
+    """The shape of a call's samples, `(images, channels, height, width)`, of images of sides in pixels.
+
+    Args:
+        unet: The denoiser, whose sides are those that are not given.
+        factor: Pixels of a side for one position of a sample's.
+        prompts: How many.
+        times: Images of each.
+        height: In pixels; None is the denoiser's.
+        width: Likewise.
+
+    Raises:
+        ValueError: Sides that the factor does not divide, or too many images.
+    """
+    images = checked_images(prompts, times)
+    for name, side in (("height", height), ("width", width)):
+        if side is not None:
+            check_size(name, side, factor)
+    rows, columns = (None, None) if height and width else sample_sides(unet, "give height and width")
+    rows, columns = height // factor if height else rows, width // factor if width else columns
+    return images, unet.config.in_channels, rows, columns  # type: ignore[return-value]
 
 
 def check_mapping(name: str, value: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -15,6 +16,7 @@ from torch import Tensor
 from guided_diffusers.core.checks import MAX_COUNT, a_kind_of, check_int
 from guided_diffusers.core.condition import (
     Condition,
+    check_text,
     context_of,
     cut_texts,
     encode_text,
@@ -32,63 +34,77 @@ logger = logging.get_logger(__name__)
 class Prompts:
     """What images are to show and what not: texts, or their embeddings.
 
-    Attributes:
+    Args:
         prompt: One text or several; None with `prompt_embeds`.
         negative_prompt: One for all prompts, or one each; None is the empty text.
         prompt_embeds: `(prompts, length, width)`.
         negative_prompt_embeds: Likewise.
+        width: Of the embeddings that the network attends to; None for any.
+
+    Attributes:
+        count: How many prompts there are.
+        texts: The prompts, one each; None where embeddings are given.
+        negatives: The negative prompts, one a prompt.
+
+    Raises:
+        ValueError: They are none, contradict each other, or are of another width.
     """
 
     prompt: str | Sequence[str] | None
     negative_prompt: str | Sequence[str] | None = None
     prompt_embeds: Tensor | None = None
     negative_prompt_embeds: Tensor | None = None
+    width: int | None = None
+    count: int = field(init=False)
+    texts: Sequence[str] | None = field(init=False)
+    negatives: Sequence[str] = field(init=False)
 
-    def __len__(self) -> int:
-        """How many prompts there are."""
-        if self.prompt is None:
-            return len(self.prompt_embeds)
-        return 1 if isinstance(self.prompt, str) else len(self.prompt)
-
-    @property
-    def positives(self) -> Sequence[str]:
-        """The prompts, one each."""
-        return [self.prompt] if isinstance(self.prompt, str) else self.prompt
-
-    @property
-    def negatives(self) -> Sequence[str]:
-        """The negative prompts, one a prompt."""
-        text = self.negative_prompt or ""
-        return [text] * len(self) if isinstance(text, str) else text
-
-    def check(self, width: int | None = None) -> int:
-        """How many there are; ValueError where they are none, contradict each other, or are too wide."""
+    def __post_init__(self) -> None:
+        """Check them, and count."""
         for text, embeds in (("prompt", "prompt_embeds"), ("negative_prompt", "negative_prompt_embeds")):
             asked, given = getattr(self, text), getattr(self, embeds)
             if given is not None:
                 inputs.check_one_of(text, asked, embeds, given)
-                inputs.check_embeds(embeds, given, width)
+                inputs.check_embeds(embeds, given, self.width)
             elif asked is not None:
-                inputs.check_prompts(text, asked)
+                check_prompts(text, asked)
             elif text == "prompt":
                 raise ValueError("neither prompt nor prompt_embeds was given; give one of them")
-        self._check_as_many(count := len(self))
-        return count
-
-    def _check_as_many(self, count: int) -> None:
-        """Raise ValueError where what images are not to show is of other prompts than what they are."""
-        for name in ("negative_prompt", "negative_prompt_embeds"):
-            several = getattr(self, name)
-            if several is not None and not isinstance(several, str) and len(several) != count:
+        texts = [self.prompt] if isinstance(self.prompt, str) else self.prompt
+        count = len(self.prompt_embeds if texts is None else texts)  # type: ignore[arg-type]
+        negative = self.negative_prompt or ""
+        negatives = [negative] * count if isinstance(negative, str) else negative
+        null = self.negative_prompt_embeds
+        for name, several in (("negative_prompt", negatives), ("negative_prompt_embeds", null)):
+            if several is not None and len(several) != count:
                 raise ValueError(
                     f"{name} has {len(several)} entries for {count} prompts; allowed: one for each prompt"
                 )
-        embeds, null = self.prompt_embeds, self.negative_prompt_embeds
-        if embeds is not None and null is not None and embeds.shape != null.shape:
+        if self.prompt_embeds is not None and null is not None and self.prompt_embeds.shape != null.shape:
             raise ValueError(
-                f"prompt_embeds has shape {tuple(embeds.shape)} and negative_prompt_embeds "
+                f"prompt_embeds has shape {tuple(self.prompt_embeds.shape)} and negative_prompt_embeds "
                 f"{tuple(null.shape)}; allowed: one shape"
             )
+        for name, value in (("count", count), ("texts", texts), ("negatives", negatives)):
+            object.__setattr__(self, name, value)
+
+
+def check_prompts(name: str, value: Any) -> None:
+    """Raise ValueError where `value` is neither a string nor a non-empty list of strings.
+
+    Any text will do, of any length and script; it is a string that is no text, because half of a pair of
+    surrogates is missing, that no tokenizer can read.
+    """
+    if not isinstance(value, str | list | tuple):
+        raise ValueError(f"{name} is {a_kind_of(value)}; allowed: a string or a list of strings")
+    prompts = {name: value} if isinstance(value, str) else {f"{name}[{i}]": p for i, p in enumerate(value)}
+    if not prompts:
+        raise ValueError(f"{name} is an empty list; allowed: a string or a list of at least one")
+    if len(prompts) > MAX_COUNT:
+        raise ValueError(f"{name} has {len(prompts)} prompts; allowed: up to {MAX_COUNT:,}")
+    for place, prompt in prompts.items():
+        if not isinstance(prompt, str) or not prompt.isascii():
+            check_text(place, prompt)
 
 
 @dataclass(frozen=True)
@@ -109,64 +125,73 @@ class PromptEncoder:
         self,
         prompts: Prompts,
         device: torch.device,
+        dtype: torch.dtype,
+        times: int = 1,
         with_null: bool = True,
         clip_skip: int | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """Embeddings of prompts and, with the null, of negative prompts: each `(prompts, length, width)`.
+        """Embeddings of prompts and, with the null, of negative prompts.
 
         A warning says what the network does not see of the texts, or has never seen.
 
         Args:
             prompts: Those whose embeddings are given keep them.
             device: Where the text encoder is.
+            dtype: The network's.
+            times: How often each comes, one after another.
             with_null: Whether the null is wanted.
             clip_skip: Layers of a CLIP text encoder to leave out at its end, for the prompts.
+
+        Returns:
+            Two tensors `(prompts * times, length, width)`; the second is None without the null.
 
         Raises:
             ValueError: A text without a text encoder or a tokenizer.
         """
         embeds, null = prompts.prompt_embeds, prompts.negative_prompt_embeds if with_null else None
         asked: dict[str, Sequence[str]] = {}
-        if embeds is None:
-            asked["prompt"] = prompts.positives
+        if prompts.texts is not None:
+            asked["prompt"] = prompts.texts
         if with_null and null is None:
             asked["negative_prompt"] = prompts.negatives
-        if not asked:
-            return embeds, null
+        if asked:
+            encoded = self._encoded(asked, device, None if embeds is None else embeds.shape[1], clip_skip)
+            embeds, null = encoded.get("prompt", embeds), encoded.get("negative_prompt", null)
+        embeds, null = (
+            None if each is None else each.to(device, dtype).repeat_interleave(times, dim=0)
+            for each in (embeds, null)
+        )
+        return embeds, null  # type: ignore[return-value]  # of the prompts there always are some
+
+    def _encoded(
+        self,
+        asked: Mapping[str, Sequence[str]],
+        device: torch.device,
+        length: int | None,
+        clip_skip: int | None,
+    ) -> dict[str, Tensor]:
+        """The embeddings of texts by the name of their argument, of so many tokens; None: of the context."""
         if self.text_encoder is None or self.tokenizer is None:
             self._refuse(next(iter(asked)))
-        length = context_of(self.tokenizer) if embeds is None else embeds.shape[1]
+        length = context_of(self.tokenizer) if length is None else length
         if set(self.tokenizer.added_tokens_encoder).difference(self.tokenizer.all_special_tokens):
             whole = TextualInversionLoaderMixin().maybe_convert_prompt  # a word of several vectors is several
             asked = {name: whole(list(several), self.tokenizer) for name, several in asked.items()}
         texts = list(dict.fromkeys(text for several in asked.values() for text in several))
-        ids, mask = (tokens.to(device) for tokens in token_ids(self.tokenizer, texts, length))
-        warn_of_prompts(self.tokenizer, texts, length)
-        for name, several in asked.items():
-            own = list(dict.fromkeys(several))  # equal ones are encoded once
-            rows = [texts.index(text) for text in own]
-            skip = clip_skip if name == "prompt" else None
-            with lora_scaled(self.text_encoder, self.lora_scale):
-                encoded = encode_text(self.text_encoder, ids[rows], mask[rows], skip)
-            encoded = encoded[[own.index(text) for text in several]]
-            embeds, null = (encoded, null) if name == "prompt" else (embeds, encoded)
-        return embeds, null
-
-    def repeated(
-        self,
-        prompts: Prompts,
-        device: torch.device,
-        dtype: torch.dtype,
-        times: int,
-        with_null: bool = True,
-        clip_skip: int | None = None,
-    ) -> tuple[Tensor, Tensor | None]:
-        """The embeddings in a network's dtype, so many times each: `(prompts * times, length, width)`."""
-        both = self(prompts, device, with_null, clip_skip)
-        embeds, null = (
-            None if each is None else each.to(device, dtype).repeat_interleave(times, dim=0) for each in both
-        )
-        return embeds, null
+        ids, mask = token_ids(self.tokenizer, texts, length)
+        full = bool(mask.all(dim=1).any())
+        ids, mask = ids.to(device), mask.to(device)
+        encoded = {}
+        scaled = nullcontext() if self.lora_scale is None else lora_scaled(self.text_encoder, self.lora_scale)
+        with scaled:
+            for name, several in asked.items():
+                own = list(dict.fromkeys(several))  # equal ones are encoded once
+                rows = [texts.index(text) for text in own]
+                skip = clip_skip if name == "prompt" else None
+                embeds = encode_text(self.text_encoder, ids[rows], mask[rows], skip)
+                encoded[name] = embeds[[own.index(text) for text in several]]
+        warn_of_prompts(self.tokenizer, texts, length if full else None)
+        return encoded
 
     def condition(
         self,
@@ -183,15 +208,15 @@ class PromptEncoder:
 
         Without the null it is encoded when a term first asks for it.
         """
-        embeds, null = self.repeated(prompts, device, dtype, times, with_null, clip_skip)
+        embeds, null = self(prompts, device, dtype, times, with_null, clip_skip)
 
         def encode_null() -> Tensor:
             encoded = replace(prompts, prompt=None, prompt_embeds=embeds[::times])
-            return self.repeated(encoded, device, dtype, times)[1]
+            return self(encoded, device, dtype, times)[1]  # type: ignore[return-value]
 
         positive = {"encoder_hidden_states": embeds, **arguments}
-        condition = PromptCondition(positive, None, encode_null, null_arguments)
-        return condition if null is None else condition.with_null(null)
+        negative = None if null is None else {**positive, **null_arguments, "encoder_hidden_states": null}
+        return PromptCondition(positive, negative, encode_null, null_arguments)
 
     def _refuse(self, name: str) -> None:
         """Raise ValueError: there is nothing to encode a text with."""
@@ -212,13 +237,19 @@ class PromptEncoder:
             )
 
 
-def warn_of_prompts(tokenizer: Any, prompts: Sequence[str], max_length: int | None = None) -> None:
+def warn_of_prompts(tokenizer: Any, prompts: Sequence[str], length: int | None) -> None:
     """Log a warning of what a network does not see in prompts, or has never seen.
 
     That is the end of a prompt which is longer than the text encoder's context, and a word which none of the
     training captions has, where the checkpoint knows them.
+
+    Args:
+        tokenizer: A tokenizer of transformers.
+        prompts: The texts.
+        length: The context, where one of them fills it; None where all are known to be shorter.
     """
-    for told in (cut_texts(tokenizer, prompts, max_length), unseen_words(tokenizer, prompts)):
+    cut = "" if length is None else cut_texts(tokenizer, prompts, length)
+    for told in (cut, unseen_words(tokenizer, prompts)):
         if told:
             logger.warning(told)
 

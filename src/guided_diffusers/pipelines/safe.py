@@ -17,7 +17,7 @@ from guided_diffusers.core.checks import shown
 from guided_diffusers.hub.entry_point import LIBRARY, plain_class_name
 from guided_diffusers.hub.errors import hub_errors
 from guided_diffusers.hub.pull import check_snapshot
-from guided_diffusers.hub.sharing import PUSH_ARGUMENTS, PushMixin
+from guided_diffusers.hub.sharing import PUSH_ARGUMENTS, push_to_hub
 from guided_diffusers.models.transformers_models import check_fitting, check_vocabulary
 from guided_diffusers.store.safety import (
     COMPONENTS,
@@ -38,15 +38,24 @@ logger = logging.get_logger(__name__)
 
 OF_THE_HUB = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "token")
 """Arguments of from_pretrained about where a repository is found."""
+_GUIDED_BY = {
+    "PAG": (
+        "perturbed-attention guidance (pag_scale)",
+        "add AutoGuidance(views.identity_attention(pipeline.unet), 1 + pag_scale) to guidance=",
+    ),
+    "SAG": ("self-attention guidance (sag_scale)", "use diffusers' pipeline for it"),
+}
+"""Guidance that pipelines of diffusers have in their code, with nothing in the components that says so."""
 
 
-class SafePipeline(PushMixin, DiffusionPipeline):
+class SafePipeline(DiffusionPipeline):
     """A DiffusionPipeline that saves safetensors only, loads nothing else, and pushes in one commit.
 
     A checkpoint whose components it has no place for is refused: its images would be other ones.
     """
 
     _uses_all_components = True
+    push_to_hub = push_to_hub
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
         """As DiffusionPipeline.save_pretrained; `safe_serialization=False` is ignored with a warning.
@@ -121,6 +130,7 @@ class SafePipeline(PushMixin, DiffusionPipeline):
                     check_finite(component, f"{where}, {name}")
                     check_schedule(component, f"{where}, {name}")
             pipeline._check_unet()
+        cls._tell_of_guidance(where, plain_class_name(index))
         pipeline.register_to_config(_name_or_path=where)
         return pipeline
 
@@ -148,7 +158,18 @@ class SafePipeline(PushMixin, DiffusionPipeline):
         taken = {name: part for name, part in parts.items() if name in cls._components()}
         made = super().from_pipe(pipeline, **{**taken, **kwargs})
         made._check_unet()
+        cls._tell_of_guidance(where, type(pipeline).__name__)
         return made
+
+    @classmethod
+    def _tell_of_guidance(cls, where: str, saved_by: str) -> None:
+        """Log a warning where the pipeline that saved a checkpoint guides it as this one does not."""
+        for word, (guidance, remedy) in _GUIDED_BY.items():
+            if cls._uses_all_components and word in saved_by:
+                logger.warning(
+                    f"{where} was saved by {saved_by}, which draws with {guidance}; {cls.__name__} draws "
+                    f"without: {remedy}"
+                )
 
     @classmethod
     def _leave_out(cls, where: str, index: Mapping[str, Any], kwargs: dict[str, Any]) -> set[str]:

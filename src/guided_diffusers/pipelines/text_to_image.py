@@ -1,13 +1,13 @@
 """Text-to-image generation under guidance, with Stable Diffusion's components and arguments.
 
-Thin by design: it checks inputs, builds a Condition and a Denoiser, calls the sampling loop, decodes. What
-guidance does is in `guided_diffusers.guidance`; what a scheduler does is in the scheduler.
+Thin by design: it checks inputs, builds a Condition and a Denoiser, drives a `Run`, decodes. What guidance
+does is in `guided_diffusers.guidance`; what a scheduler does is in the scheduler.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,26 +20,29 @@ from diffusers.utils import logging
 from torch import Tensor
 from transformers import CLIPVisionModelWithProjection, PreTrainedModel, PreTrainedTokenizerBase
 
-from guided_diffusers.core.checks import check_int, check_number
+from guided_diffusers.core.checks import check_number
 from guided_diffusers.core.declared import read
-from guided_diffusers.core.denoiser import ModelDenoiser, dtype_of
+from guided_diffusers.core.denoiser import dtype_of
 from guided_diffusers.core.networks import guidance_embedding, needed_arguments
 from guided_diffusers.guidance import Guidance, GuidanceInterval
-from guided_diffusers.models.latents import decode, spatial_factor
+from guided_diffusers.models.latents import spatial_factor
 from guided_diffusers.models.parts import check_text_width, check_vae, check_weak
 from guided_diffusers.pipelines import inputs
 from guided_diffusers.pipelines.adapters import AdaptersMixin
-from guided_diffusers.pipelines.call import Call, default_guidance_config, told_scale
-from guided_diffusers.pipelines.drawing import Drawing
-from guided_diffusers.pipelines.guided import GuidedPipeline
-from guided_diffusers.pipelines.noise import noise_of
+from guided_diffusers.pipelines.default_guidance import default_guidance_config
+from guided_diffusers.pipelines.drawing import Asked, Drawing
+from guided_diffusers.pipelines.guided import Call, GuidedMixin, told_scale
 from guided_diffusers.pipelines.prompts import PromptEncoder, Prompts
-from guided_diffusers.schedulers.adapt import config_of, prediction_type_of, row_of
+from guided_diffusers.pipelines.safe import SafePipeline
+from guided_diffusers.pipelines.stable_diffusion import StableDiffusionMethods
+from guided_diffusers.schedulers.adapt import config_of
 
 logger = logging.get_logger(__name__)
 
 
-class TextToImagePipeline(GuidedPipeline, StableDiffusionMixin, AdaptersMixin):
+class TextToImagePipeline(
+    GuidedMixin, StableDiffusionMethods, SafePipeline, StableDiffusionMixin, AdaptersMixin
+):
     """Text-to-image generation with classifier-free and any other guidance.
 
     A folder saved by StableDiffusionPipeline loads here. Guidance is classifier-free by `guidance_scale`, or
@@ -114,8 +117,6 @@ class TextToImagePipeline(GuidedPipeline, StableDiffusionMixin, AdaptersMixin):
         )
         self.vae_scale_factor = spatial_factor(vae) if vae is not None else 8
         self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor)
-        self._cross_attention_kwargs: Mapping[str, Any] | None = None
-        self._fits: Any = None  # the configuration of the components that were last found to fit
 
     def _check_parts(self) -> None:
         """Raise ValueError where networks are of other latents than each other; each message names both."""
@@ -131,99 +132,6 @@ class TextToImagePipeline(GuidedPipeline, StableDiffusionMixin, AdaptersMixin):
             raise ValueError("weak_unet and unet differ in time_cond_proj_dim; allowed: both alike")
         self._check_parts()
         check_text_width(self.unet, self.text_encoder)
-        self._fits = self.config
-
-    @property
-    def prompt_encoder(self) -> PromptEncoder:
-        """The text encoder with its tokenizer."""
-        return PromptEncoder(self.tokenizer, self.text_encoder)
-
-    @property
-    def cross_attention_kwargs(self) -> Mapping[str, Any] | None:
-        """Further arguments of the network's attention processors in the current call."""
-        return self._cross_attention_kwargs
-
-    @property
-    def components(self) -> dict[str, Any]:
-        """The components by name: Stable Diffusion's, and the weak network where there is one."""
-        components = super().components
-        if components["weak_unet"] is None:
-            del components["weak_unet"]
-        return components
-
-    @property
-    def weak_denoiser(self) -> ModelDenoiser | None:
-        """The weak network as `AutoGuidance` takes it; None where the checkpoint has none."""
-        if self.weak_unet is None:
-            return None
-        return ModelDenoiser(self.weak_unet, prediction_type_of(self.scheduler))
-
-    def _guidance_networks(self) -> dict[str, Any]:
-        return {} if self.weak_unet is None else {"weak": self.weak_denoiser}
-
-    def encode_prompt(
-        self,
-        prompt: str | list[str] | None,
-        device: torch.device,
-        num_images_per_prompt: int = 1,
-        do_classifier_free_guidance: bool = True,
-        negative_prompt: str | list[str] | None = None,
-        prompt_embeds: Tensor | None = None,
-        negative_prompt_embeds: Tensor | None = None,
-        lora_scale: float | None = None,
-        clip_skip: int | None = None,
-    ) -> tuple[Tensor, Tensor | None]:
-        """Encode prompts as Stable Diffusion does, by `prompt_encoder`; arguments are those of a call.
-
-        Returns:
-            Two tensors `(prompts * num_images_per_prompt, length, width)` in the network's dtype; the second
-            is None without classifier-free guidance.
-
-        Raises:
-            ValueError: Prompts that are none, more layers to leave out than there are, or as many negative
-                prompts as do not fit the prompts.
-        """
-        read("do_classifier_free_guidance", do_classifier_free_guidance, bool)
-        check_int("num_images_per_prompt", num_images_per_prompt, 1)
-        prompts = Prompts(
-            prompt=prompt,
-            negative_prompt=negative_prompt,
-            prompt_embeds=prompt_embeds,
-            negative_prompt_embeds=negative_prompt_embeds,
-        )
-        prompts.check()
-        if clip_skip is not None:
-            self.prompt_encoder.check_clip_skip(clip_skip)
-        scale = read("lora_scale", lora_scale, float | None)
-        return replace(self.prompt_encoder, lora_scale=scale).repeated(
-            prompts,
-            torch.device(device),
-            dtype_of(self.unet, getattr(self.text_encoder, "dtype", torch.float32)),
-            num_images_per_prompt,
-            do_classifier_free_guidance,
-            clip_skip,
-        )
-
-    def prepare_latents(
-        self,
-        batch_size: int,
-        height: int,
-        width: int,
-        dtype: torch.dtype,
-        device: torch.device,
-        generator: torch.Generator | list[torch.Generator] | None,
-        latents: Tensor | None = None,
-    ) -> Tensor:
-        """Standard normal latents `(batch_size, channels, height / f, width / f)`, float32, or the given."""
-        if latents is None:
-            shape = (
-                batch_size,
-                self.unet.config.in_channels,
-                height // self.vae_scale_factor,
-                width // self.vae_scale_factor,
-            )
-            latents = noise_of(shape, generator, device, dtype)
-        return latents.to(device, torch.promote_types(latents.dtype, torch.float32))
 
     @torch.no_grad()
     def __call__(
@@ -252,6 +160,7 @@ class TextToImagePipeline(GuidedPipeline, StableDiffusionMixin, AdaptersMixin):
         guidance: Guidance | None = None,
         guidance_interval: GuidanceInterval | Sequence[float] | None = None,
         guidance_rescale: float = 0.0,
+        mu: float | None = None,
         ip_adapter_image: Any = None,
         ip_adapter_image_embeds: list[Tensor] | None = None,
     ) -> StableDiffusionPipelineOutput | tuple:
@@ -290,6 +199,7 @@ class TextToImagePipeline(GuidedPipeline, StableDiffusionMixin, AdaptersMixin):
             guidance_interval: Where guidance is active: a GuidanceInterval or a pair (low, high] in sigma /
                 alpha.
             guidance_rescale: phi of `RescaledGuidance`, 0 (none) to 1, for classifier-free guidance.
+            mu: The shift of the noise levels, for a scheduler with `use_dynamic_shifting`, which needs one.
             ip_adapter_image: What an IP-Adapter is to see: an image, or one for each adapter.
             ip_adapter_image_embeds: Its embeddings instead, `(1 or images, tokens, width)` a tensor for each
                 adapter, and before them as many of the null where guidance asks for the null.
@@ -302,117 +212,82 @@ class TextToImagePipeline(GuidedPipeline, StableDiffusionMixin, AdaptersMixin):
             ValueError: An argument that is out of range, of the wrong type or shape, or contradicts another;
                 each message names it. Raised before anything is computed.
         """
-        if self._fits is not self.config:  # the first call, or one after a component was replaced
+        return self._asked(locals()).draw()
+
+    def _asked(self, given: Mapping[str, Any]) -> Asked:
+        """A call with these arguments, checked."""
+        if self._kept is None:  # the first call, or one after a component was replaced
             self._check_unet()
+        config = self.unet.config
+        width = config.cross_attention_dim if config.encoder_hid_dim is None else None
         prompts = Prompts(
-            prompt=prompt,
-            negative_prompt=negative_prompt,
-            prompt_embeds=prompt_embeds,
-            negative_prompt_embeds=negative_prompt_embeds,
+            prompt=given["prompt"],
+            negative_prompt=given["negative_prompt"],
+            prompt_embeds=given["prompt_embeds"],
+            negative_prompt_embeds=given["negative_prompt_embeds"],
+            width=width if isinstance(width, int) else None,
         )
-        drawing = Drawing(
-            schedule={"num_inference_steps": num_inference_steps, "timesteps": timesteps, "sigmas": sigmas},
-            eta=eta,
-            generator=generator,
-            latents=latents,
-            output_type=output_type,
-            return_dict=return_dict,
-            callback=callback_on_step_end,
-            tensor_inputs=callback_on_step_end_tensor_inputs,
-        )
-        shape = self._checked_shape(prompts, num_images_per_prompt, height, width)
-        drawing.check(shape, self._callback_tensor_inputs)
-        if cross_attention_kwargs is not None:
-            inputs.check_mapping("cross_attention_kwargs", cross_attention_kwargs)
-            read("cross_attention_kwargs.scale", cross_attention_kwargs.get("scale"), float | None)
+        images, sides = given["num_images_per_prompt"], (given["height"], given["width"])
+        shape = inputs.latent_shape(self.unet, self.vae_scale_factor, prompts.count, images, *sides)
+        drawing = Drawing.of(given, shape, self._callback_tensor_inputs)
+        told, clip_skip = {"return_dict": False}, given["clip_skip"]
+        if (kwargs := given["cross_attention_kwargs"]) is not None:
+            inputs.check_mapping("cross_attention_kwargs", kwargs)
+            read("cross_attention_kwargs.scale", kwargs.get("scale"), float | None)
+            told["cross_attention_kwargs"] = kwargs
         if clip_skip is not None:
             self.prompt_encoder.check_clip_skip(clip_skip)
-        call = self._call_of(guidance, guidance_scale, guidance_interval, shape[0], guidance_rescale)
-        if negative_prompt is not None and callback_on_step_end is None and not call.current.needs_null:
-            logger.warning(
-                "negative_prompt has no part in this call: its guidance does nothing at this scale"
-            )
-        self.check_ip_adapter(ip_adapter_image, ip_adapter_image_embeds)
-        told: dict[str, Any] = {"return_dict": False}
-        self._cross_attention_kwargs = cross_attention_kwargs
-        if cross_attention_kwargs is not None:
-            told["cross_attention_kwargs"] = cross_attention_kwargs
-        images = (ip_adapter_image, ip_adapter_image_embeds)
-        return self._draw(prompts, drawing, call, shape, clip_skip, told, images)
+        rescale = given["guidance_rescale"]
+        if type(rescale) is not float or rescale:
+            check_number("guidance_rescale", rescale, 0, 1)
+        scale, interval = given["guidance_scale"], given["guidance_interval"]
+        call = self._call_of(given["guidance"], scale, interval, shape[0], rescale)
+        if config.time_cond_proj_dim is not None:
+            call = told_scale(call, config.time_cond_proj_dim)
+        with_null = call.guidance.needs_null
+        seen: Any = given["ip_adapter_image"], given["ip_adapter_image_embeds"]
+        adapted = getattr(self.unet, "encoder_hid_proj", None) is not None
+        if not (adapted or any(each is not None for each in seen)) or not self.check_ip_adapter(*seen):
+            seen = None
+        draw = partial(self._draw, prompts, drawing, call, with_null, shape, clip_skip, told, seen)
+        height, width = (side * self.vae_scale_factor for side in shape[2:])
+        return Asked(draw, drawing, (shape[0], height, width))
 
     def _draw(
         self,
         prompts: Prompts,
         drawing: Drawing,
         call: Call,
+        with_null: bool,
         shape: tuple[int, int, int, int],
         clip_skip: int | None,
         told: dict[str, Any],
-        images: tuple[Any, Any],
+        seen: tuple[Any, Any] | None,
     ) -> StableDiffusionPipelineOutput | tuple:
         """The images of a checked call; a schedule that cannot be is refused before prompts are encoded."""
-        device, dtype = self._execution_device, dtype_of(self.unet, torch.float32)
-        height, width = (side * self.vae_scale_factor for side in shape[2:])
-        noise = self.prepare_latents(
-            shape[0], height, width, dtype, device, drawing.generator, drawing.latents
-        )
-        denoiser = ModelDenoiser(self.unet, row_of(self.scheduler))
-        run = drawing.run(denoiser, self.scheduler, noise, call)
-        if (width := self.unet.config.get("time_cond_proj_dim")) is not None:
-            told["timestep_cond"] = guidance_embedding(call.scale, len(noise), width).to(device, dtype)
-        times, with_null = len(noise) // len(prompts), call.current.needs_null
-        lora_scale = told.get("cross_attention_kwargs", {}).get("scale")
-        encoder = replace(self.prompt_encoder, lora_scale=lora_scale)
+        if prompts.negative_prompt is not None and drawing.callback_on_step_end is None and not with_null:
+            logger.warning(
+                "negative_prompt has no part in this call: its guidance does nothing at this scale"
+            )
+        device, denoiser = self._execution_device, self._denoiser()
+        dtype = dtype_of(self.unet, torch.float32)
+        run = drawing.run(denoiser, self.scheduler, shape, dtype, device, call.guidance)
+        if (width := self.unet.config.time_cond_proj_dim) is not None:
+            told["timestep_cond"] = guidance_embedding(call.scale, shape[0], width).to(device, dtype)
+        self._cross_attention_kwargs = told.get("cross_attention_kwargs")
+        lora_scale = (self._cross_attention_kwargs or {}).get("scale")
         null: dict[str, Any] = {}
-        if self.has_ip_adapter:
-            seen, null = self.told_of_images(*images, with_null, len(noise), dtype)
-            told |= seen
+        if seen is not None:
+            own, null = self.told_of_images(*seen, with_null, shape[0], dtype)
+            told |= own
+        times, encoder = (
+            shape[0] // prompts.count,
+            PromptEncoder(self.tokenizer, self.text_encoder, lora_scale),
+        )
         run.condition = encoder.condition(prompts, device, dtype, times, with_null, clip_skip, told, null)
         sample = drawing.sample(self, run, call)
-        images, flagged = self._decode(sample, drawing.output_type, drawing.generator)
+        drawn, flagged = self._decode(sample, drawing.output_type, drawing.generator)
         self.maybe_free_model_hooks()
         if not drawing.return_dict:
-            return images, flagged
-        return StableDiffusionPipelineOutput(images=images, nsfw_content_detected=flagged)
-
-    def _checked_shape(
-        self, prompts: Prompts, times: Any, height: Any, width: Any
-    ) -> tuple[int, int, int, int]:
-        """The shape of a call's samples."""
-        config, factor = self.unet.config, self.vae_scale_factor
-        attended = config.cross_attention_dim
-        count = prompts.check(
-            attended if isinstance(attended, int) and config.encoder_hid_dim is None else None
-        )
-        images = inputs.checked_images(count, times)
-        for name, side in (("height", height), ("width", width)):
-            if side is not None:
-                inputs.check_size(name, side, factor)
-        if height is not None and width is not None:
-            return images, config.in_channels, height // factor, width // factor
-        rows, columns = inputs.sample_sides(self.unet, "give height and width")
-        rows, columns = height // factor if height else rows, width // factor if width else columns
-        return images, config.in_channels, rows, columns
-
-    def _call_of(self, guidance: Any, scale: Any, interval: Any, images: int, rescale: float = 0.0) -> Call:
-        """As always; a distilled network is told the scale."""
-        check_number("guidance_rescale", rescale, 0, 1)
-        call = super()._call_of(guidance, scale, interval, images, rescale)
-        told = self.unet.config.get("time_cond_proj_dim")
-        return call if told is None else told_scale(call, told)
-
-    def _decode(self, sample: Tensor, output_type: str, generator: Any) -> tuple[Any, list[bool] | None]:
-        if output_type == "latent":
-            return sample, None
-        image = decode(self.vae, sample, generator)
-        flagged = None
-        if self.safety_checker is not None:
-            pictures = self.image_processor.postprocess(image, output_type="pil")
-            pixels = self.feature_extractor(pictures, return_tensors="pt").pixel_values
-            image, flagged = self.safety_checker(
-                images=image, clip_input=pixels.to(self._execution_device, image.dtype)
-            )
-        denormalize = [True] * len(image) if flagged is None else [not flag for flag in flagged]
-        return self.image_processor.postprocess(
-            image, output_type=output_type, do_denormalize=denormalize
-        ), flagged
+            return drawn, flagged
+        return StableDiffusionPipelineOutput(images=drawn, nsfw_content_detected=flagged)

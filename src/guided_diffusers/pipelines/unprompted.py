@@ -1,17 +1,16 @@
-"""What pipelines without a prompt do with a `UNet2DModel` and its autoencoder: checks, noise, images."""
+"""What pipelines without a prompt do with a `UNet2DModel` and its autoencoder: checks, shapes, images."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-import torch
 from diffusers.image_processor import VaeImageProcessor
 from torch import Tensor
 
 from guided_diffusers.models import latents
 from guided_diffusers.models.parts import check_vae
 from guided_diffusers.pipelines import inputs
-from guided_diffusers.pipelines.noise import noise_of
 
 
 def check_parts(unet: Any, vae: Any) -> None:
@@ -40,15 +39,28 @@ def sample_shape(unet: Any, count: int) -> tuple[int, ...]:
     return (count, unet.config.in_channels, *inputs.sample_sides(unet))
 
 
-def noise_for(unet: Any, count: int, generator: Any, device: torch.device) -> Tensor:
-    """Standard normal noise for so many samples."""
-    return noise_of(sample_shape(unet, count), generator, device, unet.dtype)
+def pictures(vae: Any, shape: Sequence[int]) -> tuple[int, int, int]:
+    """How many pictures samples of a shape are, and their sides in pixels."""
+    factor = 1 if vae is None else latents.spatial_factor(vae)
+    return shape[0], factor * shape[2], factor * shape[3]
 
 
-def images_of(vae: Any, sample: Tensor, output_type: str, generator: Any = None) -> Any:
-    """Samples decoded, as PIL images, arrays or tensors; "latent" leaves them as they are."""
+def images_of(
+    vae: Any, sample: Tensor, output_type: str, generator: Any = None, sides: Sequence[int] | None = None
+) -> Any:
+    """Samples decoded, as PIL images, arrays or tensors; "latent" leaves them as they are.
+
+    Args:
+        vae: None for pixels.
+        sample: `(batch, channels, height, width)`.
+        output_type: As of pipelines' calls.
+        generator: Of a decoder that draws.
+        sides: Height and width of the images, where a sample was padded below and on the right.
+    """
     if output_type == "latent":
         return sample
     if vae is not None:
         sample = latents.decode(vae, sample, generator)
+    if sides is not None:
+        sample = sample[..., : sides[0], : sides[1]]
     return VaeImageProcessor().postprocess(sample, output_type)

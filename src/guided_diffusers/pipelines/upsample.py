@@ -11,39 +11,37 @@ from typing import Any
 
 import torch
 from diffusers import ImagePipelineOutput
-from diffusers.image_processor import VaeImageProcessor
 from torch import Tensor
 
-from guided_diffusers.core.checks import check_int, shown
-from guided_diffusers.core.condition import Condition
+from guided_diffusers.core.checks import check_int, check_that
 from guided_diffusers.core.denoiser import ModelDenoiser, dtype_of
+from guided_diffusers.core.labels import told_classes
 from guided_diffusers.guidance import Guidance, GuidanceInterval, GuidanceSum
-from guided_diffusers.models import latents as latent_codes
-from guided_diffusers.models.labels import class_ids
 from guided_diffusers.models.latents import check_autoencoder, spatial_factor
 from guided_diffusers.models.parts import check_text_width, check_weak
 from guided_diffusers.models.super_resolution import (
-    LOW_RES,
     Augmentation,
     Channels,
     SuperResolutionNetwork,
 )
 from guided_diffusers.pipelines import inputs
-from guided_diffusers.pipelines.call import Call, default_guidance_config
 from guided_diffusers.pipelines.clipping import clip_before_guidance
-from guided_diffusers.pipelines.drawing import Drawing
-from guided_diffusers.pipelines.guided import GuidedPipeline
-from guided_diffusers.pipelines.noise import noise_of
+from guided_diffusers.pipelines.default_guidance import default_guidance_config
+from guided_diffusers.pipelines.drawing import Asked, Drawing
+from guided_diffusers.pipelines.guided import Call, GuidedMixin
 from guided_diffusers.pipelines.pictures import read_pictures
 from guided_diffusers.pipelines.prompts import PromptEncoder, Prompts
+from guided_diffusers.pipelines.safe import SafePipeline
 from guided_diffusers.pipelines.sizes import padded, small_of, tiled
+from guided_diffusers.pipelines.small_pictures import SmallPictures, condition_of
+from guided_diffusers.pipelines.unprompted import images_of
 from guided_diffusers.schedulers.adapt import prediction_type_of
 
 UPSCALER_LEVEL, UPSCALER_MOST, UPSCALER_GUIDANCE = 20, 350, 9.0
 """StableDiffusionUpscalePipeline's, for folders that name none."""
 
 
-class UpsamplePipeline(GuidedPipeline):
+class UpsamplePipeline(GuidedMixin, SafePipeline):
     """Makes small pictures large: pictures of any size, by `scale`.
 
     A folder saved by StableDiffusionUpscalePipeline loads here; OpenAI's upsamplers come from
@@ -117,6 +115,7 @@ class UpsamplePipeline(GuidedPipeline):
         if low_res_scheduler is not None:
             self.augmentation = Augmentation(low_res_scheduler, max_noise_level)
             check_int("augmentation_level", augmentation_level, 0, self.augmentation.most)
+        self._small_pictures = SmallPictures(channels=self.channels, augmentation=self.augmentation)
         self.register_to_config(
             scale=scale,
             image_size=image_size,
@@ -177,6 +176,7 @@ class UpsamplePipeline(GuidedPipeline):
         sigmas: Sequence[float] | None = None,
         guidance: Guidance | None = None,
         guidance_interval: GuidanceInterval | Sequence[float] | None = None,
+        mu: float | None = None,
         tile_size: int | None = None,
         tile_overlap: int | None = None,
     ) -> ImagePipelineOutput | tuple[Any]:
@@ -209,6 +209,7 @@ class UpsamplePipeline(GuidedPipeline):
             guidance: Any sum of guidance terms, instead of `guidance_scale`.
             guidance_interval: Where guidance is active: a GuidanceInterval or a pair (low, high] in sigma /
                 alpha.
+            mu: The shift of the noise levels, for a scheduler with `use_dynamic_shifting`, which needs one.
             tile_size: The side of overlapping tiles in pixels of the result, which are drawn one after
                 another: less memory, and a network sees the size that it was trained on. None: whole.
             tile_overlap: Of neighbouring tiles, in pixels of the result; a quarter of a tile by default.
@@ -221,40 +222,41 @@ class UpsamplePipeline(GuidedPipeline):
                 such as a picture larger than the target; each message names it. Raised before anything is
                 computed.
         """
+        return self._asked(locals()).draw()
+
+    def _asked(self, given: Mapping[str, Any]) -> Asked:
+        """A call with these arguments, checked."""
         self._check_unet()
-        small = small_of(read_pictures(image, self.channels.picture), self.config.scale, height, width)
-        images, sides = len(small), [side * self.config.scale for side in small.shape[2:]]
-        steps = self.config.num_inference_steps if num_inference_steps is None else num_inference_steps
-        drawing = Drawing(
-            schedule={"num_inference_steps": steps, "timesteps": timesteps, "sigmas": sigmas},
-            eta=eta,
-            generator=generator,
-            latents=latents,
-            output_type=output_type,
-            return_dict=return_dict,
-            callback=callback_on_step_end,
-            tensor_inputs=callback_on_step_end_tensor_inputs,
-        )
-        small = padded(small, self._unit, self._times).to(self._execution_device)
+        picture, scale = read_pictures(given["image"], self.channels.picture), self.config.scale
+        small = small_of(picture, scale, given["height"], given["width"])
+        images, sides = len(small), [side * scale for side in small.shape[2:]]
+        steps = given["num_inference_steps"]
+        steps = self.config.num_inference_steps if steps is None else steps
+        small = padded(small, self._unit, self._times)
         shape = (images, self.channels.sample, *(self._times * side for side in small.shape[2:]))
-        drawing.check(shape, self._callback_tensor_inputs)
-        level = self._level(augmentation_level)
-        prompts = self._prompts(prompt, negative_prompt, images)
-        labels = self._labels(class_labels, images)
-        call = self._call_of(guidance, guidance_scale, guidance_interval, images)
+        drawing = Drawing.of(given, shape, num_inference_steps=steps)
+        level = self._small_pictures.level(given["augmentation_level"], self.config.augmentation_level)
+        prompts = self._prompts(given["prompt"], given["negative_prompt"], images)
+        known = (self.config.num_classes or self.unet.config.num_class_embeds) if self.takes_class else None
+        labels = told_classes(given["class_labels"], known, images)
+        guided = given["guidance"], given["guidance_scale"], given["guidance_interval"]
+        call = self._call_of(*guided, images)
         scheduler, clip = clip_before_guidance(self.scheduler, latents=self.vae is not None)
-        denoiser = tiled(self._denoiser(self.unet, clip), tile_size, tile_overlap, self._unit, self.factor)
-        dtype = dtype_of(self.unet, small.dtype)
-        seen = self._seen(small, level, generator, shape[2:], dtype)
-        noise = (
-            noise_of(shape, generator, small.device, dtype) if latents is None else latents.to(small.device)
-        )
-        run = drawing.run(denoiser, scheduler, noise, call)
-        run.condition = self._condition(seen, prompts, labels, call.current.needs_null)
-        sample = drawing.sample(self, run, call)
-        result = self._images(sample, sides, output_type, generator)
-        self.maybe_free_model_hooks()
-        return ImagePipelineOutput(images=result) if return_dict else (result,)
+        tiles = given["tile_size"], given["tile_overlap"]
+        denoiser = tiled(self._denoiser(self.unet, clip), *tiles, self._unit, self.factor)
+
+        def draw() -> ImagePipelineOutput | tuple[Any]:
+            device, dtype = self._execution_device, dtype_of(self.unet, small.dtype)
+            seen = self._small_pictures.seen(small.to(device), level, drawing.generator, shape[2:], dtype)
+            run = drawing.run(denoiser, scheduler, shape, dtype, device, call.guidance)
+            encoder, with_null = PromptEncoder(self.tokenizer, self.text_encoder), call.guidance.needs_null
+            run.condition = condition_of(self.unet, seen, encoder, prompts, labels, with_null)
+            sample = drawing.sample(self, run, call)
+            drawn = images_of(self.vae, sample, drawing.output_type, drawing.generator, sides)
+            self.maybe_free_model_hooks()
+            return ImagePipelineOutput(images=drawn) if drawing.return_dict else (drawn,)
+
+        return Asked(draw, drawing, (images, *sides))
 
     def _call_of(self, guidance: Any, scale: Any, interval: Any, images: int, rescale: float = 0.0) -> Call:
         """As always; ValueError where it asks for the null, which the network has not."""
@@ -281,9 +283,6 @@ class UpsamplePipeline(GuidedPipeline):
     def _denoiser(self, network: Any, clip: Any = None) -> ModelDenoiser:
         return ModelDenoiser(SuperResolutionNetwork(network), prediction_type_of(self.scheduler), clip)
 
-    def _guidance_networks(self) -> dict[str, Any]:
-        return {} if self.weak_unet is None else {"weak": self.weak_denoiser}
-
     def _check_unet(self) -> None:
         """Raise ValueError where a network does not fit, or needs what this pipeline does not tell it."""
         told = ("class_labels", "encoder_hidden_states")
@@ -292,17 +291,6 @@ class UpsamplePipeline(GuidedPipeline):
         if self.takes_text and None in (self.text_encoder, self.tokenizer):
             raise ValueError("unet attends to text, and the pipeline has no text_encoder or no tokenizer")
 
-    def _level(self, level: Any) -> int:
-        if self.augmentation is None:
-            if level not in (None, 0):
-                raise ValueError(
-                    f"augmentation_level is {shown(level)}; allowed: None or 0, because this network was "
-                    "trained on small pictures without noise (it has no low_res_scheduler)"
-                )
-            return 0
-        level = self.config.augmentation_level if level is None else level
-        return check_int("augmentation_level", level, 0, self.augmentation.most)
-
     def _prompts(self, prompt: Any, negative_prompt: Any, images: int) -> Prompts | None:
         """What the network is told in words; ValueError where it is told none, or not as many as images."""
         self._check_taken("prompt", prompt, self.takes_text)
@@ -310,59 +298,11 @@ class UpsamplePipeline(GuidedPipeline):
             self._check_taken("negative_prompt", negative_prompt, False)
             return None
         prompts = Prompts(prompt=prompt, negative_prompt=negative_prompt)
-        prompts.check()
-        if len(prompts) not in (1, images):
-            raise ValueError(f"prompt has {len(prompts)} entries for {images} images; give 1 or {images}")
+        if prompts.count not in (1, images):
+            raise ValueError(f"prompt has {prompts.count} entries for {images} images; give 1 or {images}")
         return prompts
-
-    def _labels(self, classes: Any, images: int) -> Tensor | None:
-        """The classes that the network is told, one an image."""
-        self._check_taken("class_labels", classes, self.takes_class)
-        if not self.takes_class:
-            return None
-        known = self.config.num_classes or self.unet.config.num_class_embeds
-        labels = class_ids(classes, known, argument="class_labels").reshape(-1)
-        if len(labels) not in (1, images):
-            raise ValueError(
-                f"class_labels has {len(labels)} classes for {images} images; give 1 or {images}"
-            )
-        return labels.expand(images).to(self._execution_device)
 
     def _check_taken(self, name: str, value: Any, taken: bool) -> None:
         """Raise ValueError for what the network is not told, or where it is to be told and is not."""
-        if taken != (value is not None):
-            allowed = "one for all, or one an image" if taken else "None: the network is told none"
-            raise ValueError(f"{name} is {shown(value)}; allowed: {allowed}")
-
-    def _seen(
-        self, small: Tensor, level: int, generator: Any, sides: Sequence[int], dtype: torch.dtype
-    ) -> dict[str, Tensor]:
-        """What the network sees and is told of the small picture."""
-        if self.augmentation is None:
-            return {LOW_RES: self.channels.beside(small, sides, None)}
-        noise = noise_of(small.shape, generator, small.device, dtype).to(small.dtype)
-        small, drawn = self.augmentation.noised(small, noise, torch.full((len(small),), level))
-        told = {} if self.channels.told else {"class_labels": drawn.timestep.to(small.device)}
-        return {LOW_RES: self.channels.beside(small, sides, drawn.sigma), **told}
-
-    def _condition(
-        self, seen: Mapping[str, Tensor], prompts: Prompts | None, labels: Tensor | None, with_null: bool
-    ) -> Condition:
-        """What the network is told, and where guidance asks for it, the null of it."""
-        if prompts is not None:
-            images, dtype = len(seen[LOW_RES]), dtype_of(self.unet, torch.float32)
-            encoder = PromptEncoder(self.tokenizer, self.text_encoder)
-            times = images // len(prompts)
-            return encoder.condition(prompts, self._execution_device, dtype, times, with_null, None, seen, {})
-        if labels is None:
-            return Condition(seen, seen)
-        null = torch.full_like(labels, self.unet.config.num_class_embeds - 1)
-        return Condition({**seen, "class_labels": labels}, {**seen, "class_labels": null})
-
-    def _images(self, sample: Tensor, sides: Sequence[int], output_type: str, generator: Any) -> Any:
-        """The result without what was padded, decoded; "latent" leaves the sample as it is."""
-        if output_type == "latent":
-            return sample
-        if self.vae is not None:
-            sample = latent_codes.decode(self.vae, sample, generator)
-        return VaeImageProcessor().postprocess(sample[..., : sides[0], : sides[1]], output_type)
+        allowed = "one for all, or one an image" if taken else "None: the network is told none"
+        check_that(taken == (value is not None), name, value, allowed)

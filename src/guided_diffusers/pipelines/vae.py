@@ -26,7 +26,7 @@ from torch import Tensor
 from guided_diffusers.core.checks import check_finite, check_int, check_number, check_tensor, shown
 from guided_diffusers.models.latents import decode, encode
 from guided_diffusers.pipelines import inputs
-from guided_diffusers.pipelines.noise import noise_of
+from guided_diffusers.pipelines.drawing import noise_of
 from guided_diffusers.pipelines.safe import SafePipeline
 from guided_diffusers.store.image_reader import eight_bit_image
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -82,14 +82,49 @@ def run_levels(scheduler: AnyScheduler, listed: Sequence[Any] | Tensor) -> Itera
     Raises:
         ValueError: A table of noise levels with NaN.
     """
-    family = family_of(scheduler)
+    family = family_of(type(scheduler))
     if family is None or hasattr(scheduler, "noise_level"):
         yield noise_level(scheduler, listed[0])
         yield from (next_noise_level(scheduler, index) for index in range(len(listed)))
         return
-    values = _values(scheduler, family)[: len(listed) + 1]
+    yield from _levels(scheduler, family, _values(scheduler, family)[: len(listed) + 1], listed)
+
+
+class Adapted(NamedTuple):
+    """What a run reads from its scheduler once, after `set_timesteps`.
+
+    Attributes:
+        timesteps: At which it calls the network.
+        levels: As of `run_levels`.
+        prediction_type: As of `prediction_type_of`.
+        with_variance: As of `reads_variance`.
+        scale: As of `initial_scale`.
+    """
+
+    timesteps: Sequence[Any] | Tensor
+    levels: Iterator[NoiseLevel]
+    prediction_type: str
+    with_variance: bool
+    scale: Tensor | float
+
+
+def adapted(scheduler: AnyScheduler) -> Adapted:
+    """All that a run reads from a supported scheduler whose timesteps are set; its tables are read once."""
+    family, learned = family_of(type(scheduler)), reads_variance(scheduler)
+    if family is None or hasattr(scheduler, "noise_level"):
+        listed = scheduler.timesteps
+        levels, row, scale = run_levels(scheduler, listed), row_of(scheduler), initial_scale(scheduler)
+        return Adapted(listed, levels, row, learned, scale)
+    values, row, scale = _values(scheduler, family), family.row(scheduler), family.scale(scheduler)
+    listed = scheduler.timesteps[: len(values) - 1]
+    return Adapted(listed, iter(_levels(scheduler, family, values, listed)), row, learned, scale)
+
+
+def _levels(
+    scheduler: AnyScheduler, family: Family, values: Tensor, listed: Sequence[Any] | Tensor
+) -> list[NoiseLevel]:
     alpha, sigma, input_scale = family.coordinates(scheduler, values)
-    yield from NoiseLevel(alpha=alpha, sigma=sigma, input_scale=input_scale).each([*listed, None])
+    return NoiseLevel(alpha=alpha, sigma=sigma, input_scale=input_scale).each([*listed, None])
 
 
 def prediction_type_of(scheduler: AnyScheduler) -> str:
@@ -111,7 +146,7 @@ def prediction_type_of(scheduler: AnyScheduler) -> str:
 
 def row_of(scheduler: AnyScheduler) -> str:
     """`prediction_type_of` a scheduler that is known to be supported."""
-    family = family_of(scheduler)
+    family = family_of(type(scheduler))
     if family is not None:
         return family.row(scheduler)
     return config_of(scheduler, "prediction_type") or getattr(scheduler, "prediction_type", "epsilon")
@@ -127,7 +162,7 @@ def process_kind(scheduler: AnyScheduler) -> str:
         ValueError: An unsupported scheduler, or one of no class that is known here.
     """
     check_supported(scheduler)
-    family = family_of(scheduler)
+    family = family_of(type(scheduler))
     if family is None:
         own = f"scheduler is a {type(scheduler).__name__}, whose process is not known"
         raise ValueError(f"{own}: give it an attribute `process`, as describe_process gives one")
@@ -137,19 +172,19 @@ def process_kind(scheduler: AnyScheduler) -> str:
 def reads_variance(scheduler: AnyScheduler) -> bool:
     """Whether a scheduler's `step` takes the channels of a learned variance beside the prediction."""
     learned = config_of(scheduler, "variance_type") in ("learned", "learned_range")
-    return learned and known_as(scheduler) in ("DDPMScheduler", "DDPMParallelScheduler")
+    return learned and known_as(type(scheduler)) in ("DDPMScheduler", "DDPMParallelScheduler")
 
 
 def takes(scheduler: AnyScheduler, name: str) -> bool:
     """Whether a scheduler's `set_timesteps` takes custom `timesteps` or `sigmas` and uses them as given."""
-    family = family_of(scheduler)
+    family = family_of(type(scheduler))
     bent = family is not None and name in family.unusable
     return name in inspect.signature(scheduler.set_timesteps).parameters and not bent
 
 
 def sigmas_for(scheduler: AnyScheduler, sigmas: list[float]) -> Any:
     """Custom sigmas in the type that a scheduler's `set_timesteps` takes, which may write into them."""
-    family = family_of(scheduler)
+    family = family_of(type(scheduler))
     return np.array(sigmas) if family is None else family.sequence(sigmas)
 
 
@@ -168,7 +203,7 @@ def config_of(scheduler: AnyScheduler, name: str, default: Any = None) -> Any:
 
 def run_timesteps(scheduler: AnyScheduler) -> Sequence[Any] | Tensor:
     """The timesteps at which a run calls the network; some schedulers list the clean end beside them."""
-    family = family_of(scheduler)
+    family = family_of(type(scheduler))
     if family is None or hasattr(scheduler, "noise_level"):
         return scheduler.timesteps
     return scheduler.timesteps[: len(family.table(scheduler, 0)) - 1]
@@ -176,7 +211,7 @@ def run_timesteps(scheduler: AnyScheduler) -> Sequence[Any] | Tensor:
 
 def initial_scale(scheduler: AnyScheduler) -> Tensor | float:
     """What standard normal noise is multiplied by to be the first sample of a run, one for all or each."""
-    family = family_of(scheduler)
+    family = family_of(type(scheduler))
     if family is not None:
         return family.scale(scheduler)
     start = noise_level(scheduler, scheduler.timesteps[0]).sigma.clamp(min=1)
@@ -194,7 +229,7 @@ def stepper(scheduler: AnyScheduler, **fixed: Any) -> Callable[..., Tensor]:
     fixed |= {"return_dict": False} if "return_dict" in taken else {}
     take: Callable[..., Any] = scheduler.step
     before: list[Any] = [None, None]  # CogVideoX's solver is given its last x_0 and timestep by its caller
-    family = family_of(scheduler)
+    family = family_of(type(scheduler))
     whole = family is not None and family.whole  # as integers, they index tables more quickly
 
     def step(output: Tensor, timestep: Any, sample: Tensor, **more: Any) -> Tensor:
@@ -272,7 +307,7 @@ def _level(scheduler: AnyScheduler, index: int, timestep: Any) -> NoiseLevel:
     if timestep is not None and hasattr(scheduler, "noise_level"):
         level = _said(scheduler, scheduler.noise_level(timestep))
         return level if level.timestep is not None else replace(level, timestep=timestep)
-    family = family_of(scheduler)
+    family = family_of(type(scheduler))
     if family is None:
         return NoiseLevel(alpha=1.0, sigma=0.0)
     values = _values(scheduler, family)
@@ -283,10 +318,10 @@ def _level(scheduler: AnyScheduler, index: int, timestep: Any) -> NoiseLevel:
 
 def _values(scheduler: AnyScheduler, family: Family) -> Tensor:
     """The values of a family's table at the steps of a run, and where it ends, `(steps + 1,)` float64."""
-    # Multi-stage schedulers keep the values of their second stages in a table of their own.
-    first, second = (torch.as_tensor(family.table(scheduler, index)).cpu().double() for index in (0, 1))
-    places = torch.arange(len(first))
-    values = torch.where(places % 2 == 1, second[places.clamp(max=len(second) - 1)], first)
+    values = torch.as_tensor(family.table(scheduler, 0)).cpu().double()
+    if family.staged:  # the values of second stages are in a table of their own
+        second, places = torch.as_tensor(family.table(scheduler, 1)).cpu().double(), torch.arange(len(values))
+        values = torch.where(places % 2 == 1, second[places.clamp(max=len(second) - 1)], values)
     if values.isnan().any():
         step = f"step {int(values.isnan().nonzero()[0]) + 1} of {len(values) - 1}"
         made = f"the table of noise levels that {type(scheduler).__name__} made has no number (NaN) at {step}"

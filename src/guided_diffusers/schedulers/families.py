@@ -43,6 +43,7 @@ class Family:
         scale: What standard normal noise is multiplied by to be the first sample.
         unusable: Arguments of its `set_timesteps` that mean something else than they say.
         sequence: What its `set_timesteps` takes custom sigmas as.
+        staged: Every second step has a table of its own.
         whole: Its `step` takes timesteps that are integers, by which it looks its tables up.
     """
 
@@ -53,6 +54,7 @@ class Family:
     scale: Callable[[Any], float] = lambda scheduler: float(getattr(scheduler, "init_noise_sigma", 1.0))
     unusable: tuple[str, ...] = ()
     sequence: Callable[[list[float]], Any] = np.array
+    staged: bool = False
     whole: bool = False
 
 
@@ -102,7 +104,7 @@ def _between(midpoints: Callable[[Any], Tensor]) -> Family:
     def table(scheduler: Any, index: int) -> Tensor:
         return midpoints(scheduler) if index % 2 == 1 else scheduler.sigmas
 
-    return Family(process="variance_preserving", coordinates=_exploding, table=table)
+    return Family(process="variance_preserving", coordinates=_exploding, table=table, staged=True)
 
 
 def _edm(scheduler: Any, sigma: Tensor) -> Triple:
@@ -116,7 +118,7 @@ def _edm_row(scheduler: Any) -> str:
 
 def is_reversed(scheduler: Any) -> bool:
     """Whether a flow-matching scheduler's timesteps, and its velocity, go from noise to data."""
-    return scheduler.config.get("invert_sigmas", False) or known_as(scheduler) == "MiniMaxH3Scheduler"
+    return scheduler.config.get("invert_sigmas", False) or known_as(type(scheduler)) == "MiniMaxH3Scheduler"
 
 
 def _flow(scheduler: Any, sigma: Tensor) -> Triple:
@@ -223,20 +225,17 @@ REFUSED: dict[str, str] = {
 }
 
 
-def known_as(scheduler: Any) -> str | None:
-    """The class in `FAMILIES` or `REFUSED` that a scheduler is or comes from; None of others."""
-    return _name_of(type(scheduler))  # type: ignore[arg-type]  # a class can be hashed
-
-
-def family_of(scheduler: Any) -> Family | None:
-    """The family of a scheduler's class; None of one of another kind."""
-    return FAMILIES.get(known_as(scheduler) or "")
+@lru_cache(maxsize=256)
+def known_as(kind: type) -> str | None:
+    """The class in `FAMILIES` or `REFUSED` that a scheduler's class is or comes from; None of others."""
+    bases = [cls.__name__ for cls in kind.__mro__ if cls.__module__.startswith("diffusers.")]
+    return next((name for name in bases if name in FAMILIES or name in REFUSED), None)
 
 
 @lru_cache(maxsize=256)
-def _name_of(kind: type) -> str | None:
-    bases = [cls.__name__ for cls in kind.__mro__ if cls.__module__.startswith("diffusers.")]
-    return next((name for name in bases if name in FAMILIES or name in REFUSED), None)
+def family_of(kind: type) -> Family | None:
+    """The family of a scheduler's class; None of one of another kind."""
+    return FAMILIES.get(known_as(kind) or "")  # type: ignore[arg-type]  # a class can be hashed
 
 
 _NEEDED = ("set_timesteps", "step", "noise_level")
@@ -244,7 +243,7 @@ _NEEDED = ("set_timesteps", "step", "noise_level")
 
 def why_unsupported(scheduler: Any) -> str | None:
     """Why a scheduler cannot be worked with, in words that follow its name; None where it can."""
-    known = known_as(scheduler)
+    known = known_as(type(scheduler))
     if hasattr(scheduler, "noise_level"):
         lacking = [each for each in _NEEDED if not callable(getattr(scheduler, each, None))]
         return f" with a noise_level, and lacks {', '.join(lacking)} to call" if lacking else None
@@ -256,7 +255,7 @@ def why_unsupported(scheduler: Any) -> str | None:
     if known in REFUSED:
         return f", which is not supported: {REFUSED[known]}"
     renewed = known == "FlowMatchLCMScheduler" or scheduler.config.get("stochastic_sampling", False)
-    if is_reversed(scheduler) and renewed:
+    if renewed and is_reversed(scheduler):
         return (
             " with invert_sigmas=True and new noise at each step, which is not supported: it takes the "
             "signal's scale for the noise's, and makes a wrong x_0"

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import torch
 
-from guided_diffusers.core.checks import check_int, check_number, check_that, shown
+from guided_diffusers.core.checks import MAX_COUNT, check_int, check_number, check_that, shown
 from guided_diffusers.core.declared import AtLeast, Within, read
 from guided_diffusers.schedulers.adapt import check_supported, config_of, sigmas_for, takes
 from guided_diffusers.schedulers.protocol import AnyScheduler
@@ -27,13 +27,16 @@ def set_timesteps(
         ValueError: An unsupported scheduler, steps that are not positive, both timesteps and sigmas, or
             custom ones that this scheduler does not take; `mu` missing, or without use.
     """
+    dynamic = bool(config_of(scheduler, "use_dynamic_shifting"))
     check_supported(scheduler)
-    shift = _shift(scheduler, mu)
-    both = timesteps is not None and sigmas is not None
-    check_that(not both, "sigmas", sigmas, "None, because timesteps are given: one of the two")
+    shift = _shift(scheduler, dynamic, mu) if dynamic or mu is not None else {}
+    if timesteps is not None and sigmas is not None:
+        check_that(False, "sigmas", sigmas, "None, because timesteps are given: one of the two")
     name, value = ("sigmas", sigmas) if timesteps is None else ("timesteps", timesteps)
     if value is None:
-        count = check_int("num_inference_steps", num_inference_steps, 1)
+        count = num_inference_steps
+        whole = type(count) is int and 0 < count <= MAX_COUNT  # what most are
+        count = count if whole else check_int("num_inference_steps", count, 1)
         return _set(scheduler, "num_inference_steps", count, shift)
     own = type(scheduler).__name__
     check_that(takes(scheduler, name), name, value, f"None, because {own} takes no custom {name}")
@@ -55,9 +58,9 @@ def _descending(name: str, values: Any, most: float | None) -> list[float]:
     return numbers
 
 
-def _shift(scheduler: AnyScheduler, mu: float | None) -> dict[str, float]:
+def _shift(scheduler: AnyScheduler, shifts: bool, mu: float | None) -> dict[str, float]:
     """`mu` as an argument of the scheduler's `set_timesteps`, where it has to be one."""
-    own, shifts = type(scheduler).__name__, bool(config_of(scheduler, "use_dynamic_shifting"))
+    own = type(scheduler).__name__
     check_that(shifts or mu is None, "mu", mu, f"None, because {own} has no use_dynamic_shifting")
     needs = f"a number: {own} has use_dynamic_shifting, so it needs mu, a shift by the image's size; or make "
     check_that(mu is not None or not shifts, "mu", mu, f"{needs}it with use_dynamic_shifting=False")
@@ -83,7 +86,8 @@ def _set(scheduler: AnyScheduler, name: str, value: Any, more: Mapping[str, Any]
             f"{name} is {shown(value)}, which {type(scheduler).__name__} refuses: {reason}"
         ) from error
     listed = torch.as_tensor(scheduler.timesteps)
-    own, allowed = type(scheduler).__name__, "one number a step, and at least one step"
-    check_that(listed.ndim == 1 and len(listed), f"the timesteps that {own} lists", listed, allowed)
+    if listed.ndim != 1 or not len(listed):
+        own, allowed = type(scheduler).__name__, "one number a step, and at least one step"
+        check_that(False, f"the timesteps that {own} lists", listed, allowed)
     if hasattr(scheduler, "set_begin_index"):
         scheduler.set_begin_index(0)  # where the first timestep is listed twice, it would begin at the second

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from guided_diffusers.core.labels import class_ids
 from guided_diffusers.core.prediction import at_least_float32
 from guided_diffusers.evaluation.clip import ClipScorer, features_of
 from guided_diffusers.evaluation.perceptual import MappedNetwork, feature_distance
-from guided_diffusers.models.labels import class_ids
+from guided_diffusers.models.labels import class_names
 from guided_diffusers.models.latents import decode
 from guided_diffusers.steering.preprocessing import as_preprocessing
 
@@ -45,8 +46,7 @@ class ClassLoss:
 
     def __init__(self, model: torch.nn.Module, processor: Any, labels: Any) -> None:
         _check_evaluating(model)
-        names = {int(index): name for index, name in model.config.id2label.items()}
-        self.ids = class_ids(labels, model.config.num_labels, names)
+        self.ids = class_ids(labels, model.config.num_labels, class_names(model.config))
         self.model, self.pixels = model, as_preprocessing(processor)
 
     def __call__(self, images: Tensor) -> Tensor:

@@ -26,11 +26,22 @@ _EXAMPLES = 3
 _WITHOUT_SPACES = (
     "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 )
-_WORD = re.compile(f"[{_WITHOUT_SPACES}]|[^\\W_{_WITHOUT_SPACES}]+")
+_MARKS = (  # of letters: accents, points of Hebrew and Arabic, vowels of the scripts of India, joiners
+    "\u0300-\u036f\u0483-\u0487\u0591-\u05c7\u0610-\u061a\u064b-\u065f\u0670\u06d6-\u06ed\u0900-\u0963\u0966-\u0df3"
+    "\u200c\u200d"
+)
+_LETTER = f"[^\\W_{_WITHOUT_SPACES}]"
+_RUN = re.compile(f"{_LETTER}+")
+_WORD = re.compile(f"[{_WITHOUT_SPACES}]|{_LETTER}(?:{_LETTER}|[{_MARKS}])*")
+_WEIGHT = re.compile(r":\s*[-+]?[\d.]+\s*(?=\))")
+"""The number of "(a boot:1.2)", as other tools weigh words: no word, though the text encoder reads it."""
 
 
 def words_of(text: str) -> list[str]:
-    """The words of a text, lower case: runs of letters and digits; of scripts without spaces, each sign."""
+    """The words of a text, lower case: runs of letters, with their marks, and digits.
+
+    Of scripts without spaces, each sign.
+    """
     return _WORD.findall(unicodedata.normalize("NFKC", text).lower())
 
 
@@ -55,10 +66,17 @@ def known_words(tokenizer: Any) -> frozenset[str] | None:
 
 def new_words(tokenizer: Any, texts: Iterable[str]) -> list[str]:
     """The words of texts that no training caption has, in their order; none where that is not known."""
-    known = known_words(tokenizer)
-    if known is None:
+    kept = getattr(tokenizer, "init_kwargs", {}).get(KEY)
+    if not isinstance(kept, str):
         return []
-    return list(dict.fromkeys(word for word in words_of("\n".join(texts)) if word not in known))
+    known = _split(kept)
+    text = _WEIGHT.sub("", "\n".join(texts))
+    if own := sorted(getattr(tokenizer, "added_tokens_encoder", ()), key=len, reverse=True):
+        # Special ones, and those of textual inversion, have embeddings of their own.
+        text = re.sub(rf"(?<!\w)(?:{'|'.join(map(re.escape, own))})(?!\w)", " ", text)
+    unknown = [word for word in dict.fromkeys(words_of(text)) if word not in known]
+    # Older checkpoints kept what lies between a word's marks.
+    return [word for word in unknown if not known.issuperset(_RUN.findall(word) or [word])]
 
 
 def unseen_words(tokenizer: Any, prompts: Sequence[str]) -> str:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from guided_diffusers.core.checks import shown
+from guided_diffusers.core.labels import by_names, class_index
 
 
 def captions_of(cells: Sequence[Any], where: str, rows: Sequence[int] | None = None) -> list[list[str]]:
@@ -59,12 +60,11 @@ def class_numbers(
     if named and names is None:
         names = sorted({value for value in values if isinstance(value, str)})
     limit = math.inf if names is None else len(names)
-    by_name = {name: number for number, name in enumerate(names or ())}
+    known = by_names(dict(enumerate(names or ())))
     numbers = []
     for row, value in enumerate(values):
-        number = by_name.get(value) if named and isinstance(value, str) else value
-        whole = isinstance(number, int) and not isinstance(number, bool) and named == isinstance(value, str)
-        if not whole or not 0 <= number < limit:
+        number = class_index(value, limit, known)
+        if number is None or named != isinstance(value, str):
             allowed = "a class number, 0 or more, or a class's name" if names is None else f"one of {names}"
             none = ", which is no class" if value == -1 else ""
             raise ValueError(f"row {row} has {shown(value)}{none} in {where}; allowed: {allowed}")
