@@ -105,8 +105,9 @@ class Run:
         self._take_step = stepper(self.scheduler, **{**(step_kwargs or {}), **fixed})
         read = adapted(self.scheduler)
         self.timesteps, self._levels, self._prediction_type, self._with_variance, scale = read
-        sample = at_least_float32(noise)
-        self.sample = sample * broadcast(torch.as_tensor(scale, dtype=torch.float64), sample)
+        sample = noise if noise.dtype is torch.float32 else at_least_float32(noise)
+        scale = scale if isinstance(scale, float) else broadcast(scale, sample, "the first noise level")
+        self.sample = sample * scale
         if generator is not None:
             seed_noise(self.scheduler, self.sample, generator)
         self._watch = Watch(type(self.scheduler).__name__, self.timesteps)

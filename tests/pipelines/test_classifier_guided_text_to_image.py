@@ -161,7 +161,7 @@ class TestErrors:
             ({"num_images_per_prompt": 0}, "num_images_per_prompt is 0"),
             ({"classifier_scale": math.nan}, "classifier_scale is nan; allowed: finite"),
             ({"classifier_scale": [1.0, 2.0]}, "classifier_scale has 2 values for 3 images"),
-            ({"class_labels": 1}, "class_labels is 1; allowed: None: the denoiser has no classes"),
+            ({"class_labels": 1}, "class_labels is 1; allowed: None: the network has no classes"),
             ({"form": "algorithm"}, "form is 'algorithm'"),
             ({"guidance": ClassifierFreeGuidance(2.0)}, "guidance has ClassifierFreeGuidance"),
             ({"guidance": AutoGuidance(print, 2.0, (0, 0.5), null=True)}, "guidance has AutoGuidance"),
@@ -174,10 +174,18 @@ class TestErrors:
     def test_arguments(self, options, message):
         refused(pipeline(), message, **options)
 
-    @pytest.mark.parametrize("labels", [None, 4, -1, [0, 1], 0.5, True])
-    def test_classes_that_there_are_not(self, labels):
+    @pytest.mark.parametrize(
+        ("labels", "message"),
+        [
+            (None, "is None; allowed: a class for all, or one an image"),
+            *((label, f"has {label}; allowed: indices, 0 to 3") for label in (4, -1, 0.5, True)),
+            ([0, 1], "has 2 classes for 3 images; give 1 or 3"),
+        ],
+        ids=str,
+    )
+    def test_classes_that_there_are_not(self, labels, message):
         pipe = pipeline(tiny_image_unet(num_class_embeds=4))
-        refused(pipe, r"class_labels is .*; allowed: 0 to 3, one or 3", class_labels=labels)
+        refused(pipe, f"class_labels {message}", class_labels=labels)
 
     def test_a_clip_of_other_samples(self):
         refused(pipeline(clip=tiny_clip(image={"in_channels": 2})), "clip has in_channels 2; allowed: 1")

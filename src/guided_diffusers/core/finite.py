@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ class NonFiniteError(FloatingPointError, ValueError):
     """A result is NaN or infinite; the message says where that began, and what to try."""
 
 
+@dataclass
 class Watch:
     """Notices at which step of a run its sample stops being finite.
 
@@ -26,10 +28,10 @@ class Watch:
         timesteps: Of the run, one a step.
     """
 
-    def __init__(self, scheduler: str, timesteps: Sequence[Any] | Tensor) -> None:
-        self.scheduler, self.timesteps = scheduler, timesteps
-        self.levels: list[NoiseLevel] = []
-        self.sums: list[Tensor] = []
+    scheduler: str
+    timesteps: Sequence[Any] | Tensor
+    levels: list[NoiseLevel] = field(default_factory=list)
+    sums: list[Tensor] = field(default_factory=list)
 
     def note(self, level: NoiseLevel, x0: Tensor, sample: Tensor) -> None:
         """One step: its level, the guided x_0, and the sample after it."""

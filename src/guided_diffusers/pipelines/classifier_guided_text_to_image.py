@@ -21,12 +21,12 @@ from guided_diffusers.core.labels import told_classes
 from guided_diffusers.core.noise import NoiseLevel
 from guided_diffusers.guidance import Guidance, GuidanceInterval
 from guided_diffusers.models.parts import check_vae
-from guided_diffusers.pipelines import inputs, unprompted
+from guided_diffusers.pipelines import unprompted
 from guided_diffusers.pipelines.classifier_call import OwnClassifier, Scales, asked, begin, call_guidance
 from guided_diffusers.pipelines.default_guidance import default_guidance_config
-from guided_diffusers.pipelines.drawing import Asked
+from guided_diffusers.pipelines.drawing import Asked, checked_images, sample_sides
 from guided_diffusers.pipelines.guided import GuidedMixin
-from guided_diffusers.pipelines.prompts import check_prompts, warn_of_prompts
+from guided_diffusers.pipelines.prompts import check_prompts, warn_of_cut, warn_of_words
 from guided_diffusers.pipelines.safe import SafePipeline
 
 
@@ -182,7 +182,7 @@ class ClassifierGuidedTextToImagePipeline(GuidedMixin, SafePipeline):
         if contrast is not None:
             check_prompts("contrast_prompts", contrast)
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        count = inputs.checked_images(len(prompts), times)
+        count = checked_images(len(prompts), times)
         prompts = [text for text in prompts for _ in range(times)]
         self._check_networks()
         known = self.unet.config.num_class_embeds if self.unet.class_embedding is not None else None
@@ -199,7 +199,9 @@ class ClassifierGuidedTextToImagePipeline(GuidedMixin, SafePipeline):
         """
         unique = list(dict.fromkeys(prompts))
         ids, mask = tokenize(self.tokenizer, unique)
-        warn_of_prompts(self.tokenizer, unique, ids.shape[1] if mask.all(dim=1).any() else None)
+        warn_of_words(self.tokenizer, unique)
+        if mask.all(dim=1).any():
+            warn_of_cut(self.tokenizer, unique, ids.shape[1])
         embeds = self.clip.encode_text(ids.to(self.clip.device))
         return embeds[[unique.index(text) for text in prompts]]
 
@@ -228,7 +230,7 @@ class ClassifierGuidedTextToImagePipeline(GuidedMixin, SafePipeline):
         self._check_unet()
         image, text = self.clip.image_encoder.config, self.clip.text_encoder.config
         unprompted.check_channels("clip", image.in_channels, self.unet)
-        sizes = inputs.sample_sides(self.unet)
+        sizes = sample_sides(self.unet)
         if image.pool == "attention" and sizes != (image.sample_size,) * 2:
             raise ValueError(f"clip has sample_size {image.sample_size}; allowed: {sizes}, the denoiser's")
         context = self.tokenizer.model_max_length

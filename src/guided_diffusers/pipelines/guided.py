@@ -31,12 +31,14 @@ class Call:
         guidance: The terms that the call began with.
         began: gamma of that guidance; None without one.
         scale: gamma as it stands: a callback may have set `pipeline._guidance_scale`.
+        with_null: Whether that guidance asks for the null.
         null_is_off: A callback has taken the null's embeddings away, as diffusers' own do to end guidance.
     """
 
     guidance: Guidance = GuidanceSum()
     began: Scale | None = None
     scale: Scale | None = None
+    with_null: bool = False
     null_is_off: bool = False
 
     @classmethod
@@ -49,12 +51,12 @@ class Call:
         if not isinstance(guidance, Guidance):
             kind = a_kind_of(guidance)
             raise ValueError(f"guidance is {kind}; allowed: a guidance term or a sum of terms")
+        gamma, needs_null = guidance.gamma, guidance.needs_null
         for term in guidance.terms:
             if isinstance(getattr(term, "scale", None), tuple):
                 name = "classifier_scale" if isinstance(term, ClassifierGuidance) else "guidance_scale"
                 check_count_of_scales(name, term.scale, images)
-        gamma = guidance.gamma
-        return cls(guidance=guidance, began=gamma, scale=gamma)
+        return cls(guidance=guidance, began=gamma, scale=gamma, with_null=needs_null)
 
     @cached_property
     def current(self) -> Guidance:
@@ -98,7 +100,8 @@ def told_scale(call: Call, width: int) -> Call:
             "guidance_scale alone, beside terms of other kinds, because the unet (time_cond_proj_dim "
             f"{width}) is told the scale, and not guided by it"
         )
-    return replace(call, guidance=GuidanceSum(tuple(term for term in terms if term is not free[0])))
+    others = GuidanceSum(tuple(term for term in terms if term is not free[0]))
+    return replace(call, guidance=others, with_null=others.needs_null)
 
 
 def rescaled(guidance: Guidance, rescale: float) -> Guidance:

@@ -9,10 +9,8 @@ from diffusers.callbacks import IPAdapterScaleCutoffCallback
 from torch import Tensor
 
 from guided_diffusers.core.checks import (
-    MAX_COUNT,
     a_kind_of,
     check_finite,
-    check_int,
     shown,
 )
 from guided_diffusers.core.checks import check_choice as check_choice  # pipelines find all their checks here
@@ -22,17 +20,6 @@ from guided_diffusers.core.randomness import check_generator as check_generator
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 MAX_SIDE = 16_384
 """The longest side of an image, in pixels."""
-
-
-def checked_images(prompts: int, times: Any) -> int:
-    """How many images one call is to draw, where it can hold them: `num_images_per_prompt` of each prompt."""
-    times = times if type(times) is int and times > 0 else check_int("num_images_per_prompt", times, 1)
-    images = prompts * times
-    if images > MAX_COUNT:
-        raise ValueError(
-            f"prompt and num_images_per_prompt make {images} images; allowed: {MAX_COUNT:,} a call"
-        )
-    return images
 
 
 def check_size(name: str, value: Any, multiple: int) -> None:
@@ -168,39 +155,6 @@ _SEEING = {
     5: "diffusers' StableDiffusionInpaintPipeline",
 }
 """What draws with a network of so many further channels."""
-
-
-def sample_sides(unet: Any, remedy: str = "say it by unet.register_to_config") -> tuple[int, int]:
-    """Height and width of the samples that a denoiser was made for; ValueError where it does not say."""
-    size = unet.config.sample_size
-    if size is None:
-        raise ValueError(f"unet has sample_size None, so the size of a sample is not known: {remedy}")
-    return (size, size) if isinstance(size, int) else tuple(size)
-
-
-def latent_shape(
-    unet: Any, factor: int, prompts: int, times: Any, height: Any, width: Any
-) -> tuple[int, int, int, int]:
-    """The shape of a call's samples, `(images, channels, height, width)`, of images of sides in pixels.
-
-    Args:
-        unet: The denoiser, whose sides are those that are not given.
-        factor: Pixels of a side for one position of a sample's.
-        prompts: How many.
-        times: Images of each.
-        height: In pixels; None is the denoiser's.
-        width: Likewise.
-
-    Raises:
-        ValueError: Sides that the factor does not divide, or too many images.
-    """
-    images = checked_images(prompts, times)
-    for name, side in (("height", height), ("width", width)):
-        if side is not None:
-            check_size(name, side, factor)
-    rows, columns = (None, None) if height and width else sample_sides(unet, "give height and width")
-    rows, columns = height // factor if height else rows, width // factor if width else columns
-    return images, unet.config.in_channels, rows, columns  # type: ignore[return-value]
 
 
 def check_mapping(name: str, value: Any) -> None:

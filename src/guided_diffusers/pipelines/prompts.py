@@ -178,8 +178,10 @@ class PromptEncoder:
             whole = TextualInversionLoaderMixin().maybe_convert_prompt  # a word of several vectors is several
             asked = {name: whole(list(several), self.tokenizer) for name, several in asked.items()}
         texts = list(dict.fromkeys(text for several in asked.values() for text in several))
+        warn_of_words(self.tokenizer, texts)
         ids, mask = token_ids(self.tokenizer, texts, length)
-        full = bool(mask.all(dim=1).any())
+        if mask.all(dim=1).any():
+            warn_of_cut(self.tokenizer, texts, length)
         ids, mask = ids.to(device), mask.to(device)
         encoded = {}
         scaled = nullcontext() if self.lora_scale is None else lora_scaled(self.text_encoder, self.lora_scale)
@@ -190,7 +192,6 @@ class PromptEncoder:
                 skip = clip_skip if name == "prompt" else None
                 embeds = encode_text(self.text_encoder, ids[rows], mask[rows], skip)
                 encoded[name] = embeds[[own.index(text) for text in several]]
-        warn_of_prompts(self.tokenizer, texts, length if full else None)
         return encoded
 
     def condition(
@@ -237,21 +238,16 @@ class PromptEncoder:
             )
 
 
-def warn_of_prompts(tokenizer: Any, prompts: Sequence[str], length: int | None) -> None:
-    """Log a warning of what a network does not see in prompts, or has never seen.
+def warn_of_words(tokenizer: Any, prompts: Sequence[str]) -> None:
+    """Log a warning of words that none of the training captions has, where the checkpoint knows them."""
+    if told := unseen_words(tokenizer, prompts):
+        logger.warning(told)
 
-    That is the end of a prompt which is longer than the text encoder's context, and a word which none of the
-    training captions has, where the checkpoint knows them.
 
-    Args:
-        tokenizer: A tokenizer of transformers.
-        prompts: The texts.
-        length: The context, where one of them fills it; None where all are known to be shorter.
-    """
-    cut = "" if length is None else cut_texts(tokenizer, prompts, length)
-    for told in (cut, unseen_words(tokenizer, prompts)):
-        if told:
-            logger.warning(told)
+def warn_of_cut(tokenizer: Any, prompts: Sequence[str], length: int) -> None:
+    """Log a warning of the end of a prompt which is longer than the text encoder's context."""
+    if told := cut_texts(tokenizer, prompts, length):
+        logger.warning(told)
 
 
 @dataclass(frozen=True, eq=False)

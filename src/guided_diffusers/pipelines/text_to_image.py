@@ -30,7 +30,7 @@ from guided_diffusers.models.parts import check_text_width, check_vae, check_wea
 from guided_diffusers.pipelines import inputs
 from guided_diffusers.pipelines.adapters import AdaptersMixin
 from guided_diffusers.pipelines.default_guidance import default_guidance_config
-from guided_diffusers.pipelines.drawing import Asked, Drawing
+from guided_diffusers.pipelines.drawing import Asked, Drawing, latent_shape
 from guided_diffusers.pipelines.guided import Call, GuidedMixin, told_scale
 from guided_diffusers.pipelines.prompts import PromptEncoder, Prompts
 from guided_diffusers.pipelines.safe import SafePipeline
@@ -228,7 +228,7 @@ class TextToImagePipeline(
             width=width if isinstance(width, int) else None,
         )
         images, sides = given["num_images_per_prompt"], (given["height"], given["width"])
-        shape = inputs.latent_shape(self.unet, self.vae_scale_factor, prompts.count, images, *sides)
+        shape = latent_shape(self.unet, self.vae_scale_factor, prompts.count, images, *sides)
         drawing = Drawing.of(given, shape, self._callback_tensor_inputs)
         told, clip_skip = {"return_dict": False}, given["clip_skip"]
         if (kwargs := given["cross_attention_kwargs"]) is not None:
@@ -244,12 +244,11 @@ class TextToImagePipeline(
         call = self._call_of(given["guidance"], scale, interval, shape[0], rescale)
         if config.time_cond_proj_dim is not None:
             call = told_scale(call, config.time_cond_proj_dim)
-        with_null = call.guidance.needs_null
         seen: Any = given["ip_adapter_image"], given["ip_adapter_image_embeds"]
         adapted = getattr(self.unet, "encoder_hid_proj", None) is not None
         if not (adapted or any(each is not None for each in seen)) or not self.check_ip_adapter(*seen):
             seen = None
-        draw = partial(self._draw, prompts, drawing, call, with_null, shape, clip_skip, told, seen)
+        draw = partial(self._draw, prompts, drawing, call, shape, clip_skip, told, seen)
         height, width = (side * self.vae_scale_factor for side in shape[2:])
         return Asked(draw, drawing, (shape[0], height, width))
 
@@ -258,13 +257,13 @@ class TextToImagePipeline(
         prompts: Prompts,
         drawing: Drawing,
         call: Call,
-        with_null: bool,
         shape: tuple[int, int, int, int],
         clip_skip: int | None,
         told: dict[str, Any],
         seen: tuple[Any, Any] | None,
     ) -> StableDiffusionPipelineOutput | tuple:
         """The images of a checked call; a schedule that cannot be is refused before prompts are encoded."""
+        with_null = call.with_null
         if prompts.negative_prompt is not None and drawing.callback_on_step_end is None and not with_null:
             logger.warning(
                 "negative_prompt has no part in this call: its guidance does nothing at this scale"
@@ -280,10 +279,8 @@ class TextToImagePipeline(
         if seen is not None:
             own, null = self.told_of_images(*seen, with_null, shape[0], dtype)
             told |= own
-        times, encoder = (
-            shape[0] // prompts.count,
-            PromptEncoder(self.tokenizer, self.text_encoder, lora_scale),
-        )
+        times = shape[0] // prompts.count
+        encoder = PromptEncoder(self.tokenizer, self.text_encoder, lora_scale)
         run.condition = encoder.condition(prompts, device, dtype, times, with_null, clip_skip, told, null)
         sample = drawing.sample(self, run, call)
         drawn, flagged = self._decode(sample, drawing.output_type, drawing.generator)

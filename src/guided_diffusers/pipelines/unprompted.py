@@ -11,6 +11,7 @@ from torch import Tensor
 from guided_diffusers.models import latents
 from guided_diffusers.models.parts import check_vae
 from guided_diffusers.pipelines import inputs
+from guided_diffusers.pipelines.drawing import sample_sides
 
 
 def check_parts(unet: Any, vae: Any) -> None:
@@ -36,7 +37,7 @@ def check_channels(name: str, seen: int | None, unet: Any) -> None:
 
 def sample_shape(unet: Any, count: int) -> tuple[int, ...]:
     """The shape of so many samples, `(count, channels, height, width)`."""
-    return (count, unet.config.in_channels, *inputs.sample_sides(unet))
+    return (count, unet.config.in_channels, *sample_sides(unet))
 
 
 def pictures(vae: Any, shape: Sequence[int]) -> tuple[int, int, int]:

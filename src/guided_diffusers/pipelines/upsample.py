@@ -249,7 +249,7 @@ class UpsamplePipeline(GuidedMixin, SafePipeline):
             device, dtype = self._execution_device, dtype_of(self.unet, small.dtype)
             seen = self._small_pictures.seen(small.to(device), level, drawing.generator, shape[2:], dtype)
             run = drawing.run(denoiser, scheduler, shape, dtype, device, call.guidance)
-            encoder, with_null = PromptEncoder(self.tokenizer, self.text_encoder), call.guidance.needs_null
+            encoder, with_null = PromptEncoder(self.tokenizer, self.text_encoder), call.with_null
             run.condition = condition_of(self.unet, seen, encoder, prompts, labels, with_null)
             sample = drawing.sample(self, run, call)
             drawn = images_of(self.vae, sample, drawing.output_type, drawing.generator, sides)
@@ -263,7 +263,7 @@ class UpsamplePipeline(GuidedMixin, SafePipeline):
         call = super()._call_of(guidance, scale, interval, images, rescale)
         embeds, classes = self.unet.config.get("num_class_embeds"), self.config.num_classes
         null_class = self.takes_class and classes is not None and embeds == classes + 1
-        if call.current.needs_null and not (self.takes_text or null_class):
+        if call.with_null and not (self.takes_text or null_class):
             raise ValueError(
                 "guidance asks for the null condition; allowed: guidance_scale None or 1, or terms that need "
                 "none, because this network is told no text and has no null class (num_classes + 1 of them)"

@@ -87,7 +87,9 @@ def run_levels(scheduler: AnyScheduler, listed: Sequence[Any] | Tensor) -> Itera
         yield noise_level(scheduler, listed[0])
         yield from (next_noise_level(scheduler, index) for index in range(len(listed)))
         return
-    yield from _levels(scheduler, family, _values(scheduler, family)[: len(listed) + 1], listed)
+    values = _values(scheduler, family)[: len(listed) + 1]
+    alpha, sigma, input_scale = family.coordinates(scheduler, values)
+    yield from NoiseLevel(alpha=alpha, sigma=sigma, input_scale=input_scale).each([*listed, None])
 
 
 class Adapted(NamedTuple):
@@ -117,14 +119,9 @@ def adapted(scheduler: AnyScheduler) -> Adapted:
         return Adapted(listed, levels, row, learned, scale)
     values, row, scale = _values(scheduler, family), family.row(scheduler), family.scale(scheduler)
     listed = scheduler.timesteps[: len(values) - 1]
-    return Adapted(listed, iter(_levels(scheduler, family, values, listed)), row, learned, scale)
-
-
-def _levels(
-    scheduler: AnyScheduler, family: Family, values: Tensor, listed: Sequence[Any] | Tensor
-) -> list[NoiseLevel]:
     alpha, sigma, input_scale = family.coordinates(scheduler, values)
-    return NoiseLevel(alpha=alpha, sigma=sigma, input_scale=input_scale).each([*listed, None])
+    levels = NoiseLevel(alpha=alpha, sigma=sigma, input_scale=input_scale).each([*listed, None])
+    return Adapted(listed, iter(levels), row, learned, scale)
 
 
 def prediction_type_of(scheduler: AnyScheduler) -> str:
