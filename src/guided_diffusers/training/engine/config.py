@@ -85,6 +85,12 @@ class TrainingConfig(Declared):
     channels_last: Literal["auto", True, False] = option(
         "auto", "channels-last convolutions; auto: the faster, timed in the same way, or false"
     )
+    sharding: Literal["none", "gradients", "parameters"] = option(
+        "none",
+        "split over processes: nothing; gradients, optimizer and averages; or weights too, gathered block by "
+        "block (accelerate's FSDP2 says it as well)",
+    )
+    timeout_minutes: Positive = option(30.0, "a process that others wait for so long is taken for dead")
     ema_half_life_images: Amount = option(50_000.0, "half-life of the averaged weights; 0: the last weights")
     ema_ramp_up: Amount = option(0.05, "half-life at most this fraction of the images seen so far")
     snapshot_fractions: tuple[Annotated[float, Within(0, 1, "(]")], ...] = option(

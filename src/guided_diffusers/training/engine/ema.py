@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from guided_diffusers.core.checks import check_that
 from guided_diffusers.training.engine.trained import (
@@ -14,6 +15,15 @@ from guided_diffusers.training.engine.trained import (
     load_trained,
     trained_state,
 )
+
+Modules = Mapping[str, nn.Module]
+Copied = Callable[[Modules], dict[str, nn.Module]]
+
+
+def copied(modules: Modules) -> dict[str, nn.Module]:
+    """Copies of modules, in evaluation mode, without gradients but of the frozen parameters, which are shared."""
+    copies = {name: copy_of_trained(module) for name, module in modules.items()}
+    return {name: module.eval().requires_grad_(False) for name, module in copies.items()}
 
 
 class ExponentialMovingAverage:
@@ -28,6 +38,8 @@ class ExponentialMovingAverage:
             gradients; parameters that are frozen here are shared.
         half_life_images: h, in images; 0 follows the last weights exactly.
         ramp_up: upper bound of h as a fraction of the images seen; None for no bound.
+        copied: gives copies of modules, in evaluation mode. Parameters may be shards: each process averages
+            its own.
 
     References:
         Karras et al., Elucidating the Design Space of Diffusion-Based Generative Models, arXiv:2206.00364,
@@ -35,14 +47,16 @@ class ExponentialMovingAverage:
     """
 
     def __init__(
-        self, modules: Mapping[str, nn.Module], half_life_images: float, ramp_up: float | None = 0.05
+        self,
+        modules: Mapping[str, nn.Module],
+        half_life_images: float,
+        ramp_up: float | None = 0.05,
+        copied: Copied = copied,
     ) -> None:
         self.half_life_images = half_life_images
         self.ramp_up = ramp_up
         self._frozen = {name: frozen_names(module) for name, module in modules.items()}
-        self.modules = {name: copy_of_trained(module) for name, module in modules.items()}
-        for module in self.modules.values():
-            module.eval().requires_grad_(False)
+        self.modules = copied(modules)
         pairs = [
             (average, source)
             for name, module in modules.items()
@@ -80,4 +94,5 @@ class ExponentialMovingAverage:
 
 
 def _tensors(module: nn.Module) -> list[Tensor]:
-    return [*module.parameters(), *module.buffers()]
+    tensors = [*module.parameters(), *module.buffers()]
+    return [tensor.detach().to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors]

@@ -1,4 +1,4 @@
-"""Losses that are of a whole batch, whose samples several processes share.
+"""Work that several processes share: losses of a whole batch, drawings, and the end of one of them.
 
 The engine takes the mean over processes of the gradients. Of a loss that is a mean over samples that is the
 gradient of the whole batch, whatever part each process has. A loss in which samples meet (a contrastive one)
@@ -8,12 +8,64 @@ with their graph, so the gradients of the parts add up, where the engine takes t
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
 import torch
 from accelerate import PartialState
-from accelerate.utils import gather
+from accelerate.utils import gather, gather_object
 from torch import Tensor
 
+from guided_diffusers.core.checks import one_line
 from guided_diffusers.models.gradients import scale_gradient
+
+Result = TypeVar("Result")
+_LOST = re.compile(
+    "connection (closed|reset|refused)|timed? ?out|broken pipe|socket|remote process|NCCL|gloo", re.IGNORECASE
+)
+
+
+class ProcessLostError(ConnectionError):
+    """Another process of the run has ended, or does not answer."""
+
+
+@contextmanager
+def lost_process(several: bool, kept: Callable[[], str]) -> Iterator[None]:
+    """Turn the errors of a group one of whose processes is gone into one sentence.
+
+    Args:
+        several: whether there is such a group.
+        kept: says what is still whole and what to do.
+
+    Raises:
+        ProcessLostError: a process is gone.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not several or not (isinstance(error, torch.distributed.DistError) or _LOST.search(str(error))):
+            raise
+        raise ProcessLostError(
+            f"another process of this run has ended or does not answer ({one_line(error)[:200]}); {kept()}"
+        ) from error
+
+
+def by_shares(count: int, make: Callable[[list[int]], list[Result]]) -> list[Result]:
+    """What each of `count` things becomes, made by all processes, each some of them.
+
+    Args:
+        count: of the things, which have numbers from 0 on.
+        make: numbers, of which there may be none -> a result for each.
+
+    Returns:
+        The results in the order of the numbers, on every process.
+    """
+    state = PartialState()
+    mine = list(range(state.process_index, count, state.num_processes))
+    found = gather_object(list(zip(mine, make(mine) if mine else [], strict=True)))
+    return [result for _, result in sorted(found, key=lambda pair: pair[0])]
 
 
 def gathered(rows: Tensor) -> Tensor:

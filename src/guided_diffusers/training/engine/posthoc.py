@@ -28,8 +28,9 @@ from torch import Tensor, nn
 
 from guided_diffusers.core.checks import check_that
 from guided_diffusers.store.files import atomic_folder
+from guided_diffusers.training.engine.checkpoint import Checkpoint
 from guided_diffusers.training.engine.config import TrainingConfig
-from guided_diffusers.training.engine.ema import ExponentialMovingAverage
+from guided_diffusers.training.engine.ema import Copied, ExponentialMovingAverage, copied
 
 logger = logging.getLogger(__name__)
 
@@ -49,8 +50,8 @@ def exponent(length: float) -> float:
 class PowerFunctionAverage(ExponentialMovingAverage):
     """Averaged copies of modules whose profile has a length sigma_rel, whatever the length of the run."""
 
-    def __init__(self, modules: Mapping[str, nn.Module], length: float) -> None:
-        super().__init__(modules, half_life_images=0, ramp_up=None)
+    def __init__(self, modules: Mapping[str, nn.Module], length: float, copied: Copied = copied) -> None:
+        super().__init__(modules, half_life_images=0, ramp_up=None, copied=copied)
         self.exponent = exponent(length)
 
     def decay(self, images_seen: int, images: int) -> float:
@@ -65,11 +66,14 @@ class PosthocAverages:
     Args:
         modules: the trained modules by name; float32.
         config: `posthoc_ema` positions are kept, 0 for none, in `posthoc_dtype`.
+        copied: gives copies of modules.
     """
 
-    def __init__(self, modules: Mapping[str, nn.Module], config: TrainingConfig) -> None:
+    def __init__(
+        self, modules: Mapping[str, nn.Module], config: TrainingConfig, copied: Copied = copied
+    ) -> None:
         lengths = LENGTHS if config.posthoc_ema else ()
-        self.averages = {length: PowerFunctionAverage(modules, length) for length in lengths}
+        self.averages = {length: PowerFunctionAverage(modules, length, copied) for length in lengths}
         self._positions, self._dtype = config.posthoc_ema, getattr(torch, config.posthoc_dtype)
         self._num_images, self._folder = config.num_images, Path(config.output_dir) / FOLDER
         values = sum(t.numel() for module in modules.values() for t in module.state_dict().values())
@@ -80,14 +84,16 @@ class PosthocAverages:
         for average in self.averages.values():
             average.update(images_seen, images)
 
-    def keep(self, before: int, seen: int) -> None:
-        """Write both averages where one of the positions lies in (before, seen]."""
+    def due(self, before: int, seen: int) -> bool:
+        """Whether one of the positions lies in (before, seen]."""
         total, positions = self._num_images, self._positions
-        if not any(before < total * number / positions <= seen for number in range(1, positions + 1)):
-            return
+        return any(before < total * number / positions <= seen for number in range(1, positions + 1))
+
+    def keep(self, seen: int, averages: Mapping[float, Mapping[str, nn.Module]]) -> None:
+        """Write both averages, whose weights are whole, by length and name."""
         with atomic_folder(self._folder / f"{seen:012d}") as folder:
-            for length, average in self.averages.items():
-                for name, module in average.modules.items():
+            for length, modules in averages.items():
+                for name, module in modules.items():
                     module.save_pretrained(folder / str(length) / name)
             if self._dtype != torch.float32:
                 for file in folder.rglob("*.safetensors"):
@@ -101,18 +107,18 @@ class PosthocAverages:
             for name, tensors in average.state_dict().items()
         }
 
-    def load_state_dict(self, parts: Mapping[str, Mapping[str, Tensor]]) -> None:
-        """Restore what `state_dict` gave.
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Put back what `state_dict` gave, in place.
 
         Raises:
             ValueError: the run was begun without these averages, which hold the weights of every position.
         """
-        for length, average in self.averages.items():
-            names = {name: f"{FOLDER}/{length}/{name}" for name in average.modules}
-            allowed = "0, as when this run was begun: post-hoc averages are of all positions from the first"
-            there = all(part in parts for part in names.values())
-            check_that(there, "training.posthoc_ema", self._positions, allowed)
-            average.load_state_dict({name: parts[part] for name, part in names.items()})
+        allowed = "0, as when this run was begun: post-hoc averages are of all positions from the first"
+        mine = self.state_dict()
+        there = all(part in checkpoint.parts for part in mine)
+        check_that(there, "training.posthoc_ema", self._positions, allowed)
+        for part, tensors in mine.items():
+            checkpoint.fill(part, tensors)
 
     def tell(self) -> None:
         """Say what is kept, and its size."""

@@ -60,11 +60,21 @@ def settled(config: TrainingConfig, earlier: Mapping[str, Any]) -> TrainingConfi
     return replace(config, **{name: v for name, v in found.items() if getattr(config, name) == "auto"})
 
 
-def choose(task: Task, config: TrainingConfig, accelerator: Accelerator, batches: Batches) -> TrainingConfig:
-    """The configuration with what is `auto` replaced by what is fastest, the same on every process."""
+def choose(
+    task: Task, config: TrainingConfig, accelerator: Accelerator, batches: Batches | None
+) -> TrainingConfig:
+    """The configuration with what is `auto` replaced by what is fastest, the same on every process.
+
+    Without batches nothing is timed: of networks that are split over processes bfloat16 is taken where it may
+    be, unless on a CPU, and the plain layout.
+    """
     if "auto" not in (config.mixed_precision, config.channels_last):
         return config
     ways = ways_to_try(task, config, accelerator)
+    if batches is None:
+        plain = [way for way in ways if way.channels_last == ways[0].channels_last]
+        way = plain[0] if accelerator.device.type == "cpu" else plain[-1]
+        return _said(config, way, "networks that are split over processes are not timed", accelerator)
     if config.num_images < SHORTEST:
         return _said(config, ways[0], f"runs of fewer than {SHORTEST:,} images are not timed", accelerator)
     with _as_it_was(task):

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from typing import Any
 
 import diffusers
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 from torch import nn
 
 from guided_diffusers import schedulers
@@ -31,7 +33,7 @@ def make_accelerator(config: TrainingConfig) -> Accelerator:
     Under `accelerate launch --cpu` with several processes, see `launch.start_processes`.
 
     Raises:
-        ValueError: accelerate is set to split networks over processes.
+        ValueError: accelerate is set to split networks in a way that is not ours.
     """
     refuse_sharding()
     start_processes()
@@ -40,11 +42,15 @@ def make_accelerator(config: TrainingConfig) -> Accelerator:
         mixed_precision="no" if config.mixed_precision == "auto" else config.mixed_precision,
         log_with=list(config.report_to) or None,
         project_dir=config.output_dir,
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(find_unused_parameters=True),  # a loss may need but some
+            InitProcessGroupKwargs(timeout=timedelta(minutes=config.timeout_minutes)),
+        ],
     )
 
 
 def refuse_sharding(accelerator: Accelerator | None = None) -> None:
-    """Refuse what splits networks over processes: here every process trains whole ones.
+    """Refuse the ways to split networks over processes that are not ours.
 
     Args:
         accelerator: a given one; None: what the environment asks for, as `accelerate launch` sets it.
@@ -52,14 +58,22 @@ def refuse_sharding(accelerator: Accelerator | None = None) -> None:
     Raises:
         ValueError: naming it.
     """
-    for kind in ("FSDP", "DEEPSPEED", "MEGATRON_LM", "PARALLELISM_CONFIG"):
+
+    def asked(kind: str) -> bool:
         wanted = os.environ.get(f"ACCELERATE_USE_{kind}", "").lower() in ("1", "true")
-        if wanted or (accelerator is not None and accelerator.distributed_type == kind):
-            raise ValueError(
-                f"accelerate is set to use {kind}, and training here does not split networks over processes: "
-                "every process trains whole ones and gradients are averaged; choose plain data parallelism "
-                f"(accelerate launch --multi_gpu, accelerate config, or ACCELERATE_USE_{kind}=false)"
-            )
+        return wanted or (accelerator is not None and accelerator.distributed_type == kind)
+
+    instead = (
+        "networks are split by torch's fully_shard here: accelerate's FSDP with fsdp_version 2, or "
+        "training.sharding: gradients (as ZeRO 2 does) or parameters (as ZeRO 3 does)"
+    )
+    for kind in ("DEEPSPEED", "MEGATRON_LM", "PARALLELISM_CONFIG"):
+        if asked(kind):
+            raise ValueError(f"accelerate is set to use {kind}; {instead}, and ACCELERATE_USE_{kind}=false")
+    plugin = getattr(getattr(accelerator, "state", None), "fsdp_plugin", None)
+    version = os.environ.get("FSDP_VERSION", "1") if plugin is None else plugin.fsdp_version
+    if asked("FSDP") and int(version) != 2:
+        raise ValueError(f"accelerate is set to use FSDP of version {version}; {instead}")
 
 
 def make_scheduler(
@@ -86,13 +100,6 @@ def recompute_activations(module: nn.Module) -> None:
     for name in ("enable_gradient_checkpointing", "gradient_checkpointing_enable"):  # diffusers, transformers
         if hasattr(module, name):
             getattr(module, name)()
-
-
-def average_gradients(accelerator: Accelerator, parameters: list[nn.Parameter]) -> None:
-    """The mean over processes of each gradient, in one message."""
-    flat = accelerator.reduce(torch.cat([p.grad.flatten() for p in parameters]), "mean")
-    for parameter, mean in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
-        parameter.grad.copy_(mean.view_as(parameter))
 
 
 def single_threaded_executor() -> ThreadPoolExecutor:

@@ -11,9 +11,10 @@ from accelerate import Accelerator
 from torch import Tensor
 from torch.optim import Optimizer
 
+from guided_diffusers.training.engine.checkpoint import Checkpoint
 from guided_diffusers.training.engine.ema import ExponentialMovingAverage
 from guided_diffusers.training.engine.task import Task
-from guided_diffusers.training.engine.trained import frozen_names, load_trained, trained_state
+from guided_diffusers.training.engine.trained import frozen_names, trained_state
 
 Parts = dict[str, Mapping[str, Tensor]]
 
@@ -36,18 +37,21 @@ def training_state(
 
 
 def restore_training(
-    task: Task,
-    average: ExponentialMovingAverage,
-    accelerator: Accelerator,
-    tensors: Parts,
-    plain: Mapping[str, Any],
+    task: Task, average: ExponentialMovingAverage, accelerator: Accelerator, checkpoint: Checkpoint
 ) -> None:
-    """Put back what `training_state` gave."""
+    """Put back what `training_state` gave, in place; of shards, this process's."""
+    plain = checkpoint.state
     for name, module in task.modules.items():
-        load_trained(module, tensors[f"modules/{name}"], frozen_names(module))
-    average.load_state_dict({name: tensors[f"averaged/{name}"] for name in average.modules})
+        own, part = module.state_dict(), f"modules/{name}"
+        checkpoint.fill(part, {key: own[key] for key in checkpoint.parts[part]})
+    for name, module in average.modules.items():
+        own, part = module.state_dict(), f"averaged/{name}"
+        checkpoint.fill(part, {key: own[key] for key in checkpoint.parts[part]})
     for name, optimizer in task.optimizers.items():
-        load_optimizer(optimizer, tensors[f"optimizers/{name}"], plain["optimizers"][name])
+        part = f"optimizers/{name}"
+        tensors = room_for_state(optimizer, checkpoint.parts[part])
+        checkpoint.fill(part, tensors)
+        load_optimizer(optimizer, tensors, plain["optimizers"][name])
     if accelerator.scaler is not None and "scaler" in plain:
         accelerator.scaler.load_state_dict(plain["scaler"])
 
@@ -134,14 +138,22 @@ def optimizer_state(optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str, 
     return tensors, {"plain": plain, "kind": [type(optimizer).__name__, count]}
 
 
-def load_optimizer(optimizer: Optimizer, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
-    """Restore what `optimizer_state` gave, each tensor in its parameter's memory format."""
+def room_for_state(optimizer: Optimizer, stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors for what `optimizer_state` gave, those like a parameter in its layout and shards."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    room = {}
+    for key, value in stored.items():
+        parameter = parameters[int(key.partition(".")[0])]
+        alike = value.dim() and value.shape == parameter.shape
+        like, device = (parameter, parameter.device) if alike else (value, torch.device("cpu"))
+        room[key] = torch.empty_like(like, dtype=value.dtype, device=device).detach()
+    return room
+
+
+def load_optimizer(optimizer: Optimizer, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+    """Restore what `optimizer_state` gave; the tensors are as `room_for_state` lays them out."""
     whole: dict[int, dict[str, Any]] = {}
     for key, value in {**tensors, **state["plain"]}.items():
         index, name = key.split(".", 1)
-        parameter = parameters[int(index)]
-        if isinstance(value, Tensor) and value.shape == parameter.shape and value.dim():
-            value = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
         whole.setdefault(int(index), {})[name] = value
     optimizer.load_state_dict({"state": whole, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -18,12 +18,15 @@ class Task(Protocol):
     """What is trained, and on what.
 
     Attributes:
-        modules: the trained networks by name; the engine moves them to the device, in place.
+        modules: the trained networks by name; the engine moves them to the device, in place, and may split
+            their parameters over processes (`training.sharding`): they are whole in `losses` alone.
         averaged: names of those whose weights are averaged, snapshotted (`save_pretrained`) and exported.
         optimizers: by name, over parameters of the modules; a group's `lr` is its peak, which the schedule
             scales.
         num_samples: size of the data set.
         order: optional; `(seed, positions, num_samples) -> rows` in the place of `order.data_order`.
+        validates_together: optional; True: `validate` is called by every process, so that each may do a share
+            (`parallel.by_shares`); the main one writes, and its metrics count. Without it, by that one alone.
         allows_bfloat16: optional; True: `mixed_precision: auto` may take bfloat16, which learns as well as
             float32 does. Without it auto is float32.
     """

@@ -6,8 +6,8 @@ position of a sample is the number of images seen before it: so the result does 
 processes or on accumulation, and resuming - the same command again - gives the weights that an uninterrupted
 run gives, to the bit (one process, CPU, float32).
 
-Processes average their gradients after the backward pass and not through a DistributedDataParallel wrapper: a
-task may then call any method of its modules and take `torch.autograd.grad`, as adversarial training must.
+How modules lie on devices, whole or in shards, is said in `devices`; a task's modules stay the objects that
+they are.
 """
 
 from __future__ import annotations
@@ -15,14 +15,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast
 from torch import Tensor, nn
 
 from guided_diffusers.core.checks import check_that
@@ -30,19 +29,21 @@ from guided_diffusers.core.finite import NonFiniteError
 from guided_diffusers.core.randomness import seed_for
 from guided_diffusers.store.files import atomic_folder, recover, room_for
 from guided_diffusers.training.engine.batches import Batches
-from guided_diffusers.training.engine.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
+from guided_diffusers.training.engine.checkpoint import Checkpoint, latest_checkpoint
 from guided_diffusers.training.engine.config import TrainingConfig
+from guided_diffusers.training.engine.devices import place
 from guided_diffusers.training.engine.ema import ExponentialMovingAverage
 from guided_diffusers.training.engine.lock import folder_lock
 from guided_diffusers.training.engine.log import JsonLines, Meter, flatten, in_words
+from guided_diffusers.training.engine.parallel import lost_process
 from guided_diffusers.training.engine.posthoc import PosthocAverages
 from guided_diffusers.training.engine.precision import Way, autocast, choose, settled
 from guided_diffusers.training.engine.progress import Progress, shown
 from guided_diffusers.training.engine.publish import Publisher
+from guided_diffusers.training.engine.saver import Saver
 from guided_diffusers.training.engine.schedule import learning_rate_factor
 from guided_diffusers.training.engine.settings import record_config, recorded, with_training
 from guided_diffusers.training.engine.setup import (
-    average_gradients,
     make_accelerator,
     make_optimizer,
     recompute_activations,
@@ -95,24 +96,18 @@ class Trainer:
         allowed = f"a multiple of processes x gradient_accumulation, {processes} x {parts}"
         check_that(config.batch_size % (processes * parts) == 0, "batch_size", config.batch_size, allowed)
         refuse_sharding(accelerator)
-        for module in task.modules.values():
-            module.to(accelerator.device).train()
-            for tensor in module.state_dict().values():
-                broadcast(tensor)
+        self.devices = place(task, config, accelerator)
         averaged = {name: task.modules[name] for name in task.averaged}
-        self.ema = ExponentialMovingAverage(averaged, config.ema_half_life_images, config.ema_ramp_up)
+        half_life, ramp_up, copied = config.ema_half_life_images, config.ema_ramp_up, self.devices.copied
+        self.ema = ExponentialMovingAverage(averaged, half_life, ramp_up, copied)
         whole = not (config.posthoc_ema and hasattr(task, "snapshot"))
         check_that(
             whole, "training.posthoc_ema", config.posthoc_ema, "0 where parts of networks are trained (LoRA)"
         )
-        self.posthoc = PosthocAverages(averaged, config)
+        self.posthoc = PosthocAverages(averaged, config, copied)
         if config.gradient_checkpointing:
             for module in task.modules.values():
                 recompute_activations(module)
-        self.parameters = {
-            name: [p for group in optimizer.param_groups for p in group["params"]]
-            for name, optimizer in task.optimizers.items()
-        }
         for optimizer in task.optimizers.values():
             for group in optimizer.param_groups:
                 group["initial_lr"] = group["lr"]
@@ -120,13 +115,15 @@ class Trainer:
         self.batches, self.meter = Batches(task, config, accelerator), Meter()
         self.progress: Progress | None = None  # the main process's
         self.full_config = full_config
+        self.saver = Saver(self.folder / "checkpoints", config.keep_checkpoints, self.devices.sharded)
         pushes = config.push_to_hub is not None and accelerator.is_main_process
         self.publisher = Publisher(config) if pushes else None
 
     def run(self) -> None:
         """Train, alone in the folder; a full disk is told with what is left to go on from."""
         alone = folder_lock(self.folder) if self.accelerator.is_main_process else nullcontext()
-        with alone, room_for(self.folder, self.resumable):
+        several = self.accelerator.num_processes > 1
+        with alone, room_for(self.folder, self.resumable), lost_process(several, self.resumable), self.saver:
             self.loop()
 
     def resumable(self) -> str:
@@ -147,7 +144,7 @@ class Trainer:
                 self.begin_step(seen)
                 for number, part in enumerate(parts, start=1):
                     for name, loss, metrics in self.losses(part):
-                        self.accelerator.backward(loss / len(parts), inputs=self.parameters[name])
+                        self.devices.backward(name, loss / len(parts), last=number == len(parts))
                         self.meter.add({name: loss, **metrics})
                         if number == len(parts):
                             self.step(name)
@@ -157,6 +154,7 @@ class Trainer:
                 self.after_step(before, seen, last=seen >= stop)
         if seen >= self.config.num_images:
             self.export(seen, last=True)
+        self.saver.wait()
         if self.publisher is not None:
             self.publisher.finish()
         self.accelerator.end_training()
@@ -179,20 +177,16 @@ class Trainer:
         steps = iter(self.task.losses(part))
         while True:
             with self.autocast():
-                item = next(steps, None)
+                item = self.devices.computed(lambda: next(steps, None))
             if item is None:
                 return
             yield item
 
     def step(self, name: str) -> None:
-        """Average the gradient over processes, clip it, step one optimizer."""
-        parameters = [p for p in self.parameters[name] if p.grad is not None]
-        if self.accelerator.num_processes > 1:
-            average_gradients(self.accelerator, parameters)
+        """Clip the gradient and step one optimizer."""
         optimizer = self.optimizers[name]
         self.accelerator.unscale_gradients(optimizer)
-        limit = self.config.max_grad_norm or float("inf")
-        norm = nn.utils.clip_grad_norm_(parameters, limit, foreach=True)
+        norm = self.devices.clip(name, self.config.max_grad_norm or float("inf"))
         optimizer.step()
         optimizer.zero_grad()
         self.meter.add({f"{name}_gradient_norm": norm})
@@ -206,12 +200,12 @@ class Trainer:
         config = self.config
         if due(config.log_every_images) or last:
             self.log(seen)
-        if not self.accelerator.is_main_process:
-            return
-        self.progress.advance(seen)
+        if self.progress is not None:
+            self.progress.advance(seen)
         if any(before < fraction * config.num_images <= seen for fraction in config.snapshot_fractions):
             self.snapshot(seen)
-        self.posthoc.keep(before, seen)
+        if self.posthoc.due(before, seen):
+            self.keep_averages(seen)
         if due(config.validate_every_images):
             self.validate(seen)
         if due(config.export_every_images):
@@ -240,27 +234,43 @@ class Trainer:
             self.progress.said()
         accelerator.log(flatten(record), step=seen)
 
-    def exported(self) -> dict[str, nn.Module]:
-        """All modules by name, averaged where there is an average."""
-        return {**self.task.modules, **self.ema.modules}
+    def exported(self, everywhere: bool = False) -> dict[str, nn.Module]:
+        """All modules by name, whole, averaged where there is an average; all processes call it together."""
+        return self.devices.whole({**self.task.modules, **self.ema.modules}, everywhere)
 
     def snapshot(self, seen: int) -> None:
         """Keep the averaged networks of this position: weak networks for autoguidance."""
+        modules = self.devices.whole(self.ema.modules, everywhere=False)
+        if not self.accelerator.is_main_process:
+            return
         with atomic_folder(self.folder / "snapshots" / str(seen)) as folder:
             if write := getattr(self.task, "snapshot", None):
-                write(folder, self.ema.modules)
+                write(folder, modules)
                 return
-            for name, module in self.ema.modules.items():
+            for name, module in modules.items():
                 module.save_pretrained(folder / name)
+
+    def keep_averages(self, seen: int) -> None:
+        """Keep the post-hoc averages of this position."""
+        averages = {length: average.modules for length, average in self.posthoc.averages.items()}
+        whole = {length: self.devices.whole(averages[length], everywhere=False) for length in averages}
+        if self.accelerator.is_main_process:
+            self.posthoc.keep(seen, whole)
 
     def validate(self, seen: int) -> None:
         """Let the task measure or draw; its metrics are a record of their own."""
+        together = getattr(self.task, "validates_together", False)
+        modules = self.exported(everywhere=True)
+        if not (together or self.accelerator.is_main_process):
+            return
         (self.folder / "validation").mkdir(exist_ok=True)
         meter = Meter()
         try:
-            meter.add(self.task.validate(seen, self.exported(), self.folder / "validation") or {})
+            meter.add(self.task.validate(seen, modules, self.folder / "validation") or {})
         except NonFiniteError as error:  # of what was drawn; the weights are what the loss says
             logger.warning("after %d images the validation shows nothing: %s", seen, error)
+        if not self.accelerator.is_main_process:
+            return
         if metrics := meter.read():
             self.lines.write(seen, {"validation": metrics})
             self.accelerator.log(flatten({"validation": metrics}), step=seen)
@@ -268,38 +278,46 @@ class Trainer:
 
     def export(self, seen: int, last: bool = False) -> None:
         """Write final/ anew, with the averaged weights; push it where that is due."""
+        modules = self.exported()
         if self.accelerator.is_main_process:
             with atomic_folder(self.folder / "final") as folder:
-                self.task.save(folder, self.exported())
+                self.task.save(folder, modules)
             logger.info("after %d images: %s", seen, self.folder / "final")
             every = self.config.export_every_images
             if self.publisher is not None and (last or seen // every % self.config.push_every == 0):
                 self.publisher.offer(self.folder / "final", seen)
 
     def save_checkpoint(self, seen: int) -> None:
-        """Write all that resuming needs."""
+        """Begin to write all that resuming needs; of whole modules the main process alone."""
+        reduce, sums = self.accelerator.reduce, self.meter.state_dict()
+        sums = {name: reduce(value, "sum") for name, value in sums.items()}
+        if not (self.devices.sharded or self.accelerator.is_main_process):
+            return
         tensors, plain = training_state(self.task, self.ema, self.accelerator)
         tensors |= self.posthoc.state_dict()
-        tensors["meter"] = self.meter.state_dict()
+        tensors["meter"] = sums
         plain["precision"] = asdict(Way.of(self.config))
-        save_checkpoint(self.folder / "checkpoints", seen, tensors, plain, self.config.keep_checkpoints)
+        self.saver.save(seen, tensors, plain)
 
     def resume(self) -> int:
         """Restore the newest checkpoint; the number of images seen, 0 when there is none."""
         path, seen = latest_checkpoint(self.folder / "checkpoints"), 0
         if path is not None:
-            tensors, plain = load_checkpoint(path)
-            check_fits(path, self.task, self.ema, tensors, plain)
-            earlier = plain.get("precision") or recorded(self.folder)
+            checkpoint = Checkpoint(path)
+            check_fits(path, self.task, self.ema, checkpoint.parts, checkpoint.state)
+            earlier = checkpoint.state.get("precision") or recorded(self.folder)
             self.compute_by(settled(self.config, earlier.get("training", earlier)))
-            self.posthoc.load_state_dict(tensors)
-            restore_training(self.task, self.ema, self.accelerator, tensors, plain)
-            if self.accelerator.num_processes == 1:  # of several, only the main one's sums were saved
-                self.meter.load_state_dict(tensors.get("meter", {}), self.accelerator.device)
-            seen = plain["images_seen"]
+            self.posthoc.restore(checkpoint)
+            restore_training(self.task, self.ema, self.accelerator, checkpoint)
+            sums = checkpoint.read("meter") if "meter" in checkpoint.parts else {}
+            share = float(self.accelerator.is_main_process)  # of the sums of all processes
+            sums = {name: share * value for name, value in sums.items()}
+            self.meter.load_state_dict(sums, self.accelerator.device)
+            seen = checkpoint.state["images_seen"]
             logger.info("resuming after %d images from %s", seen, path)
         else:
-            self.compute_by(choose(self.task, self.config, self.accelerator, self.batches))
+            timed = None if self.devices.sharded else self.batches
+            self.compute_by(choose(self.task, self.config, self.accelerator, timed))
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             self.posthoc.tell()
@@ -319,6 +337,8 @@ class Trainer:
         """Take over a configuration whose precision and layout are settled."""
         by_us = self.config.mixed_precision == "auto"
         self.autocast = partial(autocast, self.accelerator, config.mixed_precision if by_us else "no")
+        if self.devices.sharded:  # what is gathered has the plain layout
+            config = replace(config, channels_last=False)
         if config.channels_last:
             for module in self.task.modules.values():
                 module.to(memory_format=torch.channels_last)
