@@ -14,7 +14,6 @@ else:
 
 from __future__ import annotations
 
-import copy
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -22,12 +21,14 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast, reduce
+from accelerate.utils import DistributedType, broadcast, reduce
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
 
 from guided_diffusers.core.checks import check_that
 from guided_diffusers.training.engine.config import TrainingConfig
+from guided_diffusers.training.engine.ema import copied
 from guided_diffusers.training.engine.sharding import (
     Losses,
     exchange_parameters,
@@ -63,7 +64,10 @@ class Replicated:
                 broadcast(tensor)
         self.parameters = parameters_of(task)
         self.gates = gates(accelerator, self.parameters)
-        self.averages = {name: copy.deepcopy(task.modules[name]) for name in task.averaged}
+
+    def copied(self, modules: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
+        """Copies of modules, in evaluation mode, without gradients."""
+        return copied(modules)
 
     def computed(self, compute: Callable[[], Any]) -> Any:
         """What a function of the modules gives."""
@@ -119,10 +123,10 @@ class Sharded:
         self.every = list(self.losses.parameters())
         kept = {name: [p for p in ps if id(p) in apart] for name, ps in self.parameters.items()}
         self.gates = gates(accelerator, kept)
-        self.averages = {
-            name: with_parameters(self.hollows[name], task.modules[name], Tensor.clone)
-            for name in task.averaged
-        }
+
+    def copied(self, modules: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
+        """Copies of modules by the task's names, in evaluation mode, without gradients, and split alike."""
+        return {name: with_parameters(self.hollows[name], m, Tensor.clone) for name, m in modules.items()}
 
     def computed(self, compute: Callable[[], Any]) -> Any:
         """What a function of the modules gives, whose parameters outside of blocks are whole meanwhile."""
@@ -196,11 +200,13 @@ def gates(accelerator: Accelerator, parameters: Mapping[str, list[nn.Parameter]]
     """What averages the gradients of each optimizer's parameters; of one process nothing."""
     if accelerator.num_processes == 1:
         return {}
-    return {
-        name: accelerator.prepare(Gate(held))
-        for name, held in parameters.items()
-        if any(parameter.requires_grad for parameter in held)
-    }
+    trained = {name: held for name, held in parameters.items() if any(p.requires_grad for p in held)}
+    if accelerator.distributed_type == DistributedType.FSDP:  # which would split the gate
+        return {
+            name: DistributedDataParallel(Gate(held), find_unused_parameters=True)
+            for name, held in trained.items()
+        }
+    return {name: accelerator.prepare(Gate(held)) for name, held in trained.items()}
 
 
 def parameters_of(task: Task) -> dict[str, list[nn.Parameter]]:
