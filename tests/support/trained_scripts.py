@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 import yaml
+from processes import forked
 from tiny_data import SLICE
 from training_scripts import ENCODER, TEXT_MODEL
 from training_scripts import weights as of_folder
@@ -156,16 +157,17 @@ def _judge(shared: Path) -> Path:
 
 
 class Run:
-    """A training script as the leader of a process group of its own.
+    """A training script, of one or several processes, as the leader of a process group of its own.
 
     Its process is forked from a server that has the libraries imported, which is most of a tiny run's time,
     and executes the script's file as `__main__`.
     """
 
-    def __init__(self, words: list[str], said: Path) -> None:
+    def __init__(self, words: list[str], said: Path, processes: int = 1) -> None:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(LIBRARIES)
-        self.process, self._said = context.Process(target=_execute, args=(words, str(said))), said
+        self.process = context.Process(target=_execute, args=(words, str(said), processes))
+        self._said = said
         self.process.start()
 
     def until(self, condition: Callable[[], bool], seconds: float = 300) -> None:
@@ -195,18 +197,22 @@ class Run:
         return self._said.read_text()
 
 
-def _execute(words: list[str], said: str) -> None:
+def _execute(words: list[str], said: str, processes: int) -> None:
     os.setsid()
     file = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for stream in (1, 2):
         os.dup2(file, stream)
     sys.argv = words
-    runpy.run_path(words[0], run_name="__main__")
+    if processes == 1:
+        runpy.run_path(words[0], run_name="__main__")
+    else:
+        codes = forked(processes, lambda rank: runpy.run_path(words[0], run_name="__main__"))
+        sys.exit(max(map(abs, codes)))
 
 
-def start(name: str, folder: Path, shared: Path, **training: Any) -> Run:
-    """A run of one process."""
-    return Run(command(name, folder, shared, **training), folder.parent / f"{folder.name}.said")
+def start(name: str, folder: Path, shared: Path, processes: int = 1, **training: Any) -> Run:
+    """A run in a folder."""
+    return Run(command(name, folder, shared, **training), folder.parent / f"{folder.name}.said", processes)
 
 
 def records(folder: Path) -> list[dict[str, Any]]:

@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import socket
-from collections.abc import Callable
-from pathlib import Path
-
 import torch
-from accelerate import PartialState
-from accelerate.state import AcceleratorState
 from accelerate.utils import reduce
-from safetensors.torch import load_file, save_file
+from processes import by_two
 from torch import nn
 from torch.nn.functional import normalize
 
-from guided_diffusers.training.engine.parallel import gathered, own_rows
+from guided_diffusers.training.engine.parallel import by_shares, gathered, own_rows
 from guided_diffusers.training.tasks.autoencoder_losses import adaptive_weight
 from guided_diffusers.training.tasks.clip import different_texts
 from guided_diffusers.training.tasks.contrastive import contrastive_loss
@@ -35,30 +28,6 @@ class Clip(nn.Module):
 
     def get_text_features(self, input_ids: torch.Tensor) -> torch.Tensor:
         return self.words(input_ids).sum(1)
-
-
-def by_two(deed: Callable[[int], dict[str, torch.Tensor]], folder: Path) -> list[dict[str, torch.Tensor]]:
-    """What a deed gives in each of two processes that share a group."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    children = []
-    for rank in range(2):
-        child = os.fork()
-        if child == 0:
-            code = 1
-            try:
-                where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": 2, "RANK": rank}
-                os.environ.update({name: str(value) for name, value in where.items()}, LOCAL_RANK=str(rank))
-                AcceleratorState._reset_state(reset_partial_state=True)  # this session's
-                assert PartialState(cpu=True).num_processes == 2
-                save_file(deed(rank), folder / f"{rank}.safetensors")
-                code = 0
-            finally:
-                os._exit(code)
-        children.append(child)
-    assert [os.waitpid(child, 0)[1] for child in children] == [0, 0]
-    return [load_file(folder / f"{rank}.safetensors") for rank in range(2)]
 
 
 def contrastive(rows: slice) -> dict[str, torch.Tensor]:
@@ -97,6 +66,19 @@ def test_the_adaptive_weight_is_one_and_that_of_the_whole_batch(tmp_path):
     assert not torch.allclose(whole["weight"], alone["weight"])
     for part in by_two(lambda rank: weighed(slice(4 * rank, 4 * rank + 4)), tmp_path):
         torch.testing.assert_close(part["weight"], whole["weight"])
+
+
+def drawn(rank: int) -> dict[str, torch.Tensor]:
+    def make(numbers: list[int]) -> list[int]:
+        assert all(number % 2 == rank for number in numbers)
+        return [number * number for number in numbers]
+
+    return {str(count): torch.tensor(by_shares(count, make)) for count in (0, 1, 5)}
+
+
+def test_what_is_made_by_shares_comes_in_order_on_every_process(tmp_path):
+    for part in by_two(drawn, tmp_path):
+        assert [part[str(count)].tolist() for count in (0, 1, 5)] == [[], [0], [0, 1, 4, 9, 16]]
 
 
 def test_one_process_gathers_nothing():
