@@ -22,6 +22,7 @@ from training_scripts import weights as of_folder
 
 from guided_diffusers import pretrained
 from guided_diffusers.evaluation import Judge, JudgeConfig, save_judge
+from guided_diffusers.training.engine import sharding
 
 ROOT = Path(__file__).parents[2]
 BATCH, STEPS, EVERY = 8, 40, 32
@@ -163,10 +164,10 @@ class Run:
     and executes the script's file as `__main__`.
     """
 
-    def __init__(self, words: list[str], said: Path, processes: int = 1) -> None:
+    def __init__(self, words: list[str], said: Path, processes: int = 1, smallest: int = 1_000_000) -> None:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(LIBRARIES)
-        self.process = context.Process(target=_execute, args=(words, str(said), processes))
+        self.process = context.Process(target=_execute, args=(words, str(said), processes, smallest))
         self._said = said
         self.process.start()
 
@@ -197,7 +198,8 @@ class Run:
         return self._said.read_text()
 
 
-def _execute(words: list[str], said: str, processes: int) -> None:
+def _execute(words: list[str], said: str, processes: int, smallest: int) -> None:
+    sharding.SMALLEST = smallest  # parameters of a block of a network that is split
     os.setsid()
     file = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for stream in (1, 2):
@@ -211,8 +213,9 @@ def _execute(words: list[str], said: str, processes: int) -> None:
 
 
 def start(name: str, folder: Path, shared: Path, processes: int = 1, **training: Any) -> Run:
-    """A run in a folder."""
-    return Run(command(name, folder, shared, **training), folder.parent / f"{folder.name}.said", processes)
+    """A run in a folder; networks that are split have blocks, small as they are."""
+    words = command(name, folder, shared, **training)
+    return Run(words, folder.parent / f"{folder.name}.said", processes, smallest=1000)
 
 
 def records(folder: Path) -> list[dict[str, Any]]:

@@ -255,15 +255,16 @@ def test_an_accelerator_follows_the_configuration(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["FSDP", "DEEPSPEED", "MEGATRON_LM"])
-def test_networks_split_over_processes_are_refused_by_name(tmp_path, monkeypatch, kind):
+def test_other_ways_to_split_networks_are_refused_by_name(tmp_path, monkeypatch, kind):
+    """FSDP too, where it is of version 1, as without a word."""
     config = TrainingConfig(output_dir=str(tmp_path / "run"), batch_size=4)
-    given = Accelerator()
+    match, given = f"accelerate is set to use {kind}.*training.sharding: gradients", Accelerator()
     with monkeypatch.context() as patch:
         patch.setattr(type(given), "distributed_type", property(lambda self: DistributedType(kind)))
-        with pytest.raises(ValueError, match=f"accelerate is set to use {kind}.*does not split networks"):
+        with pytest.raises(ValueError, match=match):
             train(TwoPlayers(), config, accelerator=given)
     monkeypatch.setenv(f"ACCELERATE_USE_{kind}", "true")
-    with pytest.raises(ValueError, match=f"accelerate is set to use {kind}.*does not split networks"):
+    with pytest.raises(ValueError, match=match):
         make_accelerator(config)
     assert not (tmp_path / "run").exists()
 

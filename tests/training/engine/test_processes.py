@@ -1,4 +1,4 @@
-"""`accelerate launch --num_processes 2 --cpu` trains every script as one process does at the same batch.
+"""Two processes train every script as one does at the same batch: each with whole networks, or with halves.
 
 The curves are equal to 1e-4. Of the weights the mean difference is bounded: Adam divides a gradient by its
 own size, so rounding moves those weights whose gradient is rounding alone by as much as the learning rate.
@@ -6,13 +6,18 @@ own size, so rounding moves those weights whose gradient is rounding alone by as
 
 from __future__ import annotations
 
+import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
-from trained_scripts import CASES, STEPS, command, records, weights
+from trained_scripts import CASES, EVERY, STEPS, Run, command, records, start
+
+from guided_diffusers.training.engine.checkpoint import latest_checkpoint, load_checkpoint
 
 ACCELERATE = Path(sys.executable).with_name("accelerate")
 pytestmark = pytest.mark.slow
@@ -26,20 +31,54 @@ def launch(words: list[str], processes: int = 2) -> str:
     return done.stdout + done.stderr
 
 
+@pytest.mark.parametrize("sharding", ["none", "parameters"])
 @pytest.mark.parametrize("name", CASES)
-def test_two_processes_follow_the_loss_curve_of_one(name, unbroken, shared, tmp_path):
+def test_two_processes_follow_the_loss_curve_of_one(name, sharding, unbroken, shared, tmp_path):
     whole, folder = unbroken(name), tmp_path / "two"
-    assert "torch's launcher starts 2" in launch(command(name, folder, shared))
+    words = command(name, folder, shared, sharding=sharding)
+    if sharding == "none":
+        assert "torch's launcher starts 2" in launch(words)
+    else:
+        Run(words, tmp_path / "said", processes=2, smallest=1000).finish()
     one, two = records(whole), records(folder)
     losses = sorted(one[-1]["learning_rate"])
     worst = max(abs(a[loss] - b[loss]) for a, b in zip(one, two, strict=True) for loss in losses if loss in a)
+    theirs = load_checkpoint(latest_checkpoint(folder / "checkpoints"))[0]
     difference = torch.cat(
         [
-            (value - weights(folder)[key]).abs().flatten()
-            for key, value in weights(whole).items()
-            if "modules/" in key and value.is_floating_point()
+            (value - theirs[part][name]).abs().flatten()
+            for part, values in load_checkpoint(latest_checkpoint(whole / "checkpoints"))[0].items()
+            for name, value in values.items()
+            if part.startswith("modules/") and value.is_floating_point()
         ]
     )
     print(f"\n{name}: losses to {worst:.1e}, weights {difference.mean():.1e}, at most {difference.max():.1e}")
     assert len(one) == STEPS and worst < 1e-4
     assert difference.mean() < 1e-5
+    files = [{file.relative_to(run) for file in (run / "final").rglob("*")} for run in (whole, folder)]
+    assert files[0] == files[1]
+
+
+@pytest.mark.parametrize("ends", [signal.SIGKILL, signal.SIGSTOP], ids=["dies", "hangs"])
+@pytest.mark.parametrize("sharding", ["none", "parameters"])
+def test_when_a_process_is_gone_the_others_end_with_one_sentence(sharding, ends, shared, tmp_path):
+    """And the same command goes on from the checkpoint that the sentence names."""
+    folder, settings = tmp_path / "run", {"sharding": sharding, "timeout_minutes": 0.25}
+    run = start("unconditional", folder, shared, processes=2, **settings)
+    run.until(lambda: any(record["images"] > EVERY for record in records(folder)))
+    second = psutil.Process(run.process.pid).children()[1]
+    second.send_signal(ends)
+    if ends == signal.SIGSTOP:
+        run.until(lambda: "error: " in run.said())
+        second.kill()
+    run.process.join(120)
+    assert run.process.exitcode not in (0, None)
+    (line,) = [line for line in run.said().splitlines() if line.startswith("error: ")]
+    assert re.search(
+        r"another process of this run has ended or does not answer \(.*\); "
+        rf"the checkpoint {folder}/checkpoints/\d{{12}} is whole: the same command goes on from it",
+        line,
+    )
+    assert "Traceback" not in run.said()
+    start("unconditional", folder, shared, processes=2, **settings).finish()
+    assert records(folder)[-1]["images"] == STEPS * 8

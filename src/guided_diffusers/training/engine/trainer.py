@@ -152,9 +152,9 @@ class Trainer:
                 self.ema.update(seen, self.config.batch_size)
                 self.posthoc.update(seen, self.config.batch_size)
                 self.after_step(before, seen, last=seen >= stop)
+        self.saver.wait()
         if seen >= self.config.num_images:
             self.export(seen, last=True)
-        self.saver.wait()
         if self.publisher is not None:
             self.publisher.finish()
         self.accelerator.end_training()
