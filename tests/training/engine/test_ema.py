@@ -63,12 +63,3 @@ def test_the_copies_are_in_evaluation_mode_and_the_modules_are_left_alone():
     average.update(10, 10)
     assert copied[1].num_batches_tracked == 1  # integers are copied
     torch.testing.assert_close(copied[1].running_mean, module[1].running_mean / 2)  # floats averaged from 0
-
-
-def test_its_state_restores_it_and_a_wrong_one_is_named():
-    one = ExponentialMovingAverage({"m": scalar(1.0)}, half_life_images=10)
-    two = ExponentialMovingAverage({"m": scalar(2.0)}, half_life_images=10)
-    two.load_state_dict(one.state_dict())
-    assert weight(two) == 1.0
-    with pytest.raises(ValueError, match="'other'.*'m'"):
-        two.load_state_dict({"other": {}})

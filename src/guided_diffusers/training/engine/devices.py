@@ -125,8 +125,12 @@ class Sharded:
         self.gates = gates(accelerator, kept)
 
     def copied(self, modules: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
-        """Copies of modules by the task's names, in evaluation mode, without gradients, and split alike."""
-        return {name: with_parameters(self.hollows[name], m, Tensor.clone) for name, m in modules.items()}
+        """Copies of modules by the task's names, in evaluation mode, split alike; frozen parameters shared."""
+
+        def copy(parameter: nn.Parameter) -> Tensor:
+            return parameter.detach().clone() if parameter.requires_grad else parameter
+
+        return {name: with_parameters(self.hollows[name], m, copy) for name, m in modules.items()}
 
     def computed(self, compute: Callable[[], Any]) -> Any:
         """What a function of the modules gives, whose parameters outside of blocks are whole meanwhile."""
@@ -174,7 +178,8 @@ class Sharded:
         device = self.accelerator.device if everywhere else torch.device("cpu")
 
         def gathered(parameter: Tensor) -> Tensor:
-            full = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
+            value = parameter.detach()
+            full = value.full_tensor() if isinstance(value, DTensor) else value
             return full.to(device, copy=True) if wanted else full.to("meta")
 
         found = {}

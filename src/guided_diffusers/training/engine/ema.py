@@ -8,20 +8,14 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from guided_diffusers.core.checks import check_that
-from guided_diffusers.training.engine.trained import (
-    copy_of_trained,
-    frozen_names,
-    load_trained,
-    trained_state,
-)
+from guided_diffusers.training.engine.trained import copy_of_trained, frozen_names, trained_state
 
 Modules = Mapping[str, nn.Module]
 Copied = Callable[[Modules], dict[str, nn.Module]]
 
 
 def copied(modules: Modules) -> dict[str, nn.Module]:
-    """Copies of modules, in evaluation mode, without gradients but of the frozen parameters, which are shared."""
+    """Copies of modules, in evaluation mode, without gradients; frozen parameters are shared."""
     copies = {name: copy_of_trained(module) for name, module in modules.items()}
     return {name: module.eval().requires_grad_(False) for name, module in copies.items()}
 
@@ -63,6 +57,7 @@ class ExponentialMovingAverage:
             for average, source in zip(_tensors(self.modules[name]), _tensors(module), strict=True)
             if average is not source
         ]
+        pairs = [(_local(average), _local(source)) for average, source in pairs]
         floating = [pair for pair in pairs if pair[1].is_floating_point()]
         self._averages, self._sources = [a for a, _ in floating], [s for _, s in floating]
         self._copied = [pair for pair in pairs if not pair[1].is_floating_point()]
@@ -86,13 +81,10 @@ class ExponentialMovingAverage:
         """The averaged weights by module and name, without frozen ones."""
         return {name: trained_state(module, self._frozen[name]) for name, module in self.modules.items()}
 
-    def load_state_dict(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
-        """Restore what `state_dict` gave; every module and tensor must be there."""
-        check_that(set(state) == set(self.modules), "averaged modules", sorted(state), sorted(self.modules))
-        for name, module in self.modules.items():
-            load_trained(module, state[name], self._frozen[name])
-
 
 def _tensors(module: nn.Module) -> list[Tensor]:
-    tensors = [*module.parameters(), *module.buffers()]
-    return [tensor.detach().to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors]
+    return [*module.parameters(), *module.buffers()]
+
+
+def _local(tensor: Tensor) -> Tensor:
+    return tensor.detach().to_local() if isinstance(tensor, DTensor) else tensor

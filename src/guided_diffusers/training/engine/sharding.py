@@ -121,13 +121,14 @@ def hollow(module: nn.Module) -> nn.Module:
 def with_parameters(empty: nn.Module, module: nn.Module, each: Callable[[Tensor], Tensor]) -> nn.Module:
     """A copy of a hollow module with a function of each parameter, and the buffers, of the full one."""
     values = dict(module.named_parameters())
-    memo = {
-        id(place): nn.Parameter(each(values[name].detach()), requires_grad=False)
-        for name, place in empty.named_parameters()
-    }
+    memo = {id(place): _held(each(values[name])) for name, place in empty.named_parameters()}
     buffers = dict(module.named_buffers())
     memo |= {id(place): buffers[name].clone() for name, place in empty.named_buffers()}
     return copy.deepcopy(empty, memo)
+
+
+def _held(value: Tensor) -> nn.Parameter:
+    return value if isinstance(value, nn.Parameter) else nn.Parameter(value.detach(), requires_grad=False)
 
 
 def exchange_parameters(

@@ -43,10 +43,10 @@ def restore_training(
     plain = checkpoint.state
     for name, module in task.modules.items():
         own, part = module.state_dict(), f"modules/{name}"
-        checkpoint.fill(part, {key: own[key] for key in checkpoint.parts[part]})
+        checkpoint.fill(part, {key: own[key] for key in checkpoint.parts[part] if key in own})
     for name, module in average.modules.items():
         own, part = module.state_dict(), f"averaged/{name}"
-        checkpoint.fill(part, {key: own[key] for key in checkpoint.parts[part]})
+        checkpoint.fill(part, {key: own[key] for key in checkpoint.parts[part] if key in own})
     for name, optimizer in task.optimizers.items():
         part = f"optimizers/{name}"
         tensors = room_for_state(optimizer, checkpoint.parts[part])

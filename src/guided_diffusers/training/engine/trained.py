@@ -7,7 +7,7 @@ average share them.
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 
 from torch import Tensor, nn
 
@@ -21,12 +21,6 @@ def trained_state(module: nn.Module, frozen: Collection[str] | None = None) -> d
     """A network's `state_dict` without its frozen parameters, or without those that are named."""
     frozen = frozen_names(module) if frozen is None else frozen
     return {name: value for name, value in module.state_dict().items() if name not in frozen}
-
-
-def load_trained(module: nn.Module, state: Mapping[str, Tensor], frozen: Collection[str]) -> None:
-    """Restore what `trained_state` gave; frozen parameters, where it has them, are restored too."""
-    own = module.state_dict()
-    module.load_state_dict({**{name: own[name] for name in frozen}, **state})
 
 
 def copy_of_trained(module: nn.Module) -> nn.Module:
