@@ -125,7 +125,7 @@ class Sharded:
         self.gates = gates(accelerator, kept)
 
     def copied(self, modules: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
-        """Copies of modules by the task's names, in evaluation mode, split alike; frozen parameters shared."""
+        """Copies of modules by the task's names, in evaluation mode, split; frozen parameters shared."""
 
         def copy(parameter: nn.Parameter) -> Tensor:
             return parameter.detach().clone() if parameter.requires_grad else parameter
