@@ -1,6 +1,6 @@
 """Families of diffusers' pipelines under `guide`: each as it is, and as our own loop on the same network.
 
-The commonest are in the fast suite. Not here, and why: LoRA without peft and Kolors without sentencepiece.
+The commonest are in the fast suite. LoRA needs peft, and Kolors' tokenizer sentencepiece.
 """
 
 from __future__ import annotations
@@ -9,11 +9,10 @@ from importlib.util import find_spec
 
 import pytest
 import torch
-from own_loop import by_our_loop, drawn
+from own_loop import AsQwenDoes, by_our_loop, drawn
 from stock_families import FAMILIES, GAMMA, STEPS, made
 
 from guided_diffusers import guide
-from guided_diffusers.core.prediction import from_denoised, to_denoised
 from guided_diffusers.guidance import (
     CFGZeroStar,
     ClassifierFreeGuidance,
@@ -45,18 +44,6 @@ def family(request):
 def assert_same(ours, theirs):
     """Equal to 1e-5 of the deviation of what was drawn."""
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5 * max(float(theirs.std()), 1))
-
-
-class AsQwenDoes(ClassifierFreeGuidance):
-    """Qwen-Image's own guidance: each token of the velocity as long as the conditional one."""
-
-    def shift(self, step, own, answers):
-        plain = own.x0 + super().shift(step, own, answers)
-        conditional, guided = (
-            from_denoised(x0, step.sample, step.level, step.prediction_type) for x0 in (own.x0, plain)
-        )
-        guided = guided * conditional.norm(dim=-1, keepdim=True) / guided.norm(dim=-1, keepdim=True)
-        return to_denoised(guided, step.sample, step.level, step.prediction_type) - own.x0
 
 
 def own_guidance(case, pipeline):

@@ -11,8 +11,11 @@ from stock_families import FAMILIES, STEPS, made
 from guided_diffusers import guide
 from guided_diffusers.guidance import (
     AutoGuidance,
+    CFGPlusPlus,
     ClassifierFreeGuidance,
+    DynamicThresholding,
     HistoryGuidance,
+    LossGuidance,
     NormCap,
     RectifiedCFGPlusPlus,
     SlidingWindowGuidance,
@@ -62,6 +65,7 @@ def test_terms_are_what_pipelines_of_diffusers_have(name):
 
 
 WINDOWS = SlidingWindowGuidance(1.0, size=0.75, multiple=2)
+RECURRENT = LossGuidance(lambda images: images.square().flatten(1).mean(1), 3.0, recurrence=2)
 LOOPED = {
     "rectified": ("sd3", RectifiedCFGPlusPlus(2.5, exponent=0.5)),
     "timestep": ("sd3", TimestepGuidance(3.0)),
@@ -69,6 +73,11 @@ LOOPED = {
     "windows": ("sd3", plain("sd3") + WINDOWS),
     "windows of a video": ("wan", plain("wan") + WINDOWS),
     "history": ("sd3", plain("sd3") + HistoryGuidance()),
+    "norm": ("sd3", plain("sd3") + NormCap(0.5)),
+    "threshold": ("sd1", plain("sd1") + DynamicThresholding(0.9)),
+    "cfg++": ("sd2 v", CFGPlusPlus(0.6)),
+    "recurrence": ("sd3", RECURRENT + plain("sd3")),
+    "recurrence of v": ("sd2 v", RECURRENT),
 }
 
 

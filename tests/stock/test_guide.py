@@ -9,22 +9,27 @@ import diffusers
 import pytest
 import torch
 from own_loop import by_our_loop, drawn
-from stock_families import FAMILIES, GAMMA, STEPS, WITHOUT_A_NULL, embeds, made, stable_diffusion
+from stock_families import (
+    FAMILIES,
+    GAMMA,
+    STEPS,
+    UNGUIDED,
+    WITHOUT_A_NULL,
+    embeds,
+    made,
+    stable_diffusion,
+)
 
 from guided_diffusers import ModelDenoiser, guide
 from guided_diffusers.guidance import (
     AutoGuidance,
-    CFGPlusPlus,
     ClassifierFreeGuidance,
     ClassifierGuidance,
-    DynamicThresholding,
     HistoryGuidance,
     LossGuidance,
-    NormCap,
     ProjectedGuidance,
     RectifiedCFGPlusPlus,
     SlidingWindowGuidance,
-    TimestepGuidance,
 )
 
 
@@ -130,32 +135,6 @@ class TestHandles:
 LOSS = LossGuidance(lambda images: images.square().flatten(1).mean(1), 3.0, recurrence=2)
 
 
-class TestEveryTerm:
-    """Terms that ask at other samples, levels and again: as our own loop on the same network."""
-
-    @pytest.mark.parametrize(
-        ("name", "term"),
-        [
-            ("sd3", RectifiedCFGPlusPlus(0.5)),
-            ("sd3", TimestepGuidance(2.0)),
-            ("sd3", SlidingWindowGuidance(1.0, multiple=2)),
-            ("sd3", ClassifierFreeGuidance(GAMMA) + NormCap(0.5)),
-            ("sd3", ClassifierFreeGuidance(GAMMA) + HistoryGuidance()),
-            ("sd3", LOSS + ClassifierFreeGuidance(GAMMA)),
-            ("sd1", TimestepGuidance(2.0)),
-            ("sd1", ClassifierFreeGuidance(GAMMA) + DynamicThresholding(0.9)),
-            ("sd2 v", CFGPlusPlus(0.6)),
-            ("sd2 v", LOSS),
-        ],
-        ids=lambda value: value if isinstance(value, str) else type(value.terms[-1]).__name__,
-    )
-    def test_it_draws_what_our_own_loop_draws(self, name, term):
-        case, pipeline = FAMILIES[name], made(name)
-        with guide(pipeline, term):
-            ours = drawn(case, pipeline, STEPS)
-        assert_same(ours, by_our_loop(case, pipeline, term, STEPS))
-
-
 class TestRefused:
     @pytest.mark.parametrize(
         ("arguments", "message"),
@@ -178,6 +157,34 @@ class TestRefused:
         ):
             case.call(pipeline, skip_guidance_layers=[1])
         assert run.calls == []
+
+    @pytest.mark.parametrize(
+        ("name", "term", "message"),
+        [
+            ("sd1", RectifiedCFGPlusPlus(2.0), "defined for flow matching"),
+            ("flux", SlidingWindowGuidance(1.0), "is of images"),
+            ("flux", HistoryGuidance(), "allowed: cutoff=None"),
+            ("sd2 zero-snr", ClassifierFreeGuidance(2.0), r"alpha = 0 \(zero terminal SNR\)"),
+        ],
+        ids=lambda value: value if isinstance(value, str) else type(value).__name__,
+    )
+    def test_terms_and_levels_that_do_not_suit_are_told_before_the_network_is_called(
+        self, name, term, message
+    ):
+        case, pipeline = FAMILIES[name], made(name)
+        if name == "sd2 zero-snr":
+            pipeline.scheduler.register_to_config(prediction_type="epsilon")
+        with guide(pipeline, term) as run, pytest.raises(ValueError, match=message):
+            case.call(pipeline)
+        assert run.calls == []
+
+    @pytest.mark.parametrize(
+        ("name", "message"),
+        [("three conditions", "has image_guidance_scale"), ("sound", "predicts video and sound at once")],
+    )
+    def test_pipelines_that_cannot_be_guided_are_told_at_once(self, name, message):
+        with pytest.raises(ValueError, match=message):
+            guide(UNGUIDED[name](), ClassifierFreeGuidance(2.0))
 
     def test_no_negative_prompt(self):
         case, pipeline = FAMILIES["flux"], made("flux")

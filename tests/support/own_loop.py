@@ -19,10 +19,24 @@ from stock_families import Family
 
 from guided_diffusers import Condition, ModelDenoiser, sampling_loop
 from guided_diffusers.core.networks import WITHOUT_A_BATCH
+from guided_diffusers.core.prediction import from_denoised, to_denoised
+from guided_diffusers.guidance import ClassifierFreeGuidance
 from guided_diffusers.schedulers.adapt import initial_scale, prediction_type_of, step_names
 
 CONDITION_FIRST = ("DiTTransformer2DModel", "ZImageTransformer2DModel")
 _TOLD_APART = ("sample", "hidden_states", "x", "timestep", "t", "return_dict")
+
+
+class AsQwenDoes(ClassifierFreeGuidance):
+    """Qwen-Image's own guidance: each token of the velocity as long as the conditional one."""
+
+    def shift(self, step, own, answers):
+        plain = own.x0 + super().shift(step, own, answers)
+        conditional, guided = (
+            from_denoised(x0, step.sample, step.level, step.prediction_type) for x0 in (own.x0, plain)
+        )
+        guided = guided * conditional.norm(dim=-1, keepdim=True) / guided.norm(dim=-1, keepdim=True)
+        return to_denoised(guided, step.sample, step.level, step.prediction_type) - own.x0
 
 
 @contextmanager

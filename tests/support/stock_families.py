@@ -613,6 +613,32 @@ WITHOUT_A_NULL = {
 }
 """Pipelines that take no negative prompt."""
 
+UNGUIDED: dict[str, Callable[[], Any]] = {
+    "three conditions": lambda: _sd(
+        _ddim(), tiny_unet(in_channels=8), diffusers.StableDiffusionInstructPix2PixPipeline
+    ),
+    "sound": lambda: _bare(
+        diffusers.LTX2Pipeline,
+        diffusers.LTX2VideoTransformer3DModel(
+            in_channels=4,
+            out_channels=4,
+            num_attention_heads=1,
+            attention_head_dim=8,
+            cross_attention_dim=8,
+            audio_in_channels=4,
+            audio_out_channels=4,
+            audio_num_attention_heads=1,
+            audio_attention_head_dim=8,
+            audio_cross_attention_dim=8,
+            num_layers=1,
+            caption_channels=8,
+        ),
+        _flow(use_dynamic_shifting=True),
+        **dict.fromkeys(("audio_vae", "connectors", "vocoder")),
+    ),
+}
+"""Pipelines that `guide` refuses."""
+
 
 def made(name: str) -> Any:
     """The pipeline of a family, of weights that are its own."""

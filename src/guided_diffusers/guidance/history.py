@@ -28,7 +28,7 @@ from guided_diffusers.core.checks import shown
 from guided_diffusers.core.declared import Amount, Share, Within
 from guided_diffusers.core.denoiser import Denoised
 from guided_diffusers.core.noise import NoiseLevel, broadcast
-from guided_diffusers.guidance.base import Guidance, Scale, Step, column
+from guided_diffusers.guidance.base import Guidance, Query, Scale, Step, column
 from guided_diffusers.guidance.interval import GuidanceInterval
 from guided_diffusers.guidance.projected import across
 
@@ -64,6 +64,13 @@ class HistoryGuidance(Guidance):
         if not self.t_min < self.t_max:
             raise ValueError(f"t_max is {self.t_max}; allowed: above t_min, {self.t_min}")
 
+    def queries(self, step: Step) -> tuple[Query, ...]:
+        """None, of images."""
+        if self.cutoff is not None and step.sample.ndim < 4:
+            given = f"cutoff filters images, and the sample is {shown(step.sample)}"
+            raise ValueError(f"{given}; allowed: cutoff=None")
+        return ()
+
     def correct(self, step: Step, own: Denoised, guided: Tensor) -> Tensor:
         """The guided x_0, carried on; it is remembered as it came."""
         key = (type(self).__name__, self.rate, self.interval)
@@ -89,8 +96,6 @@ class HistoryGuidance(Guidance):
 
 def high_pass(images: Tensor, cutoff: float) -> Tensor:
     """Images, `(..., height, width)`, with the frequencies below a radius weakened, by equation 8."""
-    if images.ndim < 4:
-        raise ValueError(f"cutoff filters images, and the sample is {shown(images)}; allowed: cutoff=None")
     rows, columns = (_cosines(side).to(images) for side in images.shape[-2:])
     radius = torch.hypot(*torch.meshgrid(*(torch.arange(n) / n for n in images.shape[-2:]), indexing="ij"))
     weights = torch.sigmoid(50 * (radius - cutoff)).to(images)

@@ -16,11 +16,6 @@ def answer_of(output: Any) -> Any:
     return output if isinstance(output, Tensor | list) else output[0]
 
 
-def repeated(output: Any) -> Any:
-    """The output for a batch that holds its samples twice."""
-    return joined(output, output)
-
-
 def joined(first: Any, second: Any) -> Any:
     """One output for two halves of a batch, in the form in which the network gives it."""
     one, other = answer_of(first), answer_of(second)

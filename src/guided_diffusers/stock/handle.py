@@ -18,32 +18,21 @@ from functools import wraps
 from types import TracebackType
 from typing import Any
 
-import torch
 from diffusers import DiffusionPipeline
 from diffusers.modular_pipelines import ModularPipeline
 
-from guided_diffusers.core.checks import check_number, shown
+from guided_diffusers.core.checks import shown
 from guided_diffusers.core.declared import read
 from guided_diffusers.core.networks import unwrapped
 from guided_diffusers.guidance.base import Guidance
 from guided_diffusers.guidance.views import View
 from guided_diffusers.schedulers.adapt import check_supported
-from guided_diffusers.stock.facts import facts_of, parameters_of
+from guided_diffusers.stock.facts import facts_of
 from guided_diffusers.stock.listening import listen, replace_step
 from guided_diffusers.stock.output import check_process_of
 from guided_diffusers.stock.recorder import Recorder
+from guided_diffusers.stock.refused import check_call, check_pipeline, networks_of
 from guided_diffusers.stock.stepping import Stepper
-
-NETWORKS = ("unet", "transformer", "transformer_2")
-"""What pipelines call the networks that predict."""
-
-_REPLACED = {
-    "skip_guidance_layers": (None, "AutoGuidance(views.skip_layers(pipeline.transformer, layers), scale)"),
-    "pag_scale": (0.0, "AutoGuidance(views.identity_attention(network, layers), 1 + pag_scale)"),
-    "cfg_trunc_ratio": (1.0, "an interval of the term"),
-    "cfg_truncation": (1.0, "an interval of the term"),
-}
-"""Arguments of pipelines that guide in a way of their own: the value that switches it off, and a term."""
 
 
 def guide(
@@ -99,7 +88,7 @@ class Handle:
         condition: Mapping[str, Any] | None,
         sequential: bool,
     ) -> None:
-        _check_pipeline(pipeline)
+        check_pipeline(pipeline)
         self.pipeline = pipeline
         self.guidance = _by_network(pipeline, guidance)
         self._null = _checked_null(pipeline, condition, self.guidance)
@@ -175,7 +164,7 @@ class Handle:
         if self._running:
             raise ValueError("the guided pipeline was called inside a call of itself; allowed: one at a time")
         self._check_parts()
-        self._check_call(arguments)
+        check_call(self.pipeline, self.guidance, self._null is not None, arguments)
         networks = [getattr(self.pipeline, name) for name in self.guidance]
         self._recorder = recorder = self._make_recorder()
         recorder.begin(arguments.get("generator"))
@@ -193,59 +182,9 @@ class Handle:
             self._running, recorder.pending = False, []
             recorder.run.memory.clear()
 
-    def _check_call(self, arguments: Mapping[str, Any]) -> None:
-        """Tell what of a call's arguments would be silently without effect, or would switch the null off."""
-        for name, (off, instead) in _REPLACED.items():
-            if name in arguments and arguments[name] is not None and arguments[name] != off:
-                raise ValueError(
-                    f"{name} is {shown(arguments[name])}, a guidance of the pipeline's own, without effect "
-                    f"under guide; allowed: {off}, and instead {instead}"
-                )
-        if "image_guidance_scale" in arguments:
-            raise ValueError(
-                f"{self._class.__name__} asks its network under three conditions at once, for two guidance "
-                "scales; guide works with a condition and its null"
-            )
-        name = "true_cfg_scale" if "true_cfg_scale" in arguments else "guidance_scale"
-        scale = arguments.get(name)
-        if scale is not None:
-            check_number(name, scale)
-        if self._null is not None or not any(each.needs_null for each in self.guidance.values()):
-            return
-        above = 0 if facts_of(getattr(self.pipeline, next(iter(self.guidance)))).off_at_0 else 1
-        if scale is not None and not scale > above:
-            raise ValueError(
-                f"{name} is {shown(scale)}, which switches off the null condition that guidance asks for; "
-                f"give any above {above} (it has no other effect under guide), or guide(condition=)"
-            )
-        lacks = all(arguments.get(each) is None for each in ("negative_prompt", "negative_prompt_embeds"))
-        if name == "true_cfg_scale" and lacks:
-            raise ValueError(
-                f"negative_prompt is None, and without one {self._class.__name__} has no null condition, "
-                'which guidance asks for; give one (such as ""), or guide(condition=)'
-            )
-
-
-def _check_pipeline(pipeline: Any) -> None:
-    if not isinstance(pipeline, DiffusionPipeline | ModularPipeline):
-        raise ValueError(f"pipeline is {shown(pipeline)}; allowed: a pipeline of diffusers, modular or not")
-    name = type(pipeline).__name__
-    if getattr(type(pipeline), "_handle", None) is not None:
-        raise ValueError(f"the {name} is guided already: remove that guidance first, or add the terms")
-    if "guidance" in parameters_of(type(pipeline).__call__):
-        raise ValueError(f"a {name} takes terms in a call: give it guidance=")
-    if getattr(pipeline, "scheduler", None) is None or not _networks_of(pipeline):
-        raise ValueError(
-            f"a {name} has not both a scheduler and one of {', '.join(NETWORKS)}; guide works with these"
-        )
-
-
-def _networks_of(pipeline: Any) -> list[str]:
-    return [name for name in NETWORKS if isinstance(getattr(pipeline, name, None), torch.nn.Module)]
-
 
 def _by_network(pipeline: Any, guidance: Any) -> dict[str, Guidance]:
-    names = _networks_of(pipeline)
+    names = networks_of(pipeline)
     if isinstance(guidance, Mapping):
         if set(guidance) != set(names) or not names:
             raise ValueError(

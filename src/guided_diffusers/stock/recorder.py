@@ -7,15 +7,22 @@ term asks for the null it runs on the condition alone, and the pipeline gets tha
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
 from guided_diffusers.core.noise import NoiseLevel
+from guided_diffusers.core.prediction import coefficients
 from guided_diffusers.core.randomness import as_generators
 from guided_diffusers.guidance.base import Guidance, Step
-from guided_diffusers.schedulers.adapt import next_noise_level, noise_level, run_levels, run_timesteps
+from guided_diffusers.schedulers.adapt import (
+    next_noise_level,
+    noise_level,
+    prediction_type_of,
+    run_levels,
+    run_timesteps,
+)
 from guided_diffusers.stock.answers import answer_of, joined
 from guided_diffusers.stock.facts import copied, facts_of, largest, rows_of, told_timesteps
 from guided_diffusers.stock.told import Told
@@ -165,7 +172,8 @@ class Recorder:
     def _find_place(self, told: Told) -> None:
         """The step's place among the timesteps, its level, and which terms are active there."""
         scheduler = self.pipeline.scheduler
-        if scheduler.timesteps is not self.run.timesteps:
+        begins = scheduler.timesteps is not self.run.timesteps
+        if begins:
             listed = run_timesteps(scheduler)
             levels = None if hasattr(scheduler, "noise_level") else list(run_levels(scheduler, listed))
             listed = torch.as_tensor(listed).cpu().double()
@@ -179,8 +187,27 @@ class Recorder:
         else:  # one that says its levels is asked for them as they come
             self.run.level = noise_level(scheduler, self.run.timesteps[place])
             self.run.next_level = next_noise_level(scheduler, place)
-        step = Step(sample=_NOTHING, level=self.run.level)
-        self.run.active = [term for term in self.guidance[id(told.network)].terms if term.active(step)]
+        terms, step = self.guidance[id(told.network)].terms, Step(sample=_NOTHING, level=self.run.level)
+        self.run.active = [term for term in terms if term.active(step)]
+        if begins:
+            self._check_terms(terms, told)
+
+    def _check_terms(self, terms: tuple[Guidance, ...], told: Told) -> None:
+        """Let terms say what does not suit them, and the level what says nothing of x_0, before any call."""
+        kind = prediction_type_of(self.pipeline.scheduler)
+        coefficients(self.run.level, kind)
+        asked = replace(told)
+        asked.null_told = asked
+        step = Step(
+            sample=told.input,
+            level=self.run.level,
+            next_level=self.run.next_level,
+            condition=asked,
+            prediction_type=kind,
+        )
+        for term in terms:
+            if not term.idle:
+                term.queries(step)
 
     def _place_of(self, told: Told) -> int:
         """The place by what the network is told: the next one where that fits, else the nearest."""
