@@ -150,6 +150,21 @@ def test_flow_levels_are_what_the_scheduler_expects():
     torch.testing.assert_close(level.alpha + level.sigma, torch.ones_like(level.alpha))
 
 
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+def test_times_of_flow_matching_have_the_papers_quantiles(shift):
+    """arXiv:2403.03206, equations 19 and 23; the shift is that of diffusers' scheduler in sampling."""
+    u, flow = u_grid(1000), PROCESSES["flow"]
+    plain = {"uniform": u, "logit_normal": torch.special.expit(0.3 + 0.8 * torch.special.ndtri(u))}
+    for name, sigma in plain.items():
+        given = {"shift": shift} if name == "uniform" else {"shift": shift, "mean": 0.3, "std": 0.8}
+        level = LEVEL_DISTRIBUTIONS[name](flow, **given)(u)
+        torch.testing.assert_close(level.sigma, shift * sigma / (1 + (shift - 1) * sigma))
+    theirs = FlowMatchEulerDiscreteScheduler(shift=shift)  # made of t / 1000 at t = 1000 to 1
+    of_theirs = LEVEL_DISTRIBUTIONS["uniform"](flow, shift=shift)(torch.linspace(1, 0.001, 1000).double())
+    torch.testing.assert_close(of_theirs.sigma[1:], theirs.sigmas.double()[1:], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(of_theirs.timestep[1:], theirs.timesteps[1:], rtol=1e-5, atol=1e-3)
+
+
 def test_configurations_may_name_every_distribution():
     assert get_args(LevelDistribution) == tuple(LEVEL_DISTRIBUTIONS)
 

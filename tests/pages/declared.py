@@ -51,6 +51,7 @@ NOT_TYPED = {
     "python training/data/emoji": "it downloads packages of pictures",
     "accelerate launch training/train_autoencoder.py --config training/configs/emoji": "it trains on these",
     "accelerate launch training/train_upsampler.py --config training/configs/emoji": "the same",
+    "accelerate launch training/train_text_to_image.py --config training/configs/emoji": "the same",
     "accelerate launch --multi_gpu": "it needs two GPUs",
     "guided-diffusers convert-": "the published checkpoints are not ours to ship",
 }

@@ -11,16 +11,31 @@ import pytest
 import torch
 import training_scripts
 import yaml
-from diffusers import DiffusionPipeline
+from diffusers import (
+    DiffusionPipeline,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+)
+from diffusers.models.embeddings import LabelEmbedding
 from tiny_data import captioned, classed
 from torch import Tensor
 from training_scripts import BRIEF, TEXT_MODEL, load, records
 
-from guided_diffusers import Condition, ModelDenoiser, sampling_loop
+from guided_diffusers import (
+    Condition,
+    GuidedDDPMScheduler,
+    ImagePipeline,
+    ModelDenoiser,
+    TextToImagePipeline,
+    sampling_loop,
+)
+from guided_diffusers.core.networks import Network
 from guided_diffusers.guidance import ClassifierFreeGuidance
 from guided_diffusers.schedulers import prediction_type_of
 from guided_diffusers.stock import guide, prompt_condition
 from guided_diffusers.stock.prompted import PROMPTED
+from guided_diffusers.training.tasks.network import ARGUMENTS, keep_all_labels, make_network, sample_sizes
+from guided_diffusers.training.tasks.stock_captions import check_draws
 
 FLOW = {"scheduler": "FlowMatchEulerDiscreteScheduler", "scheduler_arguments": {"shift": 2.0}}
 SOLVER = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "solver_order": 1}
@@ -212,3 +227,162 @@ def test_a_dit_by_class_draws_the_same_in_its_stock_pipeline_and_here(
     ours = sampling_loop(denoiser, pipeline.scheduler, torch.cat(noise), told, STEPS)
     torch.testing.assert_close(decoded[1], decoded[0], rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(ours, decoded[0], rtol=1e-5, atol=1e-5)
+
+
+TEXT_PART = {"model": TEXT_MODEL}
+
+
+@pytest.mark.parametrize(
+    ("script", "path", "more", "kind"),
+    [
+        ("train_unconditional", "own_network.own_denoiser", {}, ImagePipeline),
+        ("train_unconditional", "own_network.OwnDenoiser", {"label_column": "label"}, ImagePipeline),
+        (
+            "train_text_to_image",
+            "own_network.OwnDenoiser",
+            {"text": {"model": TEXT_MODEL}},
+            TextToImagePipeline,
+        ),
+    ],
+)
+def test_a_network_of_ones_own_is_told_and_loaded_like_a_unet(
+    script: str, path: str, more: dict, kind: type, images: Path, tiny_folder: Path, tmp_path: Path
+) -> None:
+    text = "text" in more
+    pictures = images if text else classed(tmp_path / "pictures", ["cat", "dog"] * 6)
+    data = {"path": str(pictures), "resolution": 16, "channels": 1, "cache_dir": str(tmp_path / "cache")}
+    more |= {"autoencoder": str(tiny_folder / "vae")} if text else {}
+    run = trained(
+        script,
+        tmp_path,
+        data=data | ({} if text else {"caption_column": None}),
+        denoiser={"class": path, "arguments": {"width": 12}},
+        **{"drawing": {"prompts": ["a square"], "num_inference_steps": 2}} if text else {},
+        **{} if text else {"validation": {"images": 4, "num_inference_steps": 2}},
+        **more,
+    )
+    pipeline = kind.from_pretrained(run / "final")
+    pipeline.set_progress_bar_config(disable=True)
+    assert learns(run) and type(pipeline.unet).__name__ == "OwnDenoiser"
+    assert {"width": 12, "in_channels": 2 if text else 1}.items() <= dict(pipeline.unet.config).items()
+    call = {"prompt": "a square"} if text else {"class_labels": 1} if "label_column" in more else {}
+    assert pipeline(**call, num_inference_steps=2, output_type="np").images.shape == (1, 16, 16, 1)
+
+
+REFUSED = {
+    "SD3Transformer2D": "denoiser.class is 'SD3Transformer2D'; allowed: UNet2DConditionModel, Flux",
+    "AuraFlowTransformer2DModel": "denoiser.class is 'AuraFlowTransformer2DModel'; allowed: UNet2DCond",
+    "nowhere.Denoiser": "denoiser.class is 'nowhere.Denoiser', which does not import",
+    "own_network.nothing": "denoiser.class is 'own_network.nothing'; allowed: UNet2DConditionModel",
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_class_that_is_none_is_named(name: str, arguments: Any, tmp_path: Path, capsys: Any) -> None:
+    with pytest.raises(SystemExit):
+        training_scripts.read(load("train_text_to_image"), *arguments(tmp_path), "--denoiser.class", name)
+    assert REFUSED[name] in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--denoiser.arguments.layers 2", "unknown key 'denoiser.arguments.layers': did you mean"),
+        ("--denoiser.kind x", "unknown key 'denoiser.kind': did you mean 'denoiser.class'?"),
+    ],
+)
+def test_arguments_that_a_class_does_not_take_are_named(
+    words: str, message: str, arguments: Any, tmp_path: Path, capsys: Any
+) -> None:
+    given = arguments(tmp_path, "--denoiser.class", "SD3Transformer2DModel", *words.split())
+    with pytest.raises(SystemExit):
+        training_scripts.read(load("train_text_to_image"), *given)
+    assert message in capsys.readouterr().err
+
+
+SIZES = {**sample_sizes(8, 2, learned=False), "text": 32, "pooled": 32}
+
+
+@pytest.mark.parametrize(
+    ("unet", "given", "message"),
+    [
+        ({"layers_per_block": 1}, {}, "unet is .*; allowed: nothing beside denoiser.class"),
+        (
+            {},
+            {"in_channels": 3},
+            "arguments.in_channels is 3; allowed: 2, the channels of the sample",
+        ),
+        ({}, {"sample_size": 16}, "sample_size is 16; allowed: 8, the side of the sample: leave it out"),
+        (
+            {},
+            {"joint_attention_dim": 4},
+            "joint_attention_dim is 4; allowed: 32, the width of the text",
+        ),
+        (
+            {},
+            {"caption_projection_dim": 8},
+            "caption_projection_dim is 8; allowed: 16, num_attention_heads",
+        ),
+    ],
+)
+def test_sizes_that_other_parts_fix_are_checked(unet: dict, given: dict, message: str) -> None:
+    denoiser = {"class": "SD3Transformer2DModel", "arguments": {**HEADS, **given}}
+    with pytest.raises(ValueError, match=message):
+        make_network(denoiser, unet, diffusers.UNet2DConditionModel, SIZES)
+
+
+def test_what_is_no_network_of_diffusers_is_refused() -> None:
+    with pytest.raises(ValueError, match="what denoiser.class makes is .*; allowed: a ModelMixin"):
+        make_network({"class": "torch.nn.Identity"}, {}, diffusers.UNet2DModel, SIZES)
+
+
+@pytest.mark.parametrize("name", [*TEXT, "DiTTransformer2DModel"])
+def test_a_new_transformer_begins_with_zero_and_learns_no_label_of_its_own(name: str) -> None:
+    """And every argument that other parts fix is one of its class: a table row that is wrong fails here."""
+    arguments = TEXT[name].arguments if name in TEXT else {**HEADS, "norm_num_groups": 4}
+    network = make_network(
+        {"class": name, "arguments": arguments}, {}, diffusers.UNet2DModel, {**SIZES, "classes": 3}
+    )
+    assert {*ARGUMENTS[name]} <= {*network.config}
+    keep_all_labels(network)
+    told = {"class_labels": torch.tensor([1, 1])}
+    if name in TEXT:
+        told = {"encoder_hidden_states": torch.randn(2, 3, 32)}
+        told |= (
+            {"pooled_projections": torch.randn(2, 32)} if "pooled_projections" in PROMPTED[name].told else {}
+        )
+    first = Network(network.train())(torch.randn(2, 2, 8, 8), torch.tensor([3.0, 5.0]), told)
+    assert first.abs().max() == 0
+    labels = [each for each in network.modules() if isinstance(each, LabelEmbedding)]
+    assert len(labels) == (name not in TEXT) and all(each.dropout_prob == 0 for each in labels)
+
+
+@pytest.mark.parametrize(
+    ("name", "scheduler", "vae", "message"),
+    [
+        (
+            "PixArtTransformer2DModel",
+            FlowMatchEulerDiscreteScheduler(),
+            None,
+            "no scale_model_input",
+        ),
+        ("SD3Transformer2DModel", EulerDiscreteScheduler(), None, "noise StableDiffusion3Pipeline does not"),
+        (
+            "SD3Transformer2DModel",
+            GuidedDDPMScheduler(variance_type="learned_range"),
+            None,
+            "'learned_range', which StableDiffusion3Pipeline does not read",
+        ),
+        (
+            "SanaTransformer2DModel",
+            FlowMatchEulerDiscreteScheduler(),
+            torch.nn.Identity(),
+            "autoencoder of SanaPipeline is .*; allowed: AutoencoderDC",
+        ),
+    ],
+)
+def test_what_a_stock_pipeline_cannot_draw_with_is_refused(
+    name: str, scheduler: Any, vae: Any, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        check_draws(PROMPTED[name], scheduler, vae)

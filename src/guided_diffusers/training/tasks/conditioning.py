@@ -16,7 +16,7 @@ from types import MappingProxyType
 from typing import Any, Literal, Protocol
 
 import torch
-from diffusers import DDPMPipeline, DiffusionPipeline, DiTPipeline
+from diffusers import DDPMPipeline, DiffusionPipeline, DiTPipeline, UNet2DModel
 from torch import Tensor, nn
 
 from guided_diffusers.core.declared import Share
@@ -258,7 +258,7 @@ class Labels(Conditioning):
             pipeline = DiTPipeline(modules["transformer"], self.vae, scheduler, names)
             pipeline.register_to_config(id2label=names)  # it reads them from its folder, and writes none
             return pipeline
-        if self.labels is None and self.vae is None:
+        if self.labels is None and self.vae is None and type(modules["unet"]) is UNet2DModel:
             return DDPMPipeline(modules["unet"], scheduler)
         return ImagePipeline(unet=modules["unet"], scheduler=scheduler, vae=self.vae)
 

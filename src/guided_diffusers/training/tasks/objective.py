@@ -54,7 +54,9 @@ class DenoisingConfig(Declared):
     """The noise levels of training, and the weight of each."""
 
     levels: LevelDistribution = option("uniform", "distribution of the noise level")
-    levels_arguments: dict[str, Any] = field(default_factory=dict, metadata={"help": "log_normal: mean, std"})
+    levels_arguments: dict[str, Any] = field(
+        default_factory=dict, metadata={"help": "such as mean, std, shift"}
+    )
     weighting: Weighting = option("uniform", WEIGHTING)
     min_snr_gamma: Positive = option(5.0, "SNR above which an error of x_0 counts no more")
 
