@@ -16,6 +16,7 @@ import torch
 from diffusers import UNet2DModel
 from torch import Tensor, nn
 
+from guided_diffusers.core.checks import check_that
 from guided_diffusers.hub.component import load_network
 from guided_diffusers.models.latents import latent_channels, latent_shape, spatial_factor
 from guided_diffusers.models.parts import check_sample
@@ -71,6 +72,7 @@ def make_unet(config: UnconditionalConfig, vae: Any, learned: bool, classes: int
     if classes is not None and config.objective.class_dropout > 0:
         classes += 1  # the null class, the last
     if config.unet_pretrained is not None:
+        check_that(not config.denoiser, "denoiser", config.denoiser, "nothing beside unet_pretrained")
         return load_network(UNet2DModel, config.unet_pretrained, "unet")
     factor = 1 if vae is None else spatial_factor(vae)
     channels = config.data.channels if vae is None else latent_channels(vae.config)

@@ -17,6 +17,7 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
 )
 from diffusers.models.embeddings import LabelEmbedding
+from own_network import OwnDenoiser
 from tiny_data import captioned, classed
 from torch import Tensor
 from training_scripts import BRIEF, TEXT_MODEL, load, records
@@ -35,12 +36,13 @@ from guided_diffusers.schedulers import prediction_type_of
 from guided_diffusers.stock import guide, prompt_condition
 from guided_diffusers.stock.prompted import PROMPTED
 from guided_diffusers.training.tasks.network import ARGUMENTS, keep_all_labels, make_network, sample_sizes
-from guided_diffusers.training.tasks.stock_captions import check_draws
+from guided_diffusers.training.tasks.stock_text import check_draws
 
 FLOW = {"scheduler": "FlowMatchEulerDiscreteScheduler", "scheduler_arguments": {"shift": 2.0}}
 SOLVER = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "solver_order": 1}
 HEADS = {"num_attention_heads": 2, "attention_head_dim": 8, "num_layers": 1}
 CROSS = {"num_cross_attention_heads": 2, "cross_attention_head_dim": 8}
+TEXT_PART = {"model": TEXT_MODEL}
 GAMMA, STEPS, LENGTH = 3.0, 3, 12
 
 
@@ -91,6 +93,13 @@ def trained(script: str, folder: Path, *words: Any, **config: Any) -> Path:
     path = configured(folder, training={**training, **config.pop("training", {})}, **config)
     training_scripts.train(load(script), "--config", path, *words)
     return folder / "run"
+
+
+def remade(run: Path, script: str, *words: Any) -> Any:
+    """The task of a run as it was before its first step, or with other words of its command line."""
+    module, path = load(script), run.parent / "config.yaml"
+    given = ["--config", path, "--output_dir", run.parent / "anew", *words]
+    return module.make_task(training_scripts.read(module, *given), torch.device("cpu"))
 
 
 def loaded(run: Path) -> DiffusionPipeline:
@@ -161,6 +170,10 @@ def test_a_run_by_text_draws_the_same_in_its_stock_pipeline_and_here(
     assert learns(run) and (run / "validation" / "000000000240.png").is_file()
     pipeline = loaded(run)
     assert type(pipeline) is PROMPTED[name].cls
+    new = remade(run, "train_text_to_image").modules
+    for part in PROMPTED[name].encoders:  # they are trained along
+        first, last = new[part].state_dict(), getattr(pipeline, part).state_dict()
+        assert any(not torch.equal(first[key], last[key]) for key in first)
     stock, *others = drawn_three_ways(pipeline, side)
     assert not torch.allclose(stock[0], stock[1])
     for each in others:
@@ -171,17 +184,9 @@ def test_frozen_text_encoders_say_the_same_as_those_that_are_asked_at_every_step
     images: Path, tiny_folder: Path, tmp_path: Path
 ) -> None:
     """Two CLIPs and a T5, from a pipeline's folder."""
-    for name in ("first", "second"):
-        (tmp_path / name).mkdir()
-    given = ("SD3Transformer2DModel", tmp_path / "first", images, tiny_folder / "vae", 16)
-    first = by_text(*given)
-    script = load("train_text_to_image")
-    path = given[1] / "config.yaml"
-    words = ["--config", path, "--text.pretrained", first / "final", "--output_dir", tmp_path / "second"]
-    joint, frozen = (
-        script.make_task(training_scripts.read(script, *words, "--text.encoder", each), torch.device("cpu"))
-        for each in ("joint", "frozen")
-    )
+    first = by_text("SD3Transformer2DModel", tmp_path, images, tiny_folder / "vae", 16)
+    words = ["--text.pretrained", first / "final", "--text.encoder"]
+    joint, frozen = (remade(first, "train_text_to_image", *words, each) for each in ("joint", "frozen"))
     assert [*joint.modules] == ["transformer", "text_encoder", "text_encoder_2", "text_encoder_3"]
     assert [*frozen.modules] == ["transformer"]
     told = [
@@ -190,6 +195,66 @@ def test_frozen_text_encoders_say_the_same_as_those_that_are_asked_at_every_step
     assert told[0]["encoder_hidden_states"].shape == (3, 2 * LENGTH, 32)
     assert told[0]["pooled_projections"].shape == (3, 32)
     torch.testing.assert_close(told[0], told[1], rtol=1e-5, atol=1e-6)
+
+
+UNET = {"block_out_channels": [8], "layers_per_block": 1, "norm_num_groups": 4}
+BLOCKS = {"down_block_types": ["CrossAttnDownBlock2D"], "up_block_types": ["CrossAttnUpBlock2D"]}
+
+
+def test_a_unet_by_its_class_draws_the_same_in_stable_diffusion_and_here(
+    images: Path, tiny_folder: Path, tmp_path: Path
+) -> None:
+    run = trained(
+        "train_text_to_image",
+        tmp_path,
+        data={"path": str(images), "resolution": 16, "channels": 1, "cache_dir": str(tmp_path / "cache")},
+        autoencoder=str(tiny_folder / "vae"),
+        text=TEXT_PART,
+        denoiser={
+            "class": "UNet2DConditionModel",
+            "arguments": {**UNET, **BLOCKS, "attention_head_dim": 2, "mid_block_type": None},
+        },
+        scheduler="DPMSolverMultistepScheduler",
+        scheduler_arguments=SOLVER,
+        drawing={"prompts": ["a dark square"], "images_per_prompt": 2, "num_inference_steps": 2},
+    )
+    assert learns(run)
+    noise = torch.randn(2, 2, 8, 8, generator=torch.Generator().manual_seed(1))
+    call = {"prompt": ["a dark square", "a bright square"], "guidance_scale": GAMMA, "latents": noise}
+    drawn = []
+    for kind in (diffusers.StableDiffusionPipeline, TextToImagePipeline):
+        pipeline = kind.from_pretrained(run / "final")
+        pipeline.set_progress_bar_config(disable=True)
+        drawn.append(pipeline(**call, num_inference_steps=STEPS, output_type="latent").images)
+    torch.testing.assert_close(drawn[0], drawn[1], rtol=1e-5, atol=1e-5)
+
+
+def test_a_unet_of_pixels_by_its_class_draws_the_same_in_diffusers_and_here(tmp_path: Path) -> None:
+    images = classed(tmp_path / "pictures", ["cat", "dog"] * 6)
+    data = {"path": str(images), "caption_column": None, "resolution": 16, "channels": 1}
+    run = trained(
+        "train_unconditional",
+        tmp_path,
+        data={**data, "cache_dir": str(tmp_path / "cache")},
+        denoiser={
+            "class": "UNet2DModel",
+            "arguments": {**UNET, "down_block_types": ["DownBlock2D"], "up_block_types": ["UpBlock2D"]}
+            | {"add_attention": False},
+        },
+        scheduler_class="FlowMatchEulerDiscreteScheduler",
+        scheduler={"shift": 2.0},
+        denoising={"levels_arguments": {"shift": 2.0}},
+        validation={"images": 4, "num_inference_steps": 2},
+    )
+    assert learns(run)
+    drawn = []
+    for kind in (diffusers.DDPMPipeline, ImagePipeline):
+        pipeline = kind.from_pretrained(run / "final")
+        pipeline.set_progress_bar_config(disable=True)
+        generators = [torch.Generator().manual_seed(seed) for seed in (1, 2)]
+        given = {"generator": generators, "num_inference_steps": STEPS, "output_type": "np"}
+        drawn.append(torch.from_numpy(pipeline(2, **given).images))
+    torch.testing.assert_close(drawn[0], drawn[1], rtol=1e-5, atol=1e-5)
 
 
 def test_a_dit_by_class_draws_the_same_in_its_stock_pipeline_and_here(
@@ -229,9 +294,6 @@ def test_a_dit_by_class_draws_the_same_in_its_stock_pipeline_and_here(
     torch.testing.assert_close(ours, decoded[0], rtol=1e-5, atol=1e-5)
 
 
-TEXT_PART = {"model": TEXT_MODEL}
-
-
 @pytest.mark.parametrize(
     ("script", "path", "more", "kind"),
     [
@@ -261,7 +323,8 @@ def test_a_network_of_ones_own_is_told_and_loaded_like_a_unet(
         **{} if text else {"validation": {"images": 4, "num_inference_steps": 2}},
         **more,
     )
-    pipeline = kind.from_pretrained(run / "final")
+    network = OwnDenoiser.from_pretrained(run / "final" / "unet")
+    pipeline = kind.from_pretrained(run / "final", unet=network)
     pipeline.set_progress_bar_config(disable=True)
     assert learns(run) and type(pipeline.unet).__name__ == "OwnDenoiser"
     assert {"width": 12, "in_channels": 2 if text else 1}.items() <= dict(pipeline.unet.config).items()
@@ -312,6 +375,7 @@ SIZES = {**sample_sizes(8, 2, learned=False), "text": 32, "pooled": 32}
             {"in_channels": 3},
             "arguments.in_channels is 3; allowed: 2, the channels of the sample",
         ),
+        ({}, {"patch_size": 3}, "patch_size is 3; allowed: a divisor of 8, the side of the sample"),
         ({}, {"sample_size": 16}, "sample_size is 16; allowed: 8, the side of the sample: leave it out"),
         (
             {},

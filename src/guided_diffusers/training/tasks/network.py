@@ -136,8 +136,11 @@ def make_network(
     cls, given = class_named(denoiser["class"]), dict(denoiser.get("arguments") or {})
     parameters = inspect.signature(cls).parameters
     row = ARGUMENTS.get(cls.__name__, {name: size for name, size in OWN.items() if name in parameters})
+    told = {**{name: each.default for name, each in parameters.items()}, **given}
+    if cls.__name__ in ARGUMENTS and (patch := told.get("patch_size")):
+        whole = f"a divisor of {sizes['side']}, {FIXED['side']}"
+        check_that(sizes["side"] % patch == 0, "denoiser.arguments.patch_size", patch, whole)
     if "width" in row.values():
-        told = {**{name: each.default for name, each in parameters.items()}, **given}
         sizes = {**sizes, "width": told["num_attention_heads"] * told["attention_head_dim"]}
     for name, value in _fixed(row, sizes).items():
         if name in given and cls.__name__ in ARGUMENTS and row[name] != "classes":
