@@ -1,4 +1,4 @@
-"""The text encoders of a pipeline of diffusers with their tokenizers, loaded or new; what it can draw with."""
+"""The text encoders of a pipeline of diffusers with their tokenizers, loaded or new; what it draws with."""
 
 from __future__ import annotations
 
