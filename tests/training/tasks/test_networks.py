@@ -60,9 +60,12 @@ TEXT = {
     "PixArtTransformer2DModel": Case(
         arguments=HEADS,
         config={"scheduler": "DPMSolverMultistepScheduler", "scheduler_arguments": SOLVER},
+        slow=True,
     ),
     "SanaTransformer2DModel": Case(arguments={**HEADS, **CROSS}, slow=True),
-    "FluxTransformer2DModel": Case(arguments={**HEADS, "num_single_layers": 1, "axes_dims_rope": [2, 2, 4]}),
+    "FluxTransformer2DModel": Case(
+        arguments={**HEADS, "num_single_layers": 1, "axes_dims_rope": [2, 2, 4]}, slow=True
+    ),
 }
 
 
@@ -201,6 +204,7 @@ UNET = {"block_out_channels": [8], "layers_per_block": 1, "norm_num_groups": 4}
 BLOCKS = {"down_block_types": ["CrossAttnDownBlock2D"], "up_block_types": ["CrossAttnUpBlock2D"]}
 
 
+@pytest.mark.slow
 def test_a_unet_by_its_class_draws_the_same_in_stable_diffusion_and_here(
     images: Path, tiny_folder: Path, tmp_path: Path
 ) -> None:
@@ -229,6 +233,7 @@ def test_a_unet_by_its_class_draws_the_same_in_stable_diffusion_and_here(
     torch.testing.assert_close(drawn[0], drawn[1], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_unet_of_pixels_by_its_class_draws_the_same_in_diffusers_and_here(tmp_path: Path) -> None:
     images = classed(tmp_path / "pictures", ["cat", "dog"] * 6)
     data = {"path": str(images), "caption_column": None, "resolution": 16, "channels": 1}
@@ -297,7 +302,9 @@ def test_a_dit_by_class_draws_the_same_in_its_stock_pipeline_and_here(
 @pytest.mark.parametrize(
     ("script", "path", "more", "kind"),
     [
-        ("train_unconditional", "own_network.own_denoiser", {}, ImagePipeline),
+        pytest.param(
+            "train_unconditional", "own_network.own_denoiser", {}, ImagePipeline, marks=pytest.mark.slow
+        ),
         ("train_unconditional", "own_network.OwnDenoiser", {"label_column": "label"}, ImagePipeline),
         (
             "train_text_to_image",
