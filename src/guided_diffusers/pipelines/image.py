@@ -83,7 +83,7 @@ class ImagePipeline(SafePipeline):
         count = check_int("batch_size", given["batch_size"], 1)
         shape = unprompted.sample_shape(self.unet, count)
         drawing = Drawing.of(given, shape)
-        known = self.unet.config.num_class_embeds if self.unet.class_embedding is not None else None
+        known = self.unet.config.get("num_class_embeds")
         labels = told_classes(given["class_labels"], known, count)
         told = {} if labels is None else {"class_labels": labels.to(self._execution_device)}
         draw = partial(self._draw, drawing, shape, told)

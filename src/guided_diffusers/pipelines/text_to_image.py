@@ -219,7 +219,7 @@ class TextToImagePipeline(
         if self._kept is None:  # the first call, or one after a component was replaced
             self._check_unet()
         config = self.unet.config
-        width = config.cross_attention_dim if config.encoder_hid_dim is None else None
+        width = config.get("cross_attention_dim") if config.get("encoder_hid_dim") is None else None
         prompts = Prompts(
             prompt=given["prompt"],
             negative_prompt=given["negative_prompt"],
@@ -242,8 +242,8 @@ class TextToImagePipeline(
             check_number("guidance_rescale", rescale, 0, 1)
         scale, interval = given["guidance_scale"], given["guidance_interval"]
         call = self._call_of(given["guidance"], scale, interval, shape[0], rescale)
-        if config.time_cond_proj_dim is not None:
-            call = told_scale(call, config.time_cond_proj_dim)
+        if (distilled := config.get("time_cond_proj_dim")) is not None:
+            call = told_scale(call, distilled)
         seen: Any = given["ip_adapter_image"], given["ip_adapter_image_embeds"]
         adapted = getattr(self.unet, "encoder_hid_proj", None) is not None
         if not (adapted or any(each is not None for each in seen)) or not self.check_ip_adapter(*seen):
@@ -271,7 +271,7 @@ class TextToImagePipeline(
         device, denoiser = self._execution_device, self._denoiser()
         dtype = dtype_of(self.unet, torch.float32)
         run = drawing.run(denoiser, self.scheduler, shape, dtype, device, call.guidance)
-        if (width := self.unet.config.time_cond_proj_dim) is not None:
+        if (width := self.unet.config.get("time_cond_proj_dim")) is not None:
             told["timestep_cond"] = guidance_embedding(call.scale, shape[0], width).to(device, dtype)
         self._cross_attention_kwargs = told.get("cross_attention_kwargs")
         lora_scale = (self._cross_attention_kwargs or {}).get("scale")
