@@ -106,8 +106,7 @@ def make_task(config: TextToImageConfig, device: torch.device) -> DenoisingTask:
     images = images_of(data, vae.to(device), config.training.batch_size)
     measures = make_measures(config.measures, config.data, config.training.seed)
     parts = (unet, images, condition, objective, config.training, measures)
-    task = make_denoising_task(config.lora, *parts, seed=config.training.seed)
-    return with_prior(config, task, device)
+    return with_prior(config, make_denoising_task(config.lora, *parts), device)
 
 
 if __name__ == "__main__":

@@ -23,13 +23,22 @@ from torch import nn
 from guided_diffusers.core.checks import check_that
 from guided_diffusers.core.declared import Declared, Positive, Share, Whole
 from guided_diffusers.core.randomness import seed_for
-from guided_diffusers.training.engine.config import option
+from guided_diffusers.store.config_safety import read_json
+from guided_diffusers.store.files import write_json_atomically
+from guided_diffusers.training.data.cache import fingerprint
+from guided_diffusers.training.engine.config import TrainingConfig, option
+from guided_diffusers.training.tasks.conditioning import Conditioning
 from guided_diffusers.training.tasks.denoiser import DenoisingTask
+from guided_diffusers.training.tasks.kept import images_seen
+from guided_diffusers.training.tasks.network import component_of
+from guided_diffusers.training.tasks.objective import Objective
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
 """The projections of attention in the networks of diffusers; "add" are those of a text's stream."""
 TEXT_ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj", "q", "k", "v", "o")
 """Those of the text encoders of transformers: CLIP's, T5's."""
+FILE = "frozen.json"
+"""In the run's folder: hashes of the networks that the LoRA lies beside."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,29 +52,59 @@ class LoraConfig(Declared):
     merged: bool = option(False, "write the whole pipeline with the LoRA in its weights too: final/merged")
 
 
-def make_denoising_task(lora: LoraConfig, unet: nn.Module, *parts: Any, seed: int) -> DenoisingTask:
+def make_denoising_task(
+    lora: LoraConfig,
+    unet: nn.Module,
+    images: Any,
+    condition: Conditioning,
+    objective: Objective,
+    training: TrainingConfig,
+    *more: Any,
+) -> DenoisingTask:
     """A DenoisingTask of networks, or of LoRA in them.
 
     Args:
         lora: Its rank says which.
         unet: The denoiser, pretrained where it gets a LoRA.
-        parts: The task's other arguments: images, condition, objective, the engine's configuration. What of
-            the condition would be trained with the denoiser gets a LoRA too.
-        seed: Of the matrices A.
+        images: As of the task.
+        condition: As of the task; what of it would be trained with the denoiser gets a LoRA too.
+        objective: As of the task.
+        training: The engine's configuration; its seed is that of the matrices A.
+        more: Further arguments of the task.
 
     Raises:
-        ValueError: A target that no layer's name ends with.
+        ValueError: A target that no layer's name ends with, or the run was begun beside other weights.
         ImportError: peft is not installed.
     """
+    parts = (unet, images, condition, objective, training, *more)
     if lora.rank == 0:
-        return DenoisingTask(unet, *parts)
-    condition = parts[1]
+        return DenoisingTask(*parts)
+    networks = {component_of(unet): unet, **condition.trained}
+    frozen = {name: fingerprint(network) for name, network in networks.items()}
+    check_frozen_weights(frozen, training.output_dir)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed_for(seed, 0))
+        torch.manual_seed(seed_for(training.seed, 0))
         add_lora(unet, lora, lora.targets or ATTENTION, named=bool(lora.targets))
         for network in condition.trained.values():
             add_lora(network, lora, TEXT_ATTENTION)
-    return LoraTask(lora, unet, *parts)
+    return LoraTask(lora, frozen, *parts)
+
+
+def check_frozen_weights(frozen: Mapping[str, str], folder: str | Path) -> None:
+    """Raise ValueError where a run that goes on was begun beside other frozen weights.
+
+    Args:
+        frozen: A hash of each network, by its name.
+        folder: The run's.
+    """
+    file = Path(folder) / FILE
+    kept = read_json(file) if images_seen(folder) and file.is_file() else frozen
+    for name, weights in frozen.items():
+        if kept.get(name) != weights:
+            raise ValueError(
+                f"the frozen weights of {name} are not those that the run in {folder} was begun with, whose "
+                "checkpoints hold the LoRA alone: name that pipeline, or begin in another output_dir"
+            )
 
 
 def add_lora(network: nn.Module, lora: LoraConfig, targets: tuple[str, ...], named: bool = False) -> None:
@@ -95,11 +134,13 @@ class LoraTask(DenoisingTask):
 
     Args:
         lora: What `add_lora` was told.
+        frozen: A hash of each network without its LoRA, which the run's folder keeps.
         parts: Those of DenoisingTask.
     """
 
-    def __init__(self, lora: LoraConfig, *parts: Any) -> None:
+    def __init__(self, lora: LoraConfig, frozen: Mapping[str, str], *parts: Any) -> None:
         super().__init__(*parts)
+        self._frozen = frozen
         self.lora, self.kind = lora, type(self.pipeline(self.modules))
         write = getattr(self.kind, "save_lora_weights", None)
         known = () if write is None else inspect.signature(write).parameters
@@ -108,6 +149,11 @@ class LoraTask(DenoisingTask):
             remedy = "text.encoder: frozen" if self.name not in lacking else "lora.rank: 0"
             told = f"{self.kind.__name__} reads no LoRA of {' and '.join(lacking)}"
             raise ValueError(f"lora.rank is {lora.rank}, and {told}: use {remedy}")
+
+    def begin(self, folder: Path) -> None:
+        """Write what the task writes, and what its LoRA lies beside."""
+        super().begin(folder)
+        write_json_atomically(folder / FILE, dict(self._frozen))
 
     def snapshot(self, folder: Path, modules: Mapping[str, nn.Module]) -> None:
         """Write the LoRA of averaged networks as `load_lora_weights` reads it."""

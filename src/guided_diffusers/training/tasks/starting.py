@@ -43,15 +43,12 @@ def check_start(config: Any) -> None:
     Raises:
         ValueError: neither is given, or a key beside `pretrained` that the pipeline has the part of.
     """
-    posthoc, adapted = config.training.posthoc_ema, config.lora.rank > 0
-    allowed = "0 with a LoRA, of which one average is kept, by ema_half_life_images"
-    check_that(not (posthoc and adapted), "training.posthoc_ema", posthoc, allowed)
     if config.pretrained is None:
         check_that(config.autoencoder is not None, "autoencoder", None, "a trained one, or `pretrained`")
         check_frozen(config.text)
         whole = config.unet_pretrained is not None and config.text.pretrained is not None
         allowed = "0 without `pretrained`: there is nothing to adapt"
-        check_that(whole or not adapted, "lora.rank", config.lora.rank, allowed)
+        check_that(whole or not config.lora.rank, "lora.rank", config.lora.rank, allowed)
         return
     given = {item.name: getattr(config, item.name) for item in fields(config) if item.name in REPLACED}
     given = {name: value for name, value in given.items() if value != _default(config, name)}
