@@ -98,16 +98,16 @@ def test_a_stopped_lora_with_frozen_text_and_a_prior_goes_on_to_the_same_bits(ru
     frozen = [*LORA.split(), "--text.encoder", "frozen", *PRIOR]
     whole, parts = assert_goes_on_to_the_same_bits(run, 16, *frozen)
     assert {name.partition(".")[0] for name in load_file(whole / "final" / FILE)} == {"unet"}
+    with pytest.raises(
+        ValueError, match=r"prior is '4 of a boot'; allowed: that of the pictures in .*parts/prior"
+    ):
+        run("parts", *frozen, "--prior.prompt", "a boot")
     file = parts / "frozen.json"
     file.write_text('{"unet": "those of another"}')
     with pytest.raises(
         ValueError, match="frozen weights of unet are not those that the run in .*parts was begun"
     ):
         run("parts", *frozen)
-    with pytest.raises(
-        ValueError, match=r"prior is '4 of a boot'; allowed: that of the pictures in .*parts/prior"
-    ):
-        run("parts", *frozen, "--prior.prompt", "a boot")
 
 
 @pytest.mark.parametrize(
