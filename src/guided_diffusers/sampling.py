@@ -12,13 +12,14 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import replace
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from guided_diffusers.core.checks import check_callable, check_same_shape, check_that
+from guided_diffusers.core.checks import check_same_shape, check_that
+from guided_diffusers.core.declared import read
 from guided_diffusers.core.denoiser import Denoiser
 from guided_diffusers.core.finite import Watch
 from guided_diffusers.core.noise import NoiseLevel, broadcast
@@ -29,6 +30,8 @@ from guided_diffusers.guidance.recurrence import renoised
 from guided_diffusers.schedulers.adapt import adapted, config_of, seed_noise, stepper
 from guided_diffusers.schedulers.protocol import AnyScheduler
 from guided_diffusers.schedulers.timesteps import set_timesteps
+
+_CALLBACK = Annotated[Callable[..., Any] | None, "a function"]
 
 
 class Run:
@@ -233,8 +236,7 @@ def sampling_loop(
         ValueError: As of `Run`, or a callback that gives something else than a sample.
         NonFiniteError: The sample stopped being finite; it says at which step.
     """
-    if callback is not None:
-        check_callable("callback", callback)
+    callback = read("callback", callback, _CALLBACK)
     run = Run(
         denoiser,
         scheduler,

@@ -53,8 +53,8 @@ def check_number(
     name: str, value: Any, low: float | None = None, high: float | None = None, *, above: bool = False
 ) -> float:
     """A finite number of any type but bool, from `low` to `high`; `above` excludes `low`."""
-    ends = (-math.inf if low is None else low, math.inf if high is None else high)
-    return read(name, value, Annotated[float, Range(*ends, "(]" if above else "[]")])
+    low, high = -math.inf if low is None else low, math.inf if high is None else high
+    return read(name, value, Annotated[float, Range(low, high, "(]" if above else "[]")])
 
 
 def check_tensor(
@@ -79,18 +79,16 @@ def check_tensor(
 def check_finite(name: str, value: Tensor, most: float = math.inf) -> Tensor:
     """A tensor whose values are finite, and none beyond `most`."""
     if not (torch.isfinite(value).all() and (math.isinf(most) or value.abs().le(most).all())):
-        limit = "" if math.isinf(most) else f" up to {most:g}"
-        raise ValueError(
-            f"{name} holds values that are NaN, infinite or too large; allowed: finite ones{limit}"
-        )
+        to = "" if math.isinf(most) else f" up to {most:g}"
+        raise ValueError(f"{name} holds values that are NaN, infinite or too large; allowed: finite ones{to}")
     return value
 
 
 def check_same_shape(name: str, value: Any, other: str, reference: Tensor) -> Tensor:
     """A floating-point tensor of the shape of another argument."""
-    right = isinstance(value, Tensor) and value.is_floating_point() and value.shape == reference.shape
-    shape = f"{other}, {tuple(reference.shape)}"
-    check_that(right, name, value, f"a floating-point tensor of the shape of {shape}")
+    if not (isinstance(value, Tensor) and value.is_floating_point() and value.shape == reference.shape):
+        allowed = f"a floating-point tensor of the shape of {other}, {tuple(reference.shape)}"
+        raise ValueError(f"{name} is {shown(value)}; allowed: {allowed}")
     return value
 
 

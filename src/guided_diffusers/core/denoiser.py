@@ -21,6 +21,7 @@ from guided_diffusers.core.prediction import PREDICTION_TYPES, at_least_float32,
 
 _MODEL = Annotated[Callable[..., Any], "a network, or a function (sample, timestep, **condition)"]
 _CLIP = Annotated[Annotated[float, Above(0, finite=False)] | None, "None, a number above 0, or a function"]
+_MAPPING = (dict, Mapping)  # to ask for a dict first is quicker
 _COMPUTE_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -100,10 +101,10 @@ class ModelDenoiser:
 
     def batch(self, sample: Tensor, level: NoiseLevel, conditions: Sequence[Any]) -> list[Denoised]:
         """Answer every condition with ONE forward: the network's batch is `len(conditions) * batch`."""
-        sample, count = at_least_float32(sample), len(conditions)
+        sample, count, dtype = at_least_float32(sample), len(conditions), self._dtype(sample.dtype)
         scale = level.scalars[2]
         seen = sample if isinstance(scale, float) and scale == 1 else factor(scale, sample) * sample
-        seen = seen.to(self._dtype(sample.dtype))
+        seen = seen if seen.dtype == dtype else seen.to(dtype)
         output = self._forward(
             torch.cat([seen] * count) if count > 1 else seen,
             _repeated_timestep(level.timestep, count, sample.device),
@@ -180,7 +181,7 @@ def _arguments(condition: Any) -> Mapping[str, Any]:
     if condition is None:
         return {}
     arguments = getattr(condition, "positive", condition)
-    if not isinstance(arguments, dict | Mapping):
+    if not isinstance(arguments, _MAPPING):
         raise TypeError(f"condition is {a_kind_of(condition)}; allowed: a Condition, or a mapping")
     return arguments
 
@@ -190,8 +191,8 @@ def _concatenated(many: Sequence[Any], path: str = "") -> Any:
     first, others = many[0], many[1:]
     if not others:
         return first
-    if isinstance(first, dict | Mapping):  # to ask for a dict is quicker
-        if not all(isinstance(other, dict | Mapping) and other.keys() == first.keys() for other in others):
+    if isinstance(first, _MAPPING):
+        if not all([isinstance(other, _MAPPING) and other.keys() == first.keys() for other in others]):
             keys = " and ".join(str(list(m)) if isinstance(m, Mapping) else shown(m) for m in many)
             where = f"conditions of one step differ in their arguments{path and f' under {path}'}: {keys}"
             raise ValueError(

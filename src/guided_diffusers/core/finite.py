@@ -36,7 +36,7 @@ class Watch:
     def note(self, level: NoiseLevel, x0: Tensor, sample: Tensor) -> None:
         """One step: its level, the guided x_0, and the sample after it."""
         self.levels.append(level)
-        self.sums += [x0.sum(), sample.sum()]
+        self.sums += x0.sum(), sample.sum()
 
     def check(self) -> None:
         """Raise NonFiniteError where a sample was not finite after some step."""

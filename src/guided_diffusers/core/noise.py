@@ -11,10 +11,10 @@ what the network is told.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -50,6 +50,7 @@ _RANGES = (
 )
 Coefficient = Tensor | float
 """A number, or float64 numbers one a sample."""
+Factors = Callable[[Coefficient, Coefficient, Coefficient], tuple[Coefficient, ...]]
 
 
 @dataclass(frozen=True, kw_only=True, init=False)
@@ -72,6 +73,8 @@ class NoiseLevel:
     sigma: Tensor
     timestep: Tensor | float | None
     input_scale: Tensor
+    _run: ClassVar[_Run | None] = None
+    _place: ClassVar[int] = 0
 
     def __init__(
         self,
@@ -106,13 +109,37 @@ class NoiseLevel:
         return self.alpha.item(), self.sigma.item(), self.input_scale.item()
 
     def each(self, timesteps: Sequence[Any]) -> list[NoiseLevel]:
-        """The levels of a batch one by one, each with a timestep of its own."""
+        """The levels of a run one by one, each with its timestep; None is that of its end, the last."""
         table = torch.stack([self.alpha, self.sigma, self.input_scale.expand_as(self.alpha)], dim=1)
-        names = ("alpha", "sigma", "input_scale")
+        asked = len(timesteps) - (timesteps[-1] is None)
+        run, names = _Run(table[:asked].unbind(1)), ("alpha", "sigma", "input_scale")
+        rows = zip(timesteps, table, table.tolist(), strict=True)
         return [
-            _trusted(timestep=timestep, scalars=tuple(scalars), **dict(zip(names, row.unbind(), strict=True)))
-            for timestep, row, scalars in zip(timesteps, table, table.tolist(), strict=True)
+            _trusted(
+                **dict(zip(names, row.unbind(), strict=True)),
+                timestep=timestep,
+                scalars=tuple(scalars),
+                _run=run if place < asked else None,
+                _place=place,
+            )
+            for place, (timestep, row, scalars) in enumerate(rows)
         ]
+
+    def factors(self, name: Hashable, make: Factors, sample: Tensor) -> tuple[Coefficient, ...]:
+        """What multiplies a sample at this level; it is made once for all levels at which a run asks.
+
+        Args:
+            name: Of the function: it stands for it among what the run keeps.
+            make: From alpha, sigma and input_scale, floats or tensors of one shape, to coefficients of such.
+            sample: `(batch, ...)`.
+        """
+        if self._run is None:
+            return tuple(factor(each, sample) for each in make(*self.scalars))
+        key = name, sample.dtype
+        if key not in self._run.kept:
+            made = [torch.as_tensor(each).to(sample.dtype).unbind() for each in make(*self._run.columns)]
+            self._run.kept[key] = list(zip(*made, strict=True))
+        return self._run.kept[key][self._place]
 
     @property
     def noise_to_signal(self) -> Tensor:
@@ -123,6 +150,14 @@ class NoiseLevel:
     def log_snr(self) -> Tensor:
         """`log(alpha^2 / sigma^2)`, in nats; minus infinity at pure noise, plus infinity at the clean end."""
         return 2 * (self.alpha.log() - self.sigma.log())
+
+
+@dataclass(frozen=True)
+class _Run:
+    """Alpha, sigma and input_scale of a run's levels, `(steps,)` each, and what was made of them."""
+
+    columns: tuple[Tensor, ...]
+    kept: dict[Hashable, list[tuple[Tensor, ...]]] = field(default_factory=dict)
 
 
 def _trusted(**values: Any) -> NoiseLevel:

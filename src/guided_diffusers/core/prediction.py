@@ -29,12 +29,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from guided_diffusers.core.checks import check_choice, check_same_shape, check_that
-from guided_diffusers.core.noise import Coefficient, NoiseLevel, factor
+from guided_diffusers.core.checks import check_same_shape, check_that
+from guided_diffusers.core.declared import read
+from guided_diffusers.core.noise import Coefficient, NoiseLevel
 
 Row = Callable[[Coefficient, Coefficient, Coefficient], tuple[Coefficient, Coefficient]]
 """`(alpha, sigma, input_scale) -> (c_skip, c_out)`: of floats, or of tensors of one shape."""
@@ -116,6 +118,7 @@ _ROWS: dict[str, Row] = {
     "edm_v_prediction": _negated(_edm),
 }
 PREDICTION_TYPES = tuple(_ROWS)
+_TYPE: Any = Literal[PREDICTION_TYPES]
 
 
 def coefficients(level: NoiseLevel, prediction_type: str) -> tuple[Tensor, Tensor]:
@@ -131,28 +134,37 @@ def coefficients(level: NoiseLevel, prediction_type: str) -> tuple[Tensor, Tenso
     Raises:
         ValueError: An unknown prediction type, or epsilon prediction at alpha = 0.
     """
-    skip, out = _checked_row(level, prediction_type)
+    skip, out = _ROWS[read("prediction_type", prediction_type, _TYPE)](*level.scalars)
     return torch.as_tensor(skip, dtype=torch.float64), torch.as_tensor(out, dtype=torch.float64)
-
-
-def _checked_row(level: NoiseLevel, prediction_type: str) -> tuple[Coefficient, Coefficient]:
-    return _ROWS[check_choice("prediction_type", prediction_type, PREDICTION_TYPES)](*level.scalars)
 
 
 def denoised_of(output: Tensor, sample: Tensor, level: NoiseLevel, prediction_type: str) -> Tensor:
     """`to_denoised` of arguments that are known to be right, the sample in the dtype of the result."""
-    skip, out = _ROWS[prediction_type](*level.scalars)
+    skip, out = level.factors(prediction_type, _ROWS[prediction_type], sample)
     # x_0 = c_skip x_t + c_out output
-    return factor(skip, sample) * sample + factor(out, sample) * output.to(sample.dtype)
+    return skip * sample + out * output.to(sample.dtype)
 
 
 def output_of(x0: Tensor, sample: Tensor, level: NoiseLevel, prediction_type: str) -> Tensor:
     """`from_denoised` of arguments that are known to be right, the sample in the dtype of the result."""
-    skip, out = _ROWS[prediction_type](*level.scalars)
-    if _any(out == 0):
-        raise ValueError(f"prediction_type {prediction_type!r} has no output for a given x_0 at sigma = 0")
+    skip, inverse = level.factors(("inverse", prediction_type), _INVERSES[prediction_type], sample)
     # output = (x_0 - c_skip x_t) / c_out
-    return (x0.to(sample.dtype) - factor(skip, sample) * sample) * factor(1 / out, sample)
+    return (x0.to(sample.dtype) - skip * sample) * inverse
+
+
+def _inverse(prediction_type: str) -> Row:
+    def inverse(
+        alpha: Coefficient, sigma: Coefficient, scale: Coefficient
+    ) -> tuple[Coefficient, Coefficient]:
+        skip, out = _ROWS[prediction_type](alpha, sigma, scale)
+        if _any(out == 0):
+            raise ValueError(f"prediction_type {prediction_type!r} has no output for an x_0 at sigma = 0")
+        return skip, 1 / out
+
+    return inverse
+
+
+_INVERSES = {each: _inverse(each) for each in PREDICTION_TYPES}
 
 
 def to_denoised(output: Tensor, sample: Tensor, level: NoiseLevel, prediction_type: str) -> Tensor:
@@ -170,11 +182,10 @@ def to_denoised(output: Tensor, sample: Tensor, level: NoiseLevel, prediction_ty
     Raises:
         ValueError: An unknown prediction type, or epsilon prediction at alpha = 0.
     """
-    _checked_row(level, prediction_type)
-    sample = at_least_float32(sample)
+    kind, sample = read("prediction_type", prediction_type, _TYPE), at_least_float32(sample)
     alike = output.shape[-sample.ndim :] == sample.shape
     check_that(alike, "output", output, f"a tensor of sample's shape, {tuple(sample.shape)}, or several")
-    return denoised_of(output, sample, level, prediction_type)
+    return denoised_of(output, sample, level, kind)
 
 
 def from_denoised(x0: Tensor, sample: Tensor, level: NoiseLevel, prediction_type: str) -> Tensor:
@@ -192,10 +203,9 @@ def from_denoised(x0: Tensor, sample: Tensor, level: NoiseLevel, prediction_type
     Raises:
         ValueError: An unknown prediction type, epsilon prediction at alpha = 0, or no inverse at sigma = 0.
     """
-    _checked_row(level, prediction_type)
-    sample = at_least_float32(sample)
+    kind, sample = read("prediction_type", prediction_type, _TYPE), at_least_float32(sample)
     check_same_shape("x0", x0, "sample", sample)
-    return output_of(x0, sample, level, prediction_type)
+    return output_of(x0, sample, level, kind)
 
 
 def at_least_float32(sample: Tensor) -> Tensor:

@@ -15,14 +15,14 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, Any, ClassVar
 
 from torch import Tensor
 
 from guided_diffusers.core.checks import check_callable
-from guided_diffusers.core.denoiser import Denoised, Denoiser
+from guided_diffusers.core.denoiser import Denoised
 from guided_diffusers.guidance.base import Guidance, Query, Scale, Step, column, network_field
 from guided_diffusers.guidance.interval import GuidanceInterval
 from guided_diffusers.guidance.views import View
@@ -47,16 +47,10 @@ class AutoGuidance(Guidance):
     """
 
     neutral: ClassVar[float] = 1.0
-    weak: Denoiser = network_field()
+    weak: Annotated[Callable[..., Any] | None, _WEAK] = network_field()  # None comes with `from_config`
     scale: Scale  # type: ignore[misc]  # a network_field has no default
     interval: GuidanceInterval | None = None
     null: bool = False
-
-    def __post_init__(self) -> None:
-        """Check the network."""
-        super().__post_init__()
-        if self.weak is not None:  # of a term that is only written down, it comes with `from_config`
-            check_callable("weak", self.weak, _WEAK)
 
     @property
     def needs_null(self) -> bool:

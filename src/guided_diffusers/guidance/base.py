@@ -239,27 +239,22 @@ class Guided:
 
     def _answers(self, step: Step, queries: Sequence[Query]) -> list[Denoised]:
         """Answer all queries: those of one network, view, sample and level by one forward."""
-        groups: dict[tuple[int, int, int, int], dict[int, Query]] = {}
-        places: list[Any] = []
-        with_graph: set[Any] = set()
+        groups: dict[tuple[int, int, int, int], list[Query]] = {}
         for query in queries:
             network = query.network or self.denoiser
-            place = (id(network), id(query.view), id(query.sample), id(query.level))
-            groups.setdefault(place, {}).setdefault(id(query.condition), query)
-            places.append((place, id(query.condition)))
-            if query.grad:
-                with_graph.add(place)
-        answers: dict[Any, Denoised] = {}
-        for place, its in groups.items():
-            asked = list(its.values())
+            place = id(network), id(query.view), id(query.sample), id(query.level)
+            groups.setdefault(place, []).append(query)
+        answers: dict[int, Denoised] = {}
+        for group in groups.values():
+            its = {id(query.condition): query for query in group}
+            asked = [*its.values()]
             if callable(make := asked[0].sample):
-                sample = make(answers[places[0]])
+                sample = make(answers[id(queries[0])])
                 asked = [replace(query, sample=sample) for query in asked]
-            with torch.set_grad_enabled(place in with_graph):
-                got = self.ask(step, asked)
-            for condition, answer in zip(its, got, strict=True):
-                answers[place, condition] = answer
-        return [answers[place] for place in places]
+            with torch.set_grad_enabled(any([query.grad for query in group])):
+                got = dict(zip(its, self.ask(step, asked), strict=True))
+            answers.update({id(query): got[id(query.condition)] for query in group})
+        return [answers[id(query)] for query in queries]
 
     def ask(self, step: Step, queries: list[Query]) -> list[Denoised]:
         """The answers to queries that have all but the condition in common; a subclass may answer otherwise.
@@ -328,8 +323,6 @@ def _term_from(entry: Mapping[str, Any], networks: Mapping[str, Any]) -> Guidanc
         raise ValueError(f"guidance term is {shown(name)}; known terms: {known}")
     for key in (f.name for f in fields(cls) if f.metadata.get("network")):
         if key not in networks:
-            raise ValueError(
-                f"{name} needs {key}=, which a configuration cannot hold: pass it beside the configuration"
-            )
+            raise ValueError(f"{name} needs {key}=, which no configuration holds: pass it beside this one")
         arguments[key] = networks[key]
     return build(cls, arguments, where=str(name))

@@ -52,11 +52,7 @@ class CFGPlusPlus(ClassifierFreeGuidance):
 
     def shift(self, step: Step, own: Denoised, answers: Sequence[Denoised]) -> Tensor:
         """(gamma_t - 1) (D_cond - D_null)."""
-        if step.next_level is None:
-            raise ValueError(
-                "CFG++ needs the next noise level: use it in a sampling run, not on one prediction"
-            )
-        level, following = step.level, step.next_level
+        level, following = step.level, step.following
         # (1), with rho_next / rho finite where alpha is 0
         ratio = following.sigma * level.alpha / (following.alpha * level.sigma)
         gamma = column(self.scale, own.x0) * broadcast(1 / (1 - ratio), own.x0)

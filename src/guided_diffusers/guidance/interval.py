@@ -43,11 +43,9 @@ class GuidanceInterval:
             low, high = float(self.low), float(self.high)
         except (TypeError, ValueError, OverflowError, RuntimeError):
             low = high = math.nan
+        given = f"({shown(self.low)}, {shown(self.high)}]"
         if not 0 <= low < high:
-            raise ValueError(
-                f"interval is ({shown(self.low)}, {shown(self.high)}]; allowed: 0 <= low < high, in sigma / "
-                "alpha"
-            )
+            raise ValueError(f"interval is {given}; allowed: 0 <= low < high, in sigma / alpha")
         object.__setattr__(self, "low", low)
         object.__setattr__(self, "high", high)
 

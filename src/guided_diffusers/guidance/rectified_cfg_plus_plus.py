@@ -62,9 +62,7 @@ class RectifiedCFGPlusPlus(Guidance):
         """The predictions half a step later, under the condition and its null."""
         level, timestep = step.level, step.level.timestep
         if velocity_type(level) != "flow_prediction":
-            raise ValueError(
-                "Rectified-CFG++ is defined for flow matching, alpha + sigma = 1; allowed: a scheduler of it"
-            )
+            raise ValueError("Rectified-CFG++ is of flow matching, alpha + sigma = 1: use a scheduler of it")
         # algorithm 1, line 4
         sigma = (level.sigma + step.following.sigma) / 2
         half = NoiseLevel(

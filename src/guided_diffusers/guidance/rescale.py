@@ -70,10 +70,7 @@ def output_type(named: str | None, step: Step) -> str:
     """What the model predicts, as a term or else the run says it."""
     kind = named or step.prediction_type
     if kind is None:
-        raise ValueError(
-            "the term is defined on the model's output, and outside a sampling run nobody says what that is: "
-            "give prediction_type="
-        )
+        raise ValueError("the term is of the model's output: give prediction_type= outside a sampling run")
     return kind
 
 

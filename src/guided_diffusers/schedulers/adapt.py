@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from guided_diffusers.core.checks import as_number, check_same_shape, shown
 from guided_diffusers.core.noise import NoiseLevel
+from guided_diffusers.core.prediction import at_least_float32
 from guided_diffusers.schedulers.families import FAMILIES, Family, family_of, known_as, why_unsupported
 from guided_diffusers.schedulers.protocol import AnyScheduler
 
@@ -228,16 +230,20 @@ def stepper(scheduler: AnyScheduler, **fixed: Any) -> Callable[..., Tensor]:
     before: list[Any] = [None, None]  # CogVideoX's solver is given its last x_0 and timestep by its caller
     family = family_of(type(scheduler))
     whole = family is not None and family.whole  # as integers, they index tables more quickly
+    # the code of diffusers asks for no gradients, and its many small operations are quicker so
+    plain = all(each.__module__.startswith("diffusers.") for each in (type(scheduler), take))
+    mode: Callable[[], AbstractContextManager[Any]] = torch.inference_mode if plain else nullcontext
 
     def step(output: Tensor, timestep: Any, sample: Tensor, **more: Any) -> Tensor:
         timestep = int(timestep) if whole else timestep
-        if "old_pred_original_sample" not in taken:
-            stepped = take(output, timestep, sample, **fixed, **more)
-        else:
-            stepped = take(output, before[0], timestep, before[1], sample, **fixed, **more)
-            before[:] = stepped[1], timestep
+        with mode():
+            if "old_pred_original_sample" not in taken:
+                stepped = take(output, timestep, sample, **fixed, **more)
+            else:
+                stepped = take(output, before[0], timestep, before[1], sample, **fixed, **more)
+                before[:] = stepped[1], timestep
         following = check_same_shape(name, _sample_of(stepped), "the sample", sample)
-        return following.to(torch.promote_types(following.dtype, torch.float32))
+        return at_least_float32(following.clone() if following.is_inference() else following)
 
     return step
 

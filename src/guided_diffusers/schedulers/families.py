@@ -87,9 +87,8 @@ def _preserving_row(scheduler: Any) -> str:
     kind, with_flow_sigmas = _configured(scheduler), bool(scheduler.config.get("use_flow_sigmas", False))
     if kind == ("v_prediction" if with_flow_sigmas else "flow_prediction"):
         raise ValueError(
-            f"prediction_type is {kind!r} with use_flow_sigmas={with_flow_sigmas}, of which "
-            f"{type(scheduler).__name__} makes a wrong x_0; use flow_prediction with flow sigmas and "
-            "v_prediction without"
+            f"prediction_type is {kind!r} with use_flow_sigmas={with_flow_sigmas}, whose x_0 would be wrong; "
+            "allowed: flow_prediction with flow sigmas and v_prediction without"
         )
     return kind
 

@@ -203,8 +203,6 @@ def spaced_timesteps(spacing: str, count: int, train: int, offset: int) -> list[
         ascending = torch.arange(count) * (train // count) + offset
     else:
         ascending = (train - torch.arange(count, dtype=torch.float64).flip(0) * (train / count)).round() - 1
-    inside = ascending[-1] < train
-    check_that(
-        inside, "steps_offset", offset, f"0 with {count} steps, which then end at {train - 1} or below"
-    )
+    allowed = f"0 with {count} steps, which then end at {train - 1} or below"
+    check_that(ascending[-1] < train, "steps_offset", offset, allowed)
     return ascending.long().flip(0).tolist()
