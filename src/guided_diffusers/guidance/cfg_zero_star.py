@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from guided_diffusers.core.checks import check_int
+from guided_diffusers.core.declared import Whole
 from guided_diffusers.core.denoiser import Denoised
 from guided_diffusers.core.noise import NoiseLevel
 from guided_diffusers.core.prediction import from_denoised, to_denoised
@@ -43,12 +43,7 @@ class CFGZeroStar(ClassifierFreeGuidance):
         ValueError: `zero_init_steps` below 0.
     """
 
-    zero_init_steps: int = 0
-
-    def __post_init__(self) -> None:
-        """Check the number of steps."""
-        super().__post_init__()
-        check_int("zero_init_steps", self.zero_init_steps, 0)
+    zero_init_steps: Whole = 0
 
     def shift(self, step: Step, own: Denoised, answers: Sequence[Denoised]) -> Tensor:
         """x_0 of the guided velocity, less D_cond."""
