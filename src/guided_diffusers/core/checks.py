@@ -10,7 +10,7 @@ is given is shortened in the message, which is one line.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from numbers import Integral
 from typing import Annotated, Any, Literal
 
@@ -20,6 +20,8 @@ from torch import Tensor
 from guided_diffusers.core.declared import Range, read
 from guided_diffusers.core.shown import a_kind_of, as_number, one_line, shown  # noqa: F401 - all of one place
 
+Shape = Sequence[int | str]
+"""Sides as numbers, or names where any will do."""
 MAX_COUNT = 65_536
 """The most images, steps or the like that one call takes: beyond it is a typing mistake, or an attack."""
 
@@ -50,16 +52,13 @@ def check_int(name: str, value: Any, low: int | None = None, high: int | None = 
 
 
 def check_number(
-    name: str, value: Any, low: float | None = None, high: float | None = None, *, above: bool = False
+    name: str, value: Any, low: float = -math.inf, high: float = math.inf, *, above: bool = False
 ) -> float:
     """A finite number of any type but bool, from `low` to `high`; `above` excludes `low`."""
-    low, high = -math.inf if low is None else low, math.inf if high is None else high
     return read(name, value, Annotated[float, Range(low, high, "(]" if above else "[]")])
 
 
-def check_tensor(
-    name: str, value: Any, shape: Sequence[int | str] | None = None, *, floating: bool = True
-) -> Tensor:
+def check_tensor(name: str, value: Any, shape: Shape | None = None, *, floating: bool = True) -> Tensor:
     """A tensor, of a shape and with a dtype that is floating.
 
     Args:
@@ -94,9 +93,7 @@ def check_same_shape(name: str, value: Any, other: str, reference: Tensor) -> Te
 
 def check_callable(name: str, value: Any, what: str = "a function") -> Any:
     """Anything that can be called."""
-    if not callable(value):
-        raise TypeError(f"{name} is {shown(value)}; allowed: {what}")
-    return value
+    return read(name, value, Annotated[Callable[..., Any], what])
 
 
 def _fits(given: Sequence[int], wanted: Sequence[int | str]) -> bool:
