@@ -6,7 +6,7 @@ The folder `final/` of the run holds the model with averaged weights and standar
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -16,7 +16,8 @@ from guided_diffusers.hub.component import find_component
 from guided_diffusers.models import VariationalAutoencoder
 from guided_diffusers.models.discriminator import PatchDiscriminator
 from guided_diffusers.store.checkpoints import pipeline_source
-from guided_diffusers.training.data.dataset import DataConfig, ImageTextDataset
+from guided_diffusers.training.data.dataset import DataConfig
+from guided_diffusers.training.data.stream import open_data, open_held_out
 from guided_diffusers.training.engine.config import TrainingConfig, arguments, option
 from guided_diffusers.training.engine.script import run_script
 from guided_diffusers.training.tasks.autoencoder import AutoencoderTask, ExportConfig, LossConfig
@@ -67,9 +68,8 @@ def make_denoised(config: AutoencoderConfig) -> DenoisedLatents | None:
 
 def make_task(config: AutoencoderConfig, device: torch.device) -> AutoencoderTask:
     """Data, networks, and the task."""
-    data = ImageTextDataset(config.data)
-    split = config.export.validation_split
-    held_out = ImageTextDataset(replace(config.data, split=split, mirror=False))
+    data = open_data(config.data, config.training.seed)
+    held_out = open_held_out(config.data, config.export.validation_split)
     torch.manual_seed(config.training.seed)
     return AutoencoderTask(
         make_autoencoder(config),

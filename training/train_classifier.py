@@ -7,7 +7,6 @@ model with averaged weights and its figures on held-out images. Running the same
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,9 +15,10 @@ import torch
 
 from guided_diffusers.models import ImageClassifier, NoiseAwareClassifier
 from guided_diffusers.schedulers import describe_process, process_of
-from guided_diffusers.training.data.dataset import DataConfig, ImageTextDataset
+from guided_diffusers.training.data.dataset import DataConfig
 from guided_diffusers.training.data.images import image_arguments, load_autoencoder
 from guided_diffusers.training.data.labels import class_labels
+from guided_diffusers.training.data.stream import open_data, open_held_out
 from guided_diffusers.training.engine.config import TrainingConfig, arguments, option
 from guided_diffusers.training.engine.script import run_script
 from guided_diffusers.training.engine.setup import make_scheduler
@@ -46,13 +46,15 @@ class ClassifierConfig:
 
 
 def make_data(config: ClassifierConfig, vae: Any, classes: Classes | None = None) -> tuple[Any, Classes]:
-    """Images or latents with their classes; the classes are the run's, which another split is read by."""
-    data = ImageTextDataset(config.data)
+    """Images or latents with classes; those are the run's, which the held-out split is read by."""
     if classes is None:
+        data = open_data(config.data, config.training.seed)
         labels, classes = run_labels(data, config.label_column, config.training.output_dir)
     else:
+        data = open_held_out(config.data, config.validation.split)
         labels, _ = class_labels(data, config.label_column, classes.names)
-    return cl.LabelledImages(labels=labels, sources=data.sources, **image_arguments(data, vae)), classes
+    sources = None if config.data.stream else data.sources
+    return cl.LabelledImages(labels=labels, sources=sources, **image_arguments(data, vae)), classes
 
 
 def make_classifier(config: ClassifierConfig, shape: tuple[int, ...], sizes: dict[str, Any]) -> Any:
@@ -79,8 +81,7 @@ def make_task(config: ClassifierConfig, device: torch.device) -> cl.ClassifierTa
     vae = load_autoencoder(config.autoencoder, config.data.channels)
     vae = None if vae is None else vae.to(device)
     data, classes = make_data(config, vae)
-    split = dataclasses.replace(config.data, split=config.validation.split, mirror=False)
-    held_out, _ = make_data(dataclasses.replace(config, data=split), vae, classes)
+    held_out, _ = make_data(config, vae, classes)
     names = classes.names
     sizes = {"num_classes": classes.count, "id2label": None if names is None else dict(enumerate(names))}
     process = None

@@ -8,7 +8,6 @@ Running the same command again resumes.
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,8 +18,9 @@ from guided_diffusers.models import NoiseAwareClassifier, NoiseAwareCLIP
 from guided_diffusers.models.transformers_models import load_fitting, load_tokenizer
 from guided_diffusers.schedulers import describe_process, process_of
 from guided_diffusers.training.data.captions import text_config_for
-from guided_diffusers.training.data.dataset import DataConfig, ImageTextDataset
+from guided_diffusers.training.data.dataset import DataConfig
 from guided_diffusers.training.data.images import Images, image_arguments, load_autoencoder
+from guided_diffusers.training.data.stream import open_data, open_held_out
 from guided_diffusers.training.engine.config import TrainingConfig, arguments, option
 from guided_diffusers.training.engine.script import run_script
 from guided_diffusers.training.engine.setup import make_scheduler
@@ -90,9 +90,8 @@ def make_task(config: ClipConfig, device: torch.device) -> cp.ClipTask:
     torch.manual_seed(config.training.seed)
     vae = load_autoencoder(config.autoencoder, config.data.channels)
     vae = None if vae is None else vae.to(device)
-    data = ImageTextDataset(config.data)
-    split = dataclasses.replace(config.data, split=config.validation.split, mirror=False)
-    held_out, captions = ImageTextDataset(split), data.all_captions()
+    data = open_data(config.data, config.training.seed)
+    held_out, captions = open_held_out(config.data, config.validation.split), data.all_captions()
     images = image_arguments(data, vae)
     scheduler = make_scheduler(config.scheduler, config.scheduler_arguments) if config.noise_aware else None
     described = None if scheduler is None else describe_process(scheduler)

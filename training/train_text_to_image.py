@@ -83,7 +83,7 @@ def make_task(config: TextToImageConfig, device: torch.device) -> DenoisingTask:
     torch.manual_seed(config.training.seed)
     scheduler, config, stock = starting_scheduler(config), parts_of(config), config.pretrained is not None
     vae = load_autoencoder(config.autoencoder, config.data.channels, own_class=stock)
-    data = open_data(config.data)
+    data = open_data(config.data, config.training.seed)
     learned, told = learned_variance(scheduler), {"dropout": config.denoising.caption_dropout}
     told |= {"drawing": config.drawing, "base": config.unet_pretrained is not None}
     prompted = PROMPTED.get(getattr(class_named(config.denoiser.get("class", "")), "__name__", ""))

@@ -7,7 +7,6 @@ unconditional pixels, its DiTPipeline of a DiT, else an ImagePipeline. Running t
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,9 +19,10 @@ from guided_diffusers.core.checks import check_that
 from guided_diffusers.hub.component import load_network
 from guided_diffusers.models.latents import latent_channels, latent_shape, spatial_factor
 from guided_diffusers.models.parts import check_sample
-from guided_diffusers.training.data.dataset import DataConfig, ImageTextDataset
+from guided_diffusers.training.data.dataset import DataConfig
 from guided_diffusers.training.data.images import Images, image_arguments, load_autoencoder
 from guided_diffusers.training.data.labels import class_labels
+from guided_diffusers.training.data.stream import open_data, open_held_out
 from guided_diffusers.training.engine.config import TrainingConfig, arguments, option
 from guided_diffusers.training.engine.script import run_script
 from guided_diffusers.training.engine.setup import make_scheduler
@@ -85,8 +85,7 @@ def held_out(config: UnconditionalConfig, names: list[str] | None) -> tuple[Tens
     count = config.validation.bound_images
     if count == 0 or config.autoencoder is not None:
         return None
-    split = f"{config.validation.split}[:{count}]"
-    data = ImageTextDataset(dataclasses.replace(config.data, split=split, mirror=False))
+    data = open_held_out(config.data, config.validation.split, count)
     labels = None if config.label_column is None else class_labels(data, config.label_column, names)[0]
     return data.pixels(range(len(data))), labels
 
@@ -95,7 +94,7 @@ def make_task(config: UnconditionalConfig, device: torch.device) -> DenoisingTas
     """Data, networks, and the task."""
     torch.manual_seed(config.training.seed)
     vae = load_autoencoder(config.autoencoder, config.data.channels)
-    data = ImageTextDataset(config.data)
+    data = open_data(config.data, config.training.seed)
     labels, classes = None, None
     if config.label_column is not None:
         labels, classes = run_labels(data, config.label_column, config.training.output_dir)

@@ -20,8 +20,9 @@ from guided_diffusers.models.latents import spatial_factor
 from guided_diffusers.models.parts import check_text_width
 from guided_diffusers.models.super_resolution import Channels
 from guided_diffusers.training.data.crops import Crops
-from guided_diffusers.training.data.dataset import DataConfig, ImageTextDataset
+from guided_diffusers.training.data.dataset import DataConfig
 from guided_diffusers.training.data.images import image_arguments, load_autoencoder
+from guided_diffusers.training.data.stream import open_data
 from guided_diffusers.training.engine.config import TrainingConfig, arguments, option
 from guided_diffusers.training.engine.script import run_script
 from guided_diffusers.training.engine.setup import make_scheduler
@@ -93,7 +94,7 @@ def make_task(config: UpsamplerConfig, device: torch.device) -> DenoisingTask:
     """Data, networks, and the task."""
     torch.manual_seed(config.training.seed)
     vae = load_autoencoder(config.autoencoder, config.data.channels)
-    data, inner, classes = ImageTextDataset(config.data), NoCondition(), None
+    data, inner, classes = open_data(config.data, config.training.seed), NoCondition(), None
     components: dict[str, Any] = {"vae": vae}
     scheduler = make_scheduler(config.scheduler, config.scheduler_arguments)
     if config.told == "captions":

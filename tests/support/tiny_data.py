@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import io
 import json
+import tarfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 from datasets import Dataset, Features, Value
 from datasets import Image as ImageFeature
 from PIL import Image
@@ -46,6 +48,30 @@ def parquet(path: Path, pixels: Any, **columns: Sequence[Any]) -> None:
     """A file of images, of an array or tensor of uint8 each, with other columns beside them."""
     images = [Image.fromarray(np.asarray(image)) for image in pixels]
     Dataset.from_dict({"image": images, **columns}).to_parquet(path)
+
+
+def tars(folder: Path, rows: Sequence[dict[str, bytes | str]], each: int) -> Path:
+    """WebDataset tars of so many rows, a cell a column; the pattern of their paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for first in range(0, len(rows), each):
+        with tarfile.open(folder / f"train-{first // each:02d}.tar", "w") as tar:
+            for number, row in enumerate(rows[first : first + each], first):
+                for column, cell in row.items():
+                    data = cell.encode() if isinstance(cell, str) else cell
+                    member = tarfile.TarInfo(f"{number:04d}.{column}")
+                    member.size = len(data)
+                    tar.addfile(member, io.BytesIO(data))
+    return folder / f"train-{{00..{(len(rows) - 1) // each:02d}}}.tar"
+
+
+def sliced_tars(folder: Path) -> Path:
+    """The slice as four tars, with `png`, `txt` and `cls`; a picture in the third is no picture."""
+    rows = [
+        {"png": row["image"]["bytes"], "txt": row["text"][0], "cls": str(row["label"])}
+        for row in pq.read_table(SLICE).to_pylist()
+    ]
+    rows[40]["png"] = b"no picture"
+    return tars(folder, rows, 16)
 
 
 class Terminal(io.StringIO):

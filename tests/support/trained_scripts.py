@@ -16,7 +16,7 @@ from typing import Any
 import torch
 import yaml
 from processes import forked
-from tiny_data import SLICE
+from tiny_data import SLICE, sliced_tars
 from training_scripts import ENCODER, TEXT_MODEL
 from training_scripts import weights as of_folder
 
@@ -82,6 +82,15 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         "train_text_to_image.py",
         {**TEXT_TO_IMAGE, "text": {"encoder": "frozen", "pretrained": str(pretrained("fashion-32"))}},
     ),
+    "streamed": (
+        "train_text_to_image.py",
+        {
+            **TEXT_TO_IMAGE,
+            "text": TEXT,
+            "data": {"path": "TARS", "stream": True, "image_column": "png", "caption_column": "txt"}
+            | {"resolution": 32, "shuffle_buffer": 24},
+        },
+    ),
     "unconditional": (
         "train_unconditional.py",
         {
@@ -135,7 +144,10 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 def command(name: str, folder: Path, shared: Path, **training: Any) -> list[str]:
     """A script and its arguments, for a run in `folder`; `shared` keeps what runs have in common."""
     script, tree = CASES[name]
-    tree = json.loads(json.dumps(tree).replace("JUDGE", str(_judge(shared))))
+    own = json.dumps(tree).replace("JUDGE", str(_judge(shared)))
+    if "TARS" in own:
+        own = own.replace("TARS", str(sliced_tars(shared / "tars")))
+    tree = json.loads(own)
     tree["data"] = {**DATA, "cache_dir": str(shared / "cache"), **tree.get("data", {})}
     tree["training"] = {**TRAINING, **training, "output_dir": str(folder)}
     file = folder.parent / f"{folder.name}.yaml"

@@ -24,7 +24,7 @@ from guided_diffusers.cli.likelihood import likelihood
 from guided_diffusers.cli.output import answering
 from guided_diffusers.cli.report import report
 from guided_diffusers.cli.sweep import sweep
-from guided_diffusers.cli.train import CONTEXT_SETTINGS, train
+from guided_diffusers.cli.train import CONTEXT_SETTINGS, precompute, train
 
 app = typer.Typer(
     name="guided-diffusers",
@@ -33,7 +33,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-CONTEXT = {train: CONTEXT_SETTINGS}
+CONTEXT = {train: CONTEXT_SETTINGS, precompute: CONTEXT_SETTINGS}
 EXAMPLES: dict[Callable[..., Any], tuple[str, ...]] = {
     generate: (
         'generate "a photo of a sneaker" "a photo of a bag" --num-images 8',
@@ -44,6 +44,10 @@ EXAMPLES: dict[Callable[..., Any], tuple[str, ...]] = {
         "train --list",
         "train autoencoder --config fashion_autoencoder --dry_run",
         "train text-to-image --config my.yaml --training.num_images 1000 --processes 2",
+    ),
+    precompute: (
+        "precompute shards --config my.yaml --processes 8",
+        "precompute shards --config my.yaml --data.on_corrupt raise",
     ),
     ema: (
         "ema runs/mine --length 0.08",

@@ -85,6 +85,31 @@ def train(
     )
 
 
+def precompute(
+    out: Annotated[str, typer.Argument(help="The folder of the shards: data.path of the training.")],
+    overrides: Overrides = None,
+    config: Annotated[
+        str | None, typer.Option(metavar="FILE", help="A training's: its data, autoencoder and text count.")
+    ] = None,
+    processes: Processes = None,
+    cpu: Cpu = False,
+    json_output: Json = False,
+) -> dict[str, Any] | None:
+    """Encode data of any size into shards of latents, and with a frozen text encoder of embeddings.
+
+    Every process has its share of the source's files; the same command again goes on. A training reads them
+    with --data.path OUT --data.stream true. Needs the extra `train`.
+    """
+    check_installed()
+    file = [] if config is None else ["--config", str(find_config(config))]
+    words = [*file, "--output_dir", out, *(overrides or [])]
+    command, environment = launch_command(training_folder() / "precompute.py", words, processes, cpu)
+    code = run(command, environment, sys.stderr if json_output else None)
+    if code != 0:
+        raise typer.Exit(code)
+    return {"output_dir": out, "shards": len(list(Path(out).glob("*.parquet")))}
+
+
 def training_folder() -> Path:
     """The scripts: `training/` of the checkout that this is, else what came with the package."""
     checkout = _PACKAGE.parents[1]

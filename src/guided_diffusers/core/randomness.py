@@ -64,6 +64,12 @@ class Stream(IntEnum):
     """Where the square lies that an upsampler learns from."""
     UPSAMPLER_COLUMN = 107
 
+    SHARDS = 108
+    """The order of a stream's shards in an epoch."""
+    BUFFER = 109
+    """The order of the rows of a stream's buffer."""
+    MIRRORED = 110
+    """Which samples of a stream are mirrored."""
     PRIOR = 121
     """Pictures that a pretrained pipeline draws to be kept, and their samples."""
     BUCKETS = 122

@@ -16,7 +16,8 @@ from PIL import Image
 from tiny_data import SLICE, fashion, png
 
 from guided_diffusers.training.data import dataset as data_module
-from guided_diffusers.training.data.dataset import DataConfig, ImageTextDataset, decode_image, load_image_text
+from guided_diffusers.training.data.dataset import DataConfig, ImageTextDataset, load_image_text
+from guided_diffusers.training.data.decoding import decode_image
 
 
 @pytest.fixture
@@ -107,7 +108,7 @@ def test_images_are_decoded_once(open_slice, monkeypatch):
     def fail(*_):
         raise AssertionError("decoded again")
 
-    monkeypatch.setattr(data_module, "decode_image", fail)
+    monkeypatch.setattr(data_module, "decode_cell", fail)
     assert torch.equal(open_slice().pixels([1, 2]), first)
     with pytest.raises(ValueError, match="decoded again"):
         open_slice(resolution=16)

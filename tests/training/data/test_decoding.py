@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from tiny_data import fashion, png
 
-from guided_diffusers.training.data.dataset import DataConfig, decode_image
+from guided_diffusers.training.data.dataset import DataConfig
+from guided_diffusers.training.data.decoding import decode_image
 
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 

@@ -1,7 +1,8 @@
 """Every training script killed outright (SIGKILL) at random moments ends bit-equal to one that never stopped.
 
-Four kills a script, ten of the autoencoder's, twenty of one whose networks are split over two processes: a
-random time after the start, then at random steps, and while a checkpoint is being written.
+Four kills a script, ten of the autoencoder's, twenty of a streamed one's and of one whose networks are split
+over two processes: a random time after the start, then at random steps, and while a checkpoint is being
+written.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from guided_diffusers.training.engine.checkpoint import TEMPORARY, latest_checkp
 KILLS = {"autoencoder": 10, "text-to-image": 4, "unconditional": 4, "classifier-noise-aware": 4, "clip": 4}
 SPLIT = "unconditional, split"
 KILLS[SPLIT] = 20
+KILLS |= {"streamed": 20}
 pytestmark = pytest.mark.slow
 
 

@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate import PartialState
 from PIL import Image
 from torch import Tensor, nn
 
@@ -29,6 +30,7 @@ from guided_diffusers.core.checks import check_that
 from guided_diffusers.core.randomness import Stream, seed_for
 from guided_diffusers.models.latents import spatial_factor
 from guided_diffusers.store.files import cache_folder, write_atomically
+from guided_diffusers.training.data import stream
 from guided_diffusers.training.data.dataset import DataConfig, ImageTextDataset
 from guided_diffusers.training.data.images import Images, image_arguments
 from guided_diffusers.training.data.opening import load_image_text
@@ -165,7 +167,7 @@ class BucketedImages:
         for _, height, width in (bucket.shape for bucket in data.buckets):
             fits = height % factor == width % factor == 0
             check_that(fits, "data.buckets", [height, width], f"sides that are multiples of {factor}")
-        self.images, self.latent = data, vae is not None
+        self.images, self.latent, self.source, self.num_samples = data, vae is not None, None, len(data)
         self.order = BucketOrder(data.sizes, batch_size)
         self._buckets = [Images(**image_arguments(bucket, vae)) for bucket in data.buckets]
 
@@ -173,15 +175,22 @@ class BucketedImages:
         """Of the bucket of some rows."""
         return self._buckets[self.images.places(indices)[0]].shape
 
+    def seen(self, images: Tensor) -> Tensor:
+        """As of Images."""
+        return images
+
     def at(self, indices: Sequence[int], positions: Sequence[int], noise: Tensor) -> Tensor:
         """As of Images; the rows are of one bucket."""
         bucket, rows = self.images.places(indices)
         return self._buckets[bucket].at(rows, positions, noise)
 
 
-def open_data(config: DataConfig) -> Any:
-    """The data of a configuration, in buckets where it asks for them."""
-    return ImageTextDataset(config) if config.buckets is None else BucketedData(config)
+def open_data(config: DataConfig, seed: int) -> Any:
+    """The data of a configuration, in buckets where it asks for them; else as `stream.open_data`."""
+    if config.buckets is None or config.stream:
+        return stream.open_data(config, seed)
+    with PartialState().main_process_first():  # the first decodes
+        return BucketedData(config)
 
 
 def images_of(data: Any, vae: nn.Module | None, batch_size: int) -> Images | BucketedImages:

@@ -4,7 +4,7 @@ A cache is a memory-mapped array `<name>.npy` with a manifest `<name>.json` of a
 fingerprint and transform, a hash of the network's weights and configuration, and the dtype. A cache whose
 manifest does not match is made anew, with a message that says what changed. The array is written under a
 temporary name and renamed, and while it is replaced there is no manifest: a run that is stopped leaves
-nothing that another would believe.
+nothing that another would believe. Of several processes each computes its share of the one file's rows.
 
 An autoencoder's cache holds the moments of its posterior and not a draw: training draws anew at every step.
 """
@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -21,6 +22,8 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -189,37 +192,61 @@ def _cached(
     batch_size: int,
     mmap_mode: Literal["r", "c"] = "r",
 ) -> np.ndarray:
-    array, manifest = stem.with_suffix(".npy"), stem.with_suffix(".json")
+    array, manifest, state = stem.with_suffix(".npy"), stem.with_suffix(".json"), PartialState()
     made_of = {"version": str(CACHE_VERSION), **made_of}
     found = json.loads(manifest.read_text()) if manifest.is_file() and array.is_file() else None
-    if found != made_of:
-        if found is None:
-            logger.info("computing %s", array)
-        else:
-            changed = ", ".join(differences(found, made_of))
-            logger.warning("%s was made of another %s: computing it anew", array, changed)
-        manifest.unlink(missing_ok=True)
+    if not all(gather_object([found == made_of])):  # on every process the same answer, before one writes
+        if state.is_main_process:
+            if found in (None, made_of):
+                logger.info("computing %s", array)
+            else:
+                changed = ", ".join(differences(found, made_of))
+                logger.warning("%s was made of another %s: computing it anew", array, changed)
+            manifest.unlink(missing_ok=True)
         _compute(array, shape, dtype, compute, batch_size)
-        write_json_atomically(manifest, made_of)
+        if state.is_main_process:
+            write_json_atomically(manifest, made_of)
+        state.wait_for_everyone()
     return np.load(array, mmap_mode=mmap_mode)
 
 
 def _compute(
     path: Path, shape: tuple[int, ...], dtype: str, compute: Callable[[int, int], Tensor], batch_size: int
 ) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    state = PartialState()
+    temporary = path.with_suffix(f".{gather_object([os.getpid()])[0]}.tmp")
     try:
-        values = new_array(temporary, dtype, shape)
-        with tqdm(total=shape[0], desc=f"encoding {path.stem.partition('-')[0]}", disable=None) as bar:
-            for start in range(0, shape[0], batch_size):
-                stop = min(start + batch_size, shape[0])
-                values[start:stop] = compute(start, stop).float().cpu().numpy()
-                bar.update(stop - start)
-        values.flush()
-        os.replace(temporary, path)
+        if state.is_main_process:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            new_array(temporary, dtype, shape)
+        state.wait_for_everyone()
+        if not all(gather_object([temporary.is_file()])):
+            raise OSError(
+                f"data.cache_dir {path.parent} is not one folder to all processes; allowed: one on a disk "
+                "that they share"
+            )
+        size = math.prod(shape[1:]) * np.dtype(dtype).itemsize
+        number, about = state.process_index, f"encoding {path.stem.partition('-')[0]}"
+        batches, ends = -(-shape[0] // batch_size), (number, number + 1)  # the same whoever computes them
+        first, stop = (min(batches * n // state.num_processes * batch_size, shape[0]) for n in ends)
+        silent = None if state.is_main_process else True
+        with (
+            temporary.open("rb+") as file,
+            tqdm(total=stop - first, desc=about, disable=silent) as bar,
+        ):
+            file.seek(temporary.stat().st_size - (shape[0] - first) * size)
+            for start in range(first, stop, batch_size):
+                end = min(start + batch_size, stop)
+                file.write(compute(start, end).float().cpu().numpy().astype(dtype).tobytes())
+                bar.update(end - start)
+            file.flush()
+            os.fsync(file.fileno())
+        state.wait_for_everyone()
+        if state.is_main_process:
+            os.replace(temporary, path)
     finally:
-        temporary.unlink(missing_ok=True)
+        if state.is_main_process:
+            temporary.unlink(missing_ok=True)
 
 
 def _key(*parts: object) -> str:

@@ -49,6 +49,11 @@ class Crops(Images):
 
     def __post_init__(self) -> None:
         """Check the sides; set the shape of a square."""
+        if self.latent and self.source is not None:
+            raise ValueError(
+                "data.stream is true, and an upsampler cuts squares out of latents that are kept; allowed: "
+                "autoencoder null, or data.stream false"
+            )
         resolution = self.data.shape[1]
         side = resolution if self.side is None else self.side
         for name, value, most in (("data.resolution", resolution, None), ("crop", side, resolution)):

@@ -16,21 +16,21 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import fsspec
 import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from guided_diffusers.core.checks import check_choice, check_that, one_line
-from guided_diffusers.core.declared import Count, Declared
+from guided_diffusers.core.checks import check_choice, check_that
+from guided_diffusers.core.declared import Count, Declared, Whole
 from guided_diffusers.core.randomness import seed_for
 from guided_diffusers.store.columns import captions_of
 from guided_diffusers.store.files import cache_folder, new_array, write_atomically
-from guided_diffusers.training.data.decoding import decode_image
+from guided_diffusers.training.data.decoding import decode_cell
 from guided_diffusers.training.data.opening import class_names, load_image_text
 from guided_diffusers.training.engine.config import option
 
@@ -60,12 +60,31 @@ class DataConfig(Declared):
         "resolution^2 pixels whose sides are multiples of it; null: squares",
     )
     mirror: bool = option(False, "add the mirror image of every image as a row of its own: twice the rows")
-    on_corrupt: Literal["raise", "skip"] = option(
-        "raise", "a row with no image or a corrupt one: stop and name it, or leave it out with a warning"
+    on_corrupt: Literal["auto", "raise", "skip"] = option(
+        "auto",
+        "a row with no image or a corrupt one: stop and name it, or leave it out with a warning; auto: skip "
+        "in a stream, else raise",
     )
     cache_dir: str | None = option(
         None, "for decoded images and latents; null: $GUIDED_DIFFUSERS_CACHE, or the user's cache"
     )
+    stream: bool = option(
+        False, "read the rows as they come, keep none: data of any size, from .tar, parquet"
+    )
+    shuffle_buffer: Count = option(1000, "of a stream: rows, undecoded, among which the order is random")
+    readers: Count | None = option(
+        None,
+        "of a stream: shards read at once over all processes, a multiple of them; null: up to 16",
+    )
+    workers: Whole | None = option(
+        None, "of a stream: processes that decode, beside each; null: none on a CPU, up to 4 beside a GPU"
+    )
+    num_classes: Count | None = option(None, "of a stream: its classes, where their column has no names")
+
+    @property
+    def skips(self) -> bool:
+        """Whether rows that cannot be read are left out."""
+        return self.on_corrupt == "skip" or (self.on_corrupt == "auto" and self.stream)
 
 
 class ImageTextDataset:
@@ -106,7 +125,7 @@ class ImageTextDataset:
             image_column=config.image_column,
             resolution=config.resolution if size is None else size,
             channels=config.channels,
-            on_corrupt=config.on_corrupt,
+            on_corrupt="skip" if config.skips else "raise",
             **({} if config.crop is None else {"crop": config.crop}),
         )
         stem = cache_folder(config.cache_dir) / f"pixels-{self.fingerprint[:32]}"
@@ -209,7 +228,7 @@ class ImageTextDataset:
         where = f"column {config.caption_column!r} of {config.path!r}"
         cells = self._captions[rows][config.caption_column]
         if (names := self._caption_names) is not None:
-            cells = [_named(cell, names) for cell in cells]
+            cells = [named_captions(cell, names) for cell in cells]
         return captions_of(cells, where, rows)
 
     def _decode(self, stem: Path) -> None:
@@ -219,6 +238,7 @@ class ImageTextDataset:
         temporary = stem.with_suffix(f".{os.getpid()}.tmp")
         shape = (count, config.channels, *self._size)
         images, kept, problems = self._dataset.select_columns([config.image_column]), [], []
+        decode = partial(decode_cell, config=config, size=self._size)
         try:
             pixels = new_array(temporary, np.uint8, shape)
             with (
@@ -227,7 +247,7 @@ class ImageTextDataset:
             ):
                 for start in range(0, count, 1024):
                     cells = images[start : start + 1024][config.image_column]
-                    for row, result in enumerate(pool.map(self._decode_cell, cells), start):
+                    for row, result in enumerate(pool.map(decode, cells), start):
                         if isinstance(result, str):
                             problems.append(self._report(row, result))
                         else:
@@ -244,31 +264,9 @@ class ImageTextDataset:
             logger.warning("skipped %d of %d rows of %r", len(problems), count, config.path)
         write_atomically(stem.with_suffix(".rows.npy"), lambda at: _save_rows(at, kept))
 
-    def _decode_cell(self, cell: dict[str, Any] | None) -> np.ndarray | str:
-        """The decoded image of a cell {"bytes", "path"}, or what is wrong with it."""
-        if cell is None or (cell.get("bytes") is None and not cell.get("path")):
-            return "has no image"
-        data, path = cell.get("bytes"), cell.get("path")
-        try:
-            if data is None:
-                with open(path, "rb") if os.path.exists(path) else fsspec.open(path, "rb") as file:
-                    data = file.read()  # of a file, or of one inside an archive
-        except FileNotFoundError:
-            return f"has no image: the file {path} does not exist"
-        except MemoryError:
-            raise
-        except Exception as error:  # as the file system raises it
-            return f"has an image that cannot be read, {path}: {one_line(error)}"
-        try:
-            return decode_image(data, self._size, self.config.channels, self.config.crop)
-        except MemoryError:
-            raise
-        except Exception as error:  # Pillow raises anything for a damaged file
-            return f"has a corrupt image, {path or 'stored in the row'}: {one_line(error)}"
-
     def _report(self, row: int, problem: str) -> str:
         message = f"row {row} of {self.config.path!r} {problem}"
-        if self.config.on_corrupt == "raise":
+        if not self.config.skips:
             raise ValueError(f'{message}. Mend or drop it, or leave such rows out with on_corrupt: "skip"')
         logger.warning("%s (skipped)", message)
         return message
@@ -279,10 +277,10 @@ def _save_rows(path: Path, rows: list[int]) -> None:
         np.save(file, np.array(rows, dtype=np.int64))
 
 
-def _named(cell: Any, names: list[str]) -> Any:  # noqa: ANN401 (a cell of any data)
+def named_captions(cell: Any, names: list[str]) -> Any:  # noqa: ANN401 (a cell of any data)
     """Class numbers as names; None for one that is no class's."""
     if isinstance(cell, list):
-        return [_named(one, names) for one in cell]
+        return [named_captions(one, names) for one in cell]
     return names[cell] if isinstance(cell, int) and 0 <= cell < len(names) else None
 
 

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import os
+from typing import TYPE_CHECKING, Any
+
+import fsspec
 import numpy as np
 from PIL import Image, ImageOps
 
+from guided_diffusers.core.checks import one_line
 from guided_diffusers.store.image_reader import read_image
+
+if TYPE_CHECKING:
+    from guided_diffusers.training.data.dataset import DataConfig
 
 
 def decode_image(
@@ -39,6 +47,37 @@ def decode_image(
         image = ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC)
     pixels = np.asarray(image)
     return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
+
+
+def decode_cell(
+    cell: dict[str, Any] | None, config: DataConfig, size: tuple[int, int] | None = None
+) -> np.ndarray | str:
+    """The image of a cell {"bytes", "path"} by `decode_image`, or what is wrong with it, to be read aloud.
+
+    Args:
+        cell: Of a row.
+        config: Says what becomes of it.
+        size: Height and width in the place of `resolution`.
+    """
+    if cell is None or (cell.get("bytes") is None and not cell.get("path")):
+        return "has no image"
+    data, path = cell.get("bytes"), cell.get("path")
+    try:
+        if data is None:
+            with open(path, "rb") if os.path.exists(path) else fsspec.open(path, "rb") as file:
+                data = file.read()  # of a file, or of one inside an archive
+    except FileNotFoundError:
+        return f"has no image: the file {path} does not exist"
+    except MemoryError:
+        raise
+    except Exception as error:  # as the file system raises it
+        return f"has an image that cannot be read, {path}: {one_line(error)}"
+    try:
+        return decode_image(data, size or config.resolution, config.channels, config.crop)
+    except MemoryError:
+        raise
+    except Exception as error:  # Pillow raises anything for a damaged file
+        return f"has a corrupt image, {path or 'stored in the row'}: {one_line(error)}"
 
 
 def _middle(image: Image.Image, side: int) -> Image.Image:

@@ -6,7 +6,7 @@ latents' posterior.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -19,9 +19,18 @@ from guided_diffusers.core.randomness import Stream, randn_for, seed_for
 from guided_diffusers.hub.component import class_of, find_component, load_whole
 from guided_diffusers.losses import Levels, quartile
 from guided_diffusers.models.autoencoder import VariationalAutoencoder
-from guided_diffusers.models.latents import IMAGE_AUTOENCODERS, image_channels, told_class
-from guided_diffusers.training.data.cache import cached_latents
+from guided_diffusers.models.latents import (
+    IMAGE_AUTOENCODERS,
+    encode,
+    image_channels,
+    latent_shape,
+    told_class,
+)
+from guided_diffusers.training.data.cache import cached_latents, fingerprint
 from guided_diffusers.training.data.dataset import ImageTextDataset
+from guided_diffusers.training.data.precomputed import MOMENTS
+from guided_diffusers.training.data.rows import Rows
+from guided_diffusers.training.data.stream import ImageTextStream
 from guided_diffusers.training.engine.order import uniform_for
 
 
@@ -34,6 +43,8 @@ class Latents(Protocol):
     def sample(self, indices: Sequence[int], noise: Tensor) -> Tensor:
         """Latents of some rows from standard normal noise: mean + deviation x noise, (batch, ...)."""
 
+    # Those of a stream have `source`, where rows come from; it has no number of rows.
+
 
 class Pixels:
     """A data set's images in the place of latents: nothing is drawn.
@@ -42,8 +53,9 @@ class Pixels:
         data: the images.
     """
 
-    def __init__(self, data: ImageTextDataset) -> None:
+    def __init__(self, data: ImageTextDataset | ImageTextStream) -> None:
         self._data = data
+        self.source = getattr(data, "source", None)
 
     def __len__(self) -> int:
         """The number of rows."""
@@ -52,6 +64,45 @@ class Pixels:
     def sample(self, indices: Sequence[int], noise: Tensor) -> Tensor:
         """The images of some rows, (batch, channels, height, width) in [-1, 1]; `noise` is not used."""
         return self._data.pixels(indices)
+
+
+class EncodedPixels:
+    """A stream's images in the place of latents, which they become at every step, on the device.
+
+    Args:
+        data: the images.
+        autoencoder: a frozen one, on the device that trains.
+    """
+
+    def __init__(self, data: ImageTextStream, autoencoder: nn.Module) -> None:
+        self._data, self._autoencoder, self.source = data, autoencoder, data.source
+
+    def sample(self, indices: Rows, noise: Tensor) -> dict[str, Tensor]:
+        """What `encode` makes latents of."""
+        return {"pixels": self._data.pixels(indices), "noise": noise}
+
+    @torch.no_grad()
+    def encode(self, images: Mapping[str, Tensor]) -> Tensor:
+        """Latents: mean + deviation x noise, (batch, ...), in the autoencoder's precision."""
+        with torch.autocast(images["noise"].device.type, enabled=False):
+            mean, std = encode(self._autoencoder, images["pixels"])
+            return torch.addcmul(mean, std, images["noise"])
+
+
+class PrecomputedLatents:
+    """Posteriors of a stream's images, as they are in its shards.
+
+    Args:
+        data: the rows.
+    """
+
+    def __init__(self, data: ImageTextStream) -> None:
+        self.source = data.source
+
+    def sample(self, indices: Rows, noise: Tensor) -> Tensor:
+        """Latents of some rows from standard normal noise: mean + deviation x noise, (batch, ...)."""
+        mean, std = indices.columns[MOMENTS].float().unbind(1)
+        return torch.addcmul(mean, std, noise)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -71,6 +122,20 @@ class Images:
     def shape_of(self, indices: Sequence[int]) -> tuple[int, ...]:
         """The shape of an image or latent among some rows."""
         return self.shape
+
+    @property
+    def source(self) -> ImageTextStream | None:
+        """The stream that rows come from; None of rows by number."""
+        return getattr(self.images, "source", None)
+
+    @property
+    def num_samples(self) -> int:
+        """The number of rows; 0 of a stream, which has none."""
+        return len(self.images) if self.source is None else 0
+
+    def seen(self, images: Any) -> Tensor:
+        """What `at` gave, on the device, as the network sees it: a stream's are encoded now."""
+        return images if isinstance(images, Tensor) else self.images.encode(images)
 
     def at(self, indices: Sequence[int], positions: Sequence[int], noise: Tensor) -> Tensor:
         """The images of some rows at their positions in training, `(batch, *shape)`, drawn with `noise`."""
@@ -126,9 +191,16 @@ def load_autoencoder(
     return vae
 
 
-def image_arguments(data: ImageTextDataset, vae: nn.Module | None) -> dict[str, Any]:
-    """The arguments of `Images`: the pixels of a data set, or its latents, cached."""
+def image_arguments(data: ImageTextDataset | ImageTextStream, vae: nn.Module | None) -> dict[str, Any]:
+    """The arguments of `Images`: the pixels of a data set, or its latents, cached; of a stream computed."""
+    precomputed = getattr(data, "precomputed", None)
+    if precomputed is not None:
+        precomputed.check(data.config, None if vae is None else fingerprint(vae))
+        return {"images": PrecomputedLatents(data), "shape": tuple(precomputed.latent), "latent": True}
     if vae is None:
         return {"images": Pixels(data), "shape": data.shape}
+    if isinstance(data, ImageTextStream):
+        shape = latent_shape(vae, *data.shape[1:])
+        return {"images": EncodedPixels(data, vae), "shape": shape, "latent": True}
     latents = cached_latents(vae, data)
     return {"images": latents, "shape": tuple(latents.moments([0])[0].shape[1:]), "latent": True}

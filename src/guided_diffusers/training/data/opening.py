@@ -1,7 +1,7 @@
 """Opening a data set: a folder, files or a name on the Hub, and which of its columns hold images and texts.
 
 Paths that exist are taken as they are, whatever signs are in their names; others are patterns if they have
-`*` or `?`.
+`*` or `?`, or braces: `{0000..0099}` counts, `{a,b}` lists.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
-from datasets import Array2D, Array3D, ClassLabel, Features, Value, load_dataset
+from datasets import Array2D, Array3D, ClassLabel, Dataset, Features, IterableDataset, Value, load_dataset
 from datasets import Image as ImageFeature
 from datasets.data_files import DataFilesDict, DataFilesList, sanitize_patterns
 from PIL import Image
@@ -37,8 +37,6 @@ from guided_diffusers.training.data.folder import (
 )
 
 if TYPE_CHECKING:
-    from datasets import Dataset
-
     from guided_diffusers.training.data.dataset import DataConfig
 
 logger = logging.getLogger(__name__)
@@ -56,17 +54,20 @@ TEXTS = ("string", "large_string", "string_view", "null")
 FILES = ("string", "large_string", "string_view", "binary", "large_binary")
 
 
-def load_image_text(config: DataConfig) -> Dataset:
+def load_image_text(config: DataConfig) -> Dataset | IterableDataset:
     """Opens the dataset of `config` with its images left undecoded.
 
     Returns:
-        A `datasets.Dataset` with the columns of the source; the image column holds {"bytes", "path"}.
+        A `datasets.Dataset` with the columns of the source, of a stream an `IterableDataset`; the image
+        column holds {"bytes", "path"}.
 
     Raises:
         FileNotFoundError: `path` looks like a file or pattern and matches nothing.
         ValueError: what is there cannot be read; a column is missing or of a type that holds no images or
             texts, naming the columns that would do; the dataset has no rows.
     """
+    if config.stream and not re.fullmatch(r"[\w.-]+", config.split):
+        raise ValueError(f"data.split is {config.split!r}; allowed in a stream: the name of a whole split")
     dataset = _opened(os.path.expanduser(config.path), config)
     for argument, holds, allowed in (
         ("image_column", holds_images, "images, the bytes of image files, their paths, or arrays of pixels"),
@@ -83,11 +84,11 @@ def load_image_text(config: DataConfig) -> Dataset:
                 f"{argument} is {column!r}, which in {config.path!r} is of type "
                 f"{_told(dataset.features[column])}; allowed: {allowed}; {found}"
             )
-    check_that(len(dataset), f"split of {config.path!r}", config.split, "one that has rows")
+    check_that(config.stream or len(dataset), f"split of {config.path!r}", config.split, "one that has rows")
     return _as_images(dataset, config)
 
 
-def _as_images(dataset: Dataset, config: DataConfig) -> Dataset:
+def _as_images(dataset: Dataset | IterableDataset, config: DataConfig) -> Dataset | IterableDataset:
     """The dataset with {"bytes", "path"} in its image column."""
     column, image = config.image_column, ImageFeature(decode=False)
     kind = _pixel_type(dataset.features[column])
@@ -170,29 +171,55 @@ def _told(feature: Any) -> str:
     return text if len(text) < 80 else f"{text[:80]}..."
 
 
-def _opened(path: str, config: DataConfig) -> Dataset:
-    split = config.split.split("[")[0]
-    if "://" in path and (path.endswith(".parquet") or any(sign in path for sign in "*?")):
-        files = {split: path}
-        return _local(config, [], "", lambda: load_dataset("parquet", data_files=files, split=config.split))
+def expanded(path: str) -> list[str]:
+    """The paths that one with braces stands for; `x-{08..11}` are four, `{a,b}` two."""
+    found = re.search(r"\{(\d+)\.\.(\d+)\}|\{([^{}]*,[^{}]*)\}", path)
+    if found is None:
+        return [path]
+    first, last, listed = found.groups()
+    parts = listed.split(",") if listed else range(int(first), int(last) + 1)
+    width = 0 if listed else len(first)
+    start, end = path[: found.start()], path[found.end() :]
+    return [each for part in parts for each in expanded(f"{start}{part:0>{width}}{end}")]
+
+
+def _opened(path: str, config: DataConfig) -> Dataset | IterableDataset:
+    split, pattern = config.split.split("[")[0], any(sign in path for sign in "*?{")
+    kind = Path(path.partition("?")[0] if "://" in path else path).suffix
+    if "://" in path and (kind in BUILDERS or pattern):
+        files = {split: expanded(path)}
+        builder = BUILDERS.get(kind, "parquet")
+        return _local(config, [], "", lambda: _load(config, builder, data_files=files))
     if os.path.isdir(path):
         return _local(config, visible_files(path), path, lambda: _folder(path, split, config))
     if os.path.isfile(path):
         return _local(config, [path], "", lambda: _files([path], split, config))
-    if path.endswith(".parquet") or any(sign in path for sign in "*?"):
-        files = sorted(file for file in glob.glob(path, recursive=True) if os.path.isfile(file))
-        if not files:
-            kind = " parquet" if path.endswith(".parquet") else ""
-            raise FileNotFoundError(f"path {config.path!r} matches no{kind} file")
+    if kind == ".parquet" or pattern:
+        files = []
+        for each in expanded(path):
+            matches = sorted(file for file in glob.glob(each, recursive=True) if os.path.isfile(file))
+            if not matches:
+                kind = " parquet" if kind == ".parquet" else ""
+                named = "" if each == path else f": there is no {each!r}"
+                raise FileNotFoundError(f"path {config.path!r} matches no{kind} file{named}")
+            files += matches
         return _local(config, files, "", lambda: _files(files, split, config))
     return _from_hub(path, config)
 
 
-def _from_hub(path: str, config: DataConfig) -> Dataset:
+def _load(config: DataConfig, *arguments: Any, **options: Any) -> Dataset | IterableDataset:
+    """What the library opens of a split, or of a stream the first rows' types where it has none."""
+    dataset = load_dataset(*arguments, split=config.split, streaming=config.stream, **options)
+    if config.stream and dataset.features is None:
+        dataset = dataset.cast(Dataset.from_list(list(dataset.take(100))).features)
+    return dataset
+
+
+def _from_hub(path: str, config: DataConfig) -> Dataset | IterableDataset:
     if path.startswith((".", "/")) or (path.count("/") > 1 and "://" not in path):
         raise FileNotFoundError(f"path {config.path!r} is no folder, nor the name of a dataset on the Hub")
     try:
-        return load_dataset(path, split=config.split)
+        return _load(config, path)
     except MemoryError:
         raise
     except Exception as error:  # as datasets and the Hub's client raise it
@@ -201,11 +228,15 @@ def _from_hub(path: str, config: DataConfig) -> Dataset:
         raise kind(f"path {config.path!r} is no folder here; on the Hub: {reason}") from error
 
 
-def _local(config: DataConfig, files: list[str], folder: str, load: Callable[[], Dataset]) -> Dataset:
+def _local(
+    config: DataConfig, files: list[str], folder: str, load: Callable[[], Dataset | IterableDataset]
+) -> Dataset | IterableDataset:
     """What `load` opens; whatever datasets raises for files that it cannot read is one sentence."""
     try:
         dataset = load()
-        if "__index_level_0__" in dataset.column_names and any(file.endswith(".csv") for file in files):
+        if "__index_level_0__" in (dataset.column_names or ()) and any(
+            file.endswith(".csv") for file in files
+        ):
             raise ValueError(f"a file of CSV {UNQUOTED}")  # pandas took the first values for rows' names
         return dataset
     except (MemoryError, FileNotFoundError):
@@ -221,7 +252,7 @@ def _local(config: DataConfig, files: list[str], folder: str, load: Callable[[],
         raise ValueError(reason if told else f"{config.path!r} does not open: {reason}") from error
 
 
-def _folder(path: str, split: str, config: DataConfig) -> Dataset:
+def _folder(path: str, split: str, config: DataConfig) -> Dataset | IterableDataset:
     """A folder: with parquet files named after the split, a card that lists files, pictures, or other."""
     start = f"{glob.escape(path)}/{split}"
     if files := sorted(glob.glob(f"{start}.parquet")) or sorted(glob.glob(f"{start}-*.parquet")):
@@ -229,6 +260,7 @@ def _folder(path: str, split: str, config: DataConfig) -> Dataset:
     described, listed = _card(path)
     if listed is not None or not described:
         if (pictures := open_pictures(path, config.split, listed)) is not None:
+            _refuse_pictures(config)
             return pictures
     if not described:
         files = [file for file in visible_files(path) if Path(file).suffix in BUILDERS]
@@ -240,7 +272,7 @@ def _folder(path: str, split: str, config: DataConfig) -> Dataset:
                 config.path,
                 ", ".join(unnamed[:5]),
             )
-    return load_dataset(path, split=config.split)
+    return _load(config, path)
 
 
 def _card(path: str) -> tuple[bool, dict[str, list[str]] | None]:
@@ -258,9 +290,10 @@ def _card(path: str) -> tuple[bool, dict[str, list[str]] | None]:
     return True, {split: [os.path.relpath(file, root) for file in files] for split, files in found.items()}
 
 
-def _files(files: list[str], split: str, config: DataConfig) -> Dataset:
+def _files(files: list[str], split: str, config: DataConfig) -> Dataset | IterableDataset:
     """Files that are named one by one."""
     if all(map(is_picture, files)):
+        _refuse_pictures(config)
         return take({split: picture_rows(files)}, config.split)
     kinds = {Path(file).suffix.lower() for file in files}
     builders = {BUILDERS.get(kind) for kind in kinds}
@@ -276,9 +309,16 @@ def _files(files: list[str], split: str, config: DataConfig) -> Dataset:
             options["features"] = Features.from_arrow_schema(plain_schema(schemas[0]))
     here = [os.path.abspath(file) for file in files]
     listed = DataFilesList(here, [(str(os.stat(file).st_mtime_ns),) for file in here])
-    return load_dataset(
-        builders.pop(), data_files=DataFilesDict({split: listed}), split=config.split, **options
-    )
+    return _load(config, builders.pop(), data_files=DataFilesDict({split: listed}), **options)
+
+
+def _refuse_pictures(config: DataConfig) -> None:
+    if config.stream:
+        raise ValueError(
+            f"data.path is {config.path!r}, pictures in files of their own, of which a stream would list "
+            "every one; allowed with data.stream: .tar files of pictures (WebDataset), parquet or a dataset "
+            "on the Hub"
+        )
 
 
 def _schema(file: str) -> pa.Schema:

@@ -2,12 +2,78 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from guided_diffusers.core.randomness import seed_for
+
+
+@dataclass(frozen=True, kw_only=True)
+class Share:
+    """The part of every step's batch that a process trains on.
+
+    Attributes:
+        process: its number.
+        processes: how many there are.
+        batch_size: of a step, over all of them.
+        on_cpu: whether it trains on the processor.
+    """
+
+    process: int = 0
+    processes: int = 1
+    batch_size: int
+    on_cpu: bool = True
+
+    @property
+    def size(self) -> int:
+        """The process's samples in a step."""
+        return self.batch_size // self.processes
+
+
+Reader = Callable[[Sequence[int]], tuple[Any, dict[str, Any] | None]]
+"""Is asked for the rows of a share, of one step after another; gives them and the state after them.
+
+Rows are what a task's `batch` takes for its indices: a sequence of row numbers, or whatever has slices.
+"""
+
+
+class Source(Protocol):
+    """Where a task's samples come from."""
+
+    def reader(self, state: Mapping[str, Any] | None, share: Share) -> AbstractContextManager[Reader]:
+        """Open the source at a state, small and of what JSON holds; None: at its beginning."""
+
+    def skipped(self, state: Mapping[str, Any]) -> int:
+        """How many rows of this process were left out so far."""
+
+
+@dataclass(frozen=True)
+class Numbered:
+    """Rows by number: which is a function of the position, and nothing is kept.
+
+    Attributes:
+        seed: the run's.
+        num_samples: size of the data set.
+        order: as `data_order`.
+    """
+
+    seed: int
+    num_samples: int
+    order: Callable[[int, list[int], int], list[int]]
+
+    def reader(self, state: Mapping[str, Any] | None, share: Share) -> AbstractContextManager[Reader]:
+        """Row numbers by the order."""
+        return nullcontext(lambda positions: (self.order(self.seed, list(positions), self.num_samples), None))
+
+    def skipped(self, state: Mapping[str, Any]) -> int:
+        """None: what cannot be read has no number."""
+        return 0
 
 
 def data_order(seed: int, positions: list[int], num_samples: int) -> list[int]:

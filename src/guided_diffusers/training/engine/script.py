@@ -24,8 +24,8 @@ def run_script(config: type, make_task: MakeTask) -> None:
 
     Args:
         config: the dataclass of the script's configuration, whose field `training` is a TrainingConfig.
-        make_task: (configuration, device) -> what is trained; of several processes the first makes it before
-            the others, so that what it keeps on disk is made once.
+        make_task: (configuration, device) -> what is trained; every process makes it, and has its share of
+            what is computed once and kept on disk.
     """
     run_main(lambda: run_task(config, make_task, sys.argv[1:]))
 
@@ -35,8 +35,7 @@ def run_task(config: type, make_task: MakeTask, argv: Sequence[str]) -> None:
     parsed = parse_config(config, argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     accelerator = make_accelerator(parsed.training)
-    with accelerator.main_process_first():
-        task = make_task(parsed, accelerator.device)
+    task = make_task(parsed, accelerator.device)
     train(task, parsed.training, parsed, accelerator)
 
 

@@ -27,6 +27,7 @@ class Task(Protocol):
         order: optional; `(seed, positions, num_samples) -> rows` in the place of `order.data_order`.
         validates_together: optional; True: `validate` is called by every process, so that each may do a share
             (`parallel.by_shares`); the main one writes, and its metrics count. Without it, by that one alone.
+        source: optional; where the samples come from instead, an `order.Source` such as a stream.
         allows_bfloat16: optional; True: `mixed_precision: auto` may take bfloat16, which learns as well as
             float32 does. Without it auto is float32.
     """
@@ -43,7 +44,7 @@ class Task(Protocol):
         `randomness.randn_for(seed, positions, ...)`.
 
         Args:
-            indices: rows of the data set.
+            indices: rows of the data set, or what the source gives in their place.
             positions: for each, its position in training, which its randomness depends on.
         """
 

@@ -210,13 +210,13 @@ class Trainer:
             self.validate(seen)
         if due(config.export_every_images):
             self.export(seen)
-        if due(config.checkpoint_every_images) or last:
-            self.save_checkpoint(seen)
+        if saving:
+            self.save_checkpoint(seen, data)
 
     def log(self, seen: int) -> None:
         """Write the means since the last record, and stop the run when a loss is not finite."""
         accelerator = self.accelerator
-        record = self.meter.read(lambda sums: accelerator.reduce(sums, "sum"))
+        record = self.meter.read(lambda sums: accelerator.reduce(sums, "sum")) | self.batches.figures()
         for name in self.task.optimizers:
             if not abs(record.get(name, 0.0)) < float("inf"):
                 raise FloatingPointError(
@@ -290,13 +290,15 @@ class Trainer:
     def save_checkpoint(self, seen: int) -> None:
         """Begin to write all that resuming needs; of whole modules the main process alone."""
         reduce, sums = self.accelerator.reduce, self.meter.state_dict()
-        sums = {name: reduce(value, "sum") for name, value in sums.items()}
+        sums, data = {name: reduce(value, "sum") for name, value in sums.items()}, self.batches.state_dict()
         if not (self.devices.sharded or self.accelerator.is_main_process):
             return
         tensors, plain = training_state(self.task, self.ema, self.accelerator)
         tensors |= self.posthoc.state_dict()
         tensors["meter"] = sums
         plain["precision"] = asdict(Way.of(self.config))
+        if data is not None:
+            plain["data"] = data
         self.saver.save(seen, tensors, plain)
 
     def resume(self) -> int:
@@ -313,6 +315,7 @@ class Trainer:
             share = float(self.accelerator.is_main_process)  # of the sums of all processes
             sums = {name: share * value for name, value in sums.items()}
             self.meter.load_state_dict(sums, self.accelerator.device)
+            self.batches.load_state_dict(checkpoint.state.get("data"))
             seen = checkpoint.state["images_seen"]
             logger.info("resuming after %d images from %s", seen, path)
         else:

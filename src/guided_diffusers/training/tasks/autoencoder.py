@@ -28,6 +28,7 @@ from guided_diffusers.models.evidence import bound_of
 from guided_diffusers.models.parts import check_channels
 from guided_diffusers.models.standardised import per_channel
 from guided_diffusers.training.data.dataset import ImageTextDataset
+from guided_diffusers.training.data.stream import ImageTextStream
 from guided_diffusers.training.engine.config import TrainingConfig, option
 from guided_diffusers.training.engine.task import Metrics
 from guided_diffusers.training.engine.trainer import make_optimizer
@@ -96,7 +97,7 @@ class AutoencoderTask:
         self,
         autoencoder: VariationalAutoencoder,
         discriminator: PatchDiscriminator | None,
-        data: ImageTextDataset,
+        data: ImageTextDataset | ImageTextStream,
         held_out: ImageTextDataset,
         loss: LossConfig,
         export: ExportConfig,
@@ -111,7 +112,9 @@ class AutoencoderTask:
         _check_likelihood(autoencoder, loss)
         for name in ("in_channels", "out_channels"):
             check_channels(f"autoencoder ({name})", autoencoder.config[name], "the image", data.shape[0])
-        self.autoencoder, self.data, self.held_out, self.num_samples = autoencoder, data, held_out, len(data)
+        self.autoencoder, self.data, self.held_out = autoencoder, data, held_out
+        self.source = getattr(data, "source", None)
+        self.num_samples = 0 if self.source else len(data)
         self.loss, self.export, self.training, self.decoder_only = loss, export, training, decoder_only
         self.denoised = denoised
         self.perceptual = perceptual_distance(loss.perceptual_network) if loss.perceptual_weight > 0 else None
@@ -227,10 +230,12 @@ class AutoencoderTask:
     def save(self, folder: Path, modules: Mapping[str, nn.Module]) -> None:
         """Writes the autoencoder, its latents standardised, and its figures on all held-out images."""
         model = copy.deepcopy(modules["autoencoder"])
-        rows = range(min(self.export.statistics_rows, len(self.data)))
         statistics = self.statistics
         if not self.decoder_only:
-            statistics = measures.latent_statistics(model, self.data, rows, self.training.seed)
+            count = self.export.statistics_rows
+            data = self.data.in_memory(count) if self.source else self.data
+            rows = range(min(count, len(data)))
+            statistics = measures.latent_statistics(model, data, rows, self.training.seed)
         if any(values is not None for values in statistics):
             model.set_latent_statistics(*statistics)
         figures = self._measure(model, range(len(self.held_out)))

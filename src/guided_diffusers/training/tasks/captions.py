@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 
-from guided_diffusers.core.condition import sees_padding
-from guided_diffusers.training.data.cache import cached_embeddings
+from guided_diffusers.core.checks import check_that
+from guided_diffusers.core.condition import encode_text, sees_padding, tokenize
+from guided_diffusers.training.data.cache import cached_embeddings, fingerprint
 from guided_diffusers.training.data.dataset import ImageTextDataset
+from guided_diffusers.training.data.precomputed import EMBEDDINGS
+from guided_diffusers.training.data.stream import ImageTextStream
 from guided_diffusers.training.engine.config import TrainingConfig
 from guided_diffusers.training.tasks.conditioning import Captions, DrawingConfig
-from guided_diffusers.training.tasks.encoded_text import EncodedText, FrozenText, JointText
+from guided_diffusers.training.tasks.encoded_text import EncodedText, FrozenText, JointText, PrecomputedText
 from guided_diffusers.training.tasks.text import TextConfig, make_text
 
 
 def make_captions(
-    data: ImageTextDataset,
+    data: ImageTextDataset | ImageTextStream,
     text: TextConfig,
     training: TrainingConfig,
     vae: Any,
@@ -26,7 +30,7 @@ def make_captions(
     dropout: float,
     drawing: DrawingConfig,
 ) -> Captions:
-    """Tokenizer, text encoder and, where that is frozen, the embeddings of all captions.
+    """Tokenizer, text encoder and, where that is frozen, the embeddings of all captions; not of a stream.
 
     Args:
         data: images with captions.
@@ -40,28 +44,58 @@ def make_captions(
     """
     texts = texts_of(data)
     tokenizer, encoder = make_text(text, texts, training, base=base)
-    joint = text.encoder == "joint"
+    joint, streamed = text.encoder == "joint", isinstance(data, ImageTextStream)
+    captions = partial(data.captions, seed=training.seed)
+    made_by = data.precomputed and data.precomputed.text_encoder if streamed else None
+    if made_by is not None and not joint:
+        encoded = precomputed_text(made_by, text, tokenizer, encoder.to(device))
+        captions = partial(captions, column=EMBEDDINGS)
+    else:
+        known = None if streamed else texts
+        encoded = encoded_text(known, tokenizer, encoder, joint, device, data.config.cache_dir)
     return Captions(
         components={"vae": vae, "text_encoder": encoder, "tokenizer": tokenizer},
-        captions=lambda indices, positions: data.captions(indices, positions, training.seed),
-        text=encoded_text(texts, tokenizer, encoder, joint, device, data.config.cache_dir),
+        captions=captions,
+        text=encoded,
         dropout=dropout,
         drawing=drawing,
         joint=joint,
     )
 
 
-def texts_of(data: ImageTextDataset) -> list[str]:
-    """The empty caption, and those of a data set."""
+def texts_of(data: ImageTextDataset | ImageTextStream) -> list[str]:
+    """The empty caption, and those of a data set; of a stream, of a sample."""
     return ["", *(caption for caption in data.all_captions() if caption)]
 
 
 def encoded_text(
-    texts: list[str], tokenizer: Any, encoder: Any, joint: bool, device: torch.device, cache_dir: str | None
+    texts: list[str] | None,
+    tokenizer: Any,
+    encoder: Any,
+    joint: bool,
+    device: torch.device,
+    cache_dir: str | None,
 ) -> EncodedText:
-    """Captions, encoded at every step where `joint`, else once."""
-    if joint:
+    """Captions, encoded at every step where `joint` or not all are known (None), else once."""
+    if not joint:
+        encoder.requires_grad_(False).eval().to(device)
+    if joint or texts is None:
         return JointText(tokenizer, texts, masked=not sees_padding(encoder))
+    return FrozenText(texts, cached_embeddings(encoder, tokenizer, texts, cache_dir))
+
+
+@torch.no_grad()
+def precomputed_text(made_by: str, text: TextConfig, tokenizer: Any, encoder: Any) -> PrecomputedText:
+    """The captions of a stream with embeddings, which must be those of a text encoder that is frozen.
+
+    Args:
+        made_by: the fingerprint of the text encoder that made them.
+        text: which text encoder.
+        tokenizer: its tokenizer.
+        encoder: itself, on a device.
+    """
     encoder.requires_grad_(False).eval()
-    embeddings = cached_embeddings(encoder.to(device), tokenizer, texts, cache_dir)
-    return FrozenText(texts, embeddings)
+    right = fingerprint(encoder) == made_by
+    check_that(right, "text.pretrained", text.pretrained, "what the captions were precomputed with")
+    ids, mask = (part.to(next(encoder.parameters()).device) for part in tokenize(tokenizer, [""]))
+    return PrecomputedText(encode_text(encoder, ids, mask).cpu()[0])

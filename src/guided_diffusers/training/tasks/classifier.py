@@ -42,6 +42,7 @@ from guided_diffusers.losses import LEVEL_DISTRIBUTIONS, LevelDistribution, add_
 from guided_diffusers.models.parts import check_channels
 from guided_diffusers.training.data.images import Images
 from guided_diffusers.training.data.labels import stratified_subset
+from guided_diffusers.training.data.rows import StreamedLabels
 from guided_diffusers.training.engine.config import TrainingConfig, option
 from guided_diffusers.training.engine.log import ByBin
 from guided_diffusers.training.engine.order import uniform_for
@@ -87,11 +88,11 @@ class LabelledImages(Images):
     """Pixels or latents by row, and their classes.
 
     Attributes:
-        labels: (rows,) int64.
+        labels: (rows,) int64, or a stream's.
         sources: how many of the rows are sources; the rest are their mirror images, in the same order.
     """
 
-    labels: Tensor
+    labels: Tensor | StreamedLabels
     sources: int | None = None
 
 
@@ -139,11 +140,18 @@ class ClassifierTask:
         self.levels = None
         if process is not None:
             self.levels = LEVEL_DISTRIBUTIONS[objective.levels](process, **objective.levels_arguments)
-        self.rows = torch.arange(len(data.labels))
+        self.source = data.source
+        self.rows = None if self.source else torch.arange(len(data.labels))
+        for name in ("num_labels", "linear_probe"):
+            if self.source and (given := getattr(objective, name)):
+                raise ValueError(
+                    f"objective.{name} is {given}, which needs rows by number; allowed with data.stream: "
+                    f"{'null' if name == 'num_labels' else 'false'}"
+                )
         if objective.num_labels is not None:
             seed = seed_for(self.seed, Stream.SUBSET)
             self.rows = stratified_subset(data.labels, objective.num_labels, seed, data.sources)
-        self.num_samples = len(self.rows)
+        self.num_samples = 0 if self.source else len(self.rows)
         self.modules: dict[str, nn.Module] = {"classifier": classifier}
         trained, self.features = classifier, None
         if objective.linear_probe:
@@ -159,11 +167,11 @@ class ClassifierTask:
 
     def batch(self, indices: list[int], positions: list[int]) -> dict[str, Any]:
         """Images or features, labels; noise-aware, eps and noise levels, which stay on the CPU in float64."""
-        rows = self.rows[indices]
+        rows = indices if self.source else self.rows[indices].tolist()
         batch: dict[str, Any] = {"labels": self.data.labels[rows]}
         if self.features is not None:
             return {**batch, "features": self.features[indices]}
-        batch |= self.data.drawn(rows.tolist(), positions, self.seed, self.levels)
+        batch |= self.data.drawn(rows, positions, self.seed, self.levels)
         batch["images"] = self.cropped(batch["images"], positions)
         return batch
 
@@ -187,10 +195,11 @@ class ClassifierTask:
         if self.features is not None:
             logits = classifier.head(batch["features"])
         elif self.levels is None:
-            logits = classifier(batch["images"])
+            logits = classifier(self.data.seen(batch["images"]))
         else:
             level = batch["level"]
-            logits = noisy_logits(classifier, add_noise(batch["images"], batch["noise"], level), level)
+            sample = add_noise(self.data.seen(batch["images"]), batch["noise"], level)
+            logits = noisy_logits(classifier, sample, level)
         logits, smoothing = logits.float(), self.objective.label_smoothing
         each = functional.cross_entropy(logits, labels, reduction="none", label_smoothing=smoothing)
         right = (logits.detach().argmax(dim=1) == labels).float()

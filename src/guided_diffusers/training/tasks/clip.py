@@ -77,7 +77,7 @@ class ClipTask:
         clip: a CLIPModel; a NoiseAwareCLIP with a process.
         tokenizer: of its texts.
         data: what to learn from.
-        vocabulary: every caption of the data.
+        vocabulary: every caption of the data; of a stream some.
         held_out: what to measure on.
         held_out_captions: a caption of each row of it.
         noise: levels to learn at.
@@ -117,10 +117,11 @@ class ClipTask:
                 f"held-out captions are all {held_out_captions[0]!r}: retrieval needs two or more"
             )
         self.tokenizer, self.data, self.held_out = tokenizer, data, held_out
-        self.text = JointText(tokenizer, vocabulary)
+        self.text = JointText(tokenizer, vocabulary if data.source is None else None)
         self.candidates = tokenize(tokenizer, list(places))[0]
         self.labels = torch.tensor([places[text] for text in held_out_captions])
-        self.validation, self.seed, self.num_samples = validation, training.seed, len(data.images)
+        self.validation, self.seed = validation, training.seed
+        self.num_samples, self.source = data.num_samples, data.source
         self.levels = None
         if process is not None:
             self.levels = LEVEL_DISTRIBUTIONS[noise.levels](process, **noise.levels_arguments)
@@ -140,7 +141,7 @@ class ClipTask:
 
     def losses(self, batch: dict[str, Any]) -> Iterator[tuple[str, Tensor, Metrics]]:
         """One loss: the mean over the samples of all processes of the contrastive loss."""
-        clip, level, sample = self.modules["clip"], batch.get("level"), batch["images"]
+        clip, level, sample = self.modules["clip"], batch.get("level"), self.data.seen(batch["images"])
         limit_temperature(clip.logit_scale)
         if level is not None:
             sample = add_noise(sample, batch["noise"], level)

@@ -24,6 +24,7 @@ from guided_diffusers.core.randomness import Stream, seed_for
 from guided_diffusers.likelihood.bound import estimated_bound
 from guided_diffusers.pipelines import TextToImagePipeline
 from guided_diffusers.pipelines.image import ImagePipeline
+from guided_diffusers.training.data.rows import StreamedLabels
 from guided_diffusers.training.engine.config import option
 from guided_diffusers.training.engine.order import uniform_for
 from guided_diffusers.training.engine.task import Metrics
@@ -186,7 +187,7 @@ class Labels(Conditioning):
     Of unconditional pixels it is diffusers' DDPMPipeline, and of a transformer diffusers' DiTPipeline.
 
     Attributes:
-        labels: the class of each row, (rows,) int64; None for an unconditional model.
+        labels: the class of each row, (rows,) int64, or a stream's; None for an unconditional model.
         num_class_embeds: the network's classes, of which the last is the null one where labels are dropped.
         dropout: the share of labels that becomes it.
         validation: what to draw and measure.
@@ -196,7 +197,7 @@ class Labels(Conditioning):
         transformer: a DiT is trained.
     """
 
-    labels: Tensor | None = None
+    labels: Tensor | StreamedLabels | None = None
     num_class_embeds: int | None = None
     dropout: float = 0.0
     validation: ValidationConfig

@@ -63,7 +63,8 @@ class DenoisingTask:
     ) -> None:
         self.measures = measures
         self.unet, self.images, self.condition, self.objective = unet, images, condition, objective
-        self.scheduler, self.seed, self.num_samples = objective.scheduler, training.seed, len(images.images)
+        self.scheduler, self.seed = objective.scheduler, training.seed
+        self.num_samples, self.source = images.num_samples, images.source
         self.order = getattr(images, "order", None)
         self.allows_bfloat16 = objective.objective.loss == "simple"  # a bound of likelihoods is of exact ones
         self._check_channels()
@@ -112,7 +113,7 @@ class DenoisingTask:
 
     def losses(self, batch: dict[str, Any]) -> Iterator[tuple[str, Tensor, Metrics]]:
         """One loss: the mean over samples, each weighted against the preference of its timestep."""
-        x0, noise, sampler = batch["images"], batch["noise"], self.objective.sampler
+        x0, noise, sampler = self.images.seen(batch["images"]), batch["noise"], self.objective.sampler
         drawn = batch if sampler is None else self.objective.draw(batch["uniform"])
         level, bins = drawn["level"], drawn["bins"]
         sample = add_noise(x0, noise, level)

@@ -15,12 +15,15 @@ from typing import Any
 
 from torch import Tensor
 
+from guided_diffusers.core.checks import check_that
 from guided_diffusers.models.transformers_models import load_tokenizer
 from guided_diffusers.pipelines.safe import forget_calls
 from guided_diffusers.store.config_safety import read_json
 from guided_diffusers.store.files import atomic_folder, recover, write_json_atomically
 from guided_diffusers.training.data.dataset import ImageTextDataset
 from guided_diffusers.training.data.labels import class_labels
+from guided_diffusers.training.data.rows import StreamedLabels
+from guided_diffusers.training.data.stream import ImageTextStream
 from guided_diffusers.training.engine.checkpoint import latest_checkpoint
 
 logger = logging.getLogger(__name__)
@@ -72,13 +75,20 @@ class Classes:
     names: list[str] | None = None
 
 
-def run_labels(data: ImageTextDataset, column: str, folder: str | Path) -> tuple[Tensor, Classes]:
+def run_labels(
+    data: ImageTextDataset | ImageTextStream, column: str, folder: str | Path
+) -> tuple[Tensor | StreamedLabels, Classes]:
     """The class of each row, and the classes of a run: those it was begun with, where it goes on.
 
     Raises:
         ValueError: as of `class_labels`; a name that the run does not know is one.
     """
     kept = kept_classes(folder)
+    if isinstance(data, ImageTextStream):
+        streamed = data.labels(column)
+        classes = Classes(count=streamed.count, names=streamed.names)
+        check_that(kept in (None, classes), "classes of the data", classes, f"those of the run, {kept}")
+        return streamed, classes
     labels, names = class_labels(data, column, None if kept is None else kept.names)
     return labels, kept or Classes(count=int(labels.max()) + 1 if names is None else len(names), names=names)
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from torch import Tensor
 
 from guided_diffusers.core.checks import check_that
@@ -97,9 +98,11 @@ def with_prior(config: Any, task: DenoisingTask, device: torch.device) -> Any:
     if config.prior.images == 0:
         return task
     folder = Path(config.training.output_dir) / FOLDER
-    draw(config, task, folder, device)
+    with PartialState().main_process_first():
+        draw(config, task, folder, device)
+    plain = {"mirror": False, "crop": None, "buckets": None, "stream": False}
     kept = {"path": str(folder), "split": "train", "image_column": "image", "caption_column": "text"}
-    data = ImageTextDataset(replace(config.data, **kept, mirror=False, crop=None, buckets=None))
+    data = ImageTextDataset(replace(config.data, **kept, **plain))
     parts = task.pipeline(task.modules).components
     condition = replace(
         task.condition,

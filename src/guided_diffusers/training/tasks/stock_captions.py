@@ -23,6 +23,7 @@ from guided_diffusers.core.randomness import Stream
 from guided_diffusers.stock.prompted import Prompted, encoded
 from guided_diffusers.training.data.cache import cached_rows, fingerprint
 from guided_diffusers.training.data.dataset import ImageTextDataset
+from guided_diffusers.training.data.stream import ImageTextStream
 from guided_diffusers.training.engine.config import TrainingConfig
 from guided_diffusers.training.tasks.conditioning import Conditioning, DrawingConfig, dropped
 from guided_diffusers.training.tasks.kept import keep_tokenizer
@@ -62,7 +63,8 @@ class StockCaptions(Conditioning):
         row: how it tells its transformer.
         captions: (indices, positions) -> one caption a sample.
         length: tokens of a text, `max_sequence_length`.
-        frozen: what the text encoders say; None where they are trained too.
+        frozen: what the text encoders say; None where they are asked at every step.
+        joint: whether they are trained too.
         dropout: the share that becomes the empty prompt.
         drawing: what to draw.
     """
@@ -72,6 +74,7 @@ class StockCaptions(Conditioning):
     captions: Callable[[list[int], list[int]], list[str]]
     length: int
     frozen: FrozenRows | None
+    joint: bool
     dropout: float
     drawing: DrawingConfig
     posterior_first = True
@@ -80,7 +83,7 @@ class StockCaptions(Conditioning):
     @property
     def trained(self) -> dict[str, nn.Module]:
         """The text encoders, or nothing."""
-        return {} if self.frozen is not None else text_encoders(self.row, self.stock.components)
+        return text_encoders(self.row, self.stock.components) if self.joint else {}
 
     @property
     def export_dtype(self) -> str:
@@ -134,7 +137,7 @@ class StockCaptions(Conditioning):
 
 def make_stock_captions(
     row: Prompted,
-    data: ImageTextDataset,
+    data: ImageTextDataset | ImageTextStream,
     text: TextConfig,
     training: TrainingConfig,
     parts: dict[str, Any],
@@ -146,6 +149,8 @@ def make_stock_captions(
     drawing: DrawingConfig,
 ) -> StockCaptions:
     """The pipeline with all its parts; where text encoders are frozen, what they say of all captions.
+
+    Those of a stream are not all known: they are encoded at every step.
 
     Args:
         row: how the pipeline tells its transformer.
@@ -173,13 +178,19 @@ def make_stock_captions(
             "texts have %d tokens: a call of %s has to be given max_sequence_length=%d (a plain one has %d)",
             *(length, row.pipeline, length, row.length),
         )
-    frozen = text.encoder == "frozen"
+    frozen, known = text.encoder == "frozen", None
+    if frozen:
+        for encoder in text_encoders(row, parts).values():
+            encoder.requires_grad_(False).eval().to(device)
+        if not isinstance(data, ImageTextStream):
+            known = frozen_rows(row, stock, texts, length, device, data.config.cache_dir)
     return StockCaptions(
         stock=stock,
         row=row,
         captions=lambda indices, positions: data.captions(indices, positions, training.seed),
         length=length,
-        frozen=frozen_rows(row, stock, texts, length, device, data.config.cache_dir) if frozen else None,
+        frozen=known,
+        joint=not frozen,
         dropout=dropout,
         drawing=drawing,
     )
@@ -193,10 +204,9 @@ def frozen_rows(
     device: torch.device,
     cache_dir: str | None,
 ) -> FrozenRows:
-    """What the frozen text encoders of a pipeline say of texts, computed now or from the cache."""
+    """What the frozen text encoders of a pipeline, on the device, say of texts, computed now or cached."""
     made_of = {"length": str(length), "pipeline": row.pipeline}
     for name, encoder in text_encoders(row, stock.components).items():
-        encoder.requires_grad_(False).eval().to(device)
         ids = json.dumps(getattr(stock, tokenizer_of(name))(texts, verbose=False).input_ids)
         made_of[name] = fingerprint(encoder)
         made_of[tokenizer_of(name)] = hashlib.sha256(ids.encode()).hexdigest()

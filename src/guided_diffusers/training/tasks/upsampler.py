@@ -11,7 +11,7 @@ References:
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import torch
@@ -30,7 +30,8 @@ from guided_diffusers.models.super_resolution import (
 )
 from guided_diffusers.pipelines.upsample import UpsamplePipeline
 from guided_diffusers.training.data.crops import MARGIN, Crops
-from guided_diffusers.training.data.dataset import DataConfig, ImageTextDataset
+from guided_diffusers.training.data.dataset import DataConfig
+from guided_diffusers.training.data.stream import open_held_out
 from guided_diffusers.training.engine.config import arguments, option
 from guided_diffusers.training.engine.order import uniform_for
 from guided_diffusers.training.tasks.conditioning import Conditioning, Labels
@@ -204,8 +205,7 @@ def held_out_pictures(
     """
     if drawing.images == 0 or told == "classes":
         return {}
-    config = replace(data, split=f"{drawing.split}[:{drawing.images}]", mirror=False)
-    held_out = ImageTextDataset(config)
+    held_out = open_held_out(data, drawing.split, drawing.images)
     rows = range(len(held_out))
     small = area_averaged(held_out.pixels(rows), scale)
     return {
