@@ -64,6 +64,8 @@ USAGE = {
     ("generate", "--help"): 0,
     ("train", "--help"): 0,
     ("train", "--list"): 0,
+    ("precompute", "--help"): 0,
+    ("precompute", "x", "--config", "nonsense"): 2,
     ("sweep", "--help"): 0,
     (): 2,
     ("nothing",): 2,

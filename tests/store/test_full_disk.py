@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny_data import sliced_tars
 from trained_scripts import command, weights
 
 from guided_diffusers.cli import main
@@ -26,8 +27,10 @@ from guided_diffusers.evaluation import Judge, JudgeConfig, save_judge
 from guided_diffusers.evaluation.generation import generate_images, generated_images
 from guided_diffusers.evaluation.reference import reference_features
 from guided_diffusers.store.files import DiskFullError, new_array, room_for, write_json_atomically
+from guided_diffusers.training.data.dataset import DataConfig
 from guided_diffusers.training.engine.checkpoint import load_checkpoint, save_checkpoint
 from guided_diffusers.training.engine.log import JsonLines
+from guided_diffusers.training.tasks.precompute import PrecomputeConfig, precompute
 
 resource = pytest.importorskip("resource")
 NAMESPACE = ["unshare", "--user", "--map-root-user", "--mount", "bash", "-euc"]
@@ -54,6 +57,18 @@ def said_under_a_limit(deed: Callable[[], object], limit: int) -> str:
 
 def names(folder: Path) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def test_a_shard_of_latents_is_whole_or_not_there(tmp_path):
+    data = DataConfig(
+        path=str(sliced_tars(tmp_path / "tars")), image_column="png", caption_column="txt", channels=1
+    )
+    folder = tmp_path / "shards"
+    config = PrecomputeConfig(output_dir=str(folder), data=data, autoencoder="fashion-32/vae")
+    said = said_under_a_limit(lambda: precompute(config, torch.device("cpu")), 6000)
+    assert said.startswith("DiskFullError") and str(folder) in said
+    assert names(folder) == ["precomputed.json"]
+    assert precompute(config, torch.device("cpu"))["shards"] == len(names(folder)) - 1 == 4
 
 
 def test_a_checkpoint_before_stays_whole(tmp_path):

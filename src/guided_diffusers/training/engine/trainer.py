@@ -210,8 +210,8 @@ class Trainer:
             self.validate(seen)
         if due(config.export_every_images):
             self.export(seen)
-        if saving:
-            self.save_checkpoint(seen, data)
+        if due(config.checkpoint_every_images) or last:
+            self.save_checkpoint(seen)
 
     def log(self, seen: int) -> None:
         """Write the means since the last record, and stop the run when a loss is not finite."""

@@ -192,14 +192,15 @@ class ClassifierTask:
     def losses(self, batch: dict[str, Any]) -> Iterator[tuple[str, Tensor, Metrics]]:
         """One loss: the mean over samples of the cross-entropy, with smoothed labels."""
         classifier, labels = self.modules["classifier"], batch["labels"]
+        if "images" in batch:
+            batch = {**batch, "images": self.data.seen(batch["images"])}
         if self.features is not None:
             logits = classifier.head(batch["features"])
         elif self.levels is None:
-            logits = classifier(self.data.seen(batch["images"]))
+            logits = classifier(batch["images"])
         else:
             level = batch["level"]
-            sample = add_noise(self.data.seen(batch["images"]), batch["noise"], level)
-            logits = noisy_logits(classifier, sample, level)
+            logits = noisy_logits(classifier, add_noise(batch["images"], batch["noise"], level), level)
         logits, smoothing = logits.float(), self.objective.label_smoothing
         each = functional.cross_entropy(logits, labels, reduction="none", label_smoothing=smoothing)
         right = (logits.detach().argmax(dim=1) == labels).float()
