@@ -108,7 +108,7 @@ def test_images_are_decoded_once(open_slice, monkeypatch):
     def fail(*_):
         raise AssertionError("decoded again")
 
-    monkeypatch.setattr(data_module, "decode_cell", fail)
+    monkeypatch.setattr("guided_diffusers.training.data.decoding.decode_image", fail)
     assert torch.equal(open_slice().pixels([1, 2]), first)
     with pytest.raises(ValueError, match="decoded again"):
         open_slice(resolution=16)
