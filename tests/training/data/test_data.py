@@ -15,7 +15,6 @@ from datasets import Image as ImageFeature
 from PIL import Image
 from tiny_data import SLICE, fashion, png
 
-from guided_diffusers.training.data import dataset as data_module
 from guided_diffusers.training.data.dataset import DataConfig, ImageTextDataset, load_image_text
 from guided_diffusers.training.data.decoding import decode_image
 
