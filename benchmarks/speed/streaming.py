@@ -133,6 +133,7 @@ def task_of(options: argparse.Namespace, rows: int, folder: Path, stream: bool) 
         "label_column": "cls",
         "unet": {
             "block_out_channels": options.channels,
+            "norm_num_groups": 8,
             "layers_per_block": 1,
             "down_block_types": ["DownBlock2D"] * levels,
             "up_block_types": ["UpBlock2D"] * levels,
