@@ -20,7 +20,7 @@ from diffusers.models.embeddings import LabelEmbedding
 from own_network import OwnDenoiser
 from tiny_data import captioned, classed
 from torch import Tensor
-from training_scripts import BRIEF, TEXT_MODEL, load, records
+from training_scripts import BRIEF, TEXT_MODEL, assert_goes_on_to_the_same_bits, load, records
 
 from guided_diffusers import (
     Condition,
@@ -198,6 +198,19 @@ def test_frozen_text_encoders_say_the_same_as_those_that_are_asked_at_every_step
     assert told[0]["encoder_hidden_states"].shape == (3, 2 * LENGTH, 32)
     assert told[0]["pooled_projections"].shape == (3, 32)
     torch.testing.assert_close(told[0], told[1], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_a_transformer_goes_on_to_the_same_bits(images: Path, tiny_folder: Path, tmp_path: Path) -> None:
+    """Its text encoders are trained along, a T5 with dropout."""
+    first = by_text("SD3Transformer2DModel", tmp_path, images, tiny_folder / "vae", 16)
+
+    def run(name: str, *words: Any) -> Path:
+        given = ["--config", first.parent / "config.yaml", "--output_dir", tmp_path / name, *words]
+        training_scripts.train(load("train_text_to_image"), *given, "--validate_every_images", 0)
+        return tmp_path / name
+
+    assert_goes_on_to_the_same_bits(run, 32, "--num_images", 64, "--checkpoint_every_images", 32)
 
 
 UNET = {"block_out_channels": [8], "layers_per_block": 1, "norm_num_groups": 4}
