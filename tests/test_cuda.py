@@ -14,9 +14,11 @@ from typing import Any
 import diffusers
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from tiny import tiny_unet
 from tiny_classifier import tiny_image_unet
 from tiny_pipelines import PIPELINES, PROMPTS, STEPS, autoencoder, drawn, text_to_image
+from torch.utils.flop_counter import FlopCounterMode
 from trained_scripts import CASES, command, records
 
 from guided_diffusers import (
@@ -33,6 +35,8 @@ from guided_diffusers.guidance import (
     RescaledGuidance,
 )
 from guided_diffusers.likelihood.bound import estimated_bound, with_variance
+from guided_diffusers.training.engine.config import TrainingConfig
+from guided_diffusers.training.engine.trainer import make_accelerator, make_optimizer, train
 
 if not torch.cuda.is_available():
     pytest.skip("there is no GPU", allow_module_level=True)
@@ -202,3 +206,72 @@ def test_scripts_train_in_mixed_precision_and_go_on_where_they_stopped(name, pre
     assert half[-1]["images"] == 160 and whole[-1]["images"] == 320
     losses = [record[loss] for record in whole for loss in record["learning_rate"] if loss in record]
     assert losses and all(loss == loss and abs(loss) < 1e3 for loss in losses)
+
+
+PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L4": 121e12}
+"""bfloat16 operations a second of some GPUs, without sparsity."""
+
+
+UNET = {
+    "block_out_channels": (192, 384, 576),
+    "down_block_types": ("DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"),
+    "up_block_types": ("AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+}
+NETWORKS = {
+    "unet": lambda: diffusers.UNet2DModel(sample_size=32, in_channels=4, out_channels=4, **UNET),
+    "dit": lambda: diffusers.DiTTransformer2DModel(12, 64, in_channels=4, out_channels=4, num_layers=10),
+}
+"""Of about 100 million parameters."""
+
+
+class Copying:
+    """A network learns to give back the noise that it is given: nothing but it takes time."""
+
+    num_samples, averaged = 1024, ("network",)
+
+    def __init__(self, name: str, config: TrainingConfig) -> None:
+        torch.manual_seed(0)
+        self.network = NETWORKS[name]()
+        self.modules = {"network": self.network}
+        self.optimizers = {"network": make_optimizer(config, self.network.parameters())}
+
+    def batch(self, indices: list[int], positions: list[int]) -> torch.Tensor:
+        return torch.zeros(len(indices), 4, 32, 32)
+
+    def losses(self, batch: torch.Tensor) -> Any:
+        noise, times = torch.randn_like(batch), torch.zeros(len(batch), dtype=torch.long, device=batch.device)
+        told = {"class_labels": times} if hasattr(self.network, "transformer_blocks") else {}
+        yield "network", (self.network(noise, times, **told).sample - noise).square().mean(), {}
+
+    def validate(self, images_seen: int, modules: Any, folder: Any) -> dict[str, float]:
+        return {}
+
+    def save(self, folder: Any, modules: Any) -> None:
+        modules["network"].save_pretrained(folder)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sharding", ["none", "parameters"])
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_100_million_parameters_train_in_bfloat16(name, compiled, sharding, tmp_path):
+    """Whole, or split over the one process; prints images a second, memory, and the share of the peak."""
+    settings = {"batch_size": 64, "num_images": 64 * 60, "warmup_images": 0, "log_every_images": 64 * 30}
+    settings |= {"snapshot_fractions": (), "validate_every_images": 0, "checkpoint_every_images": 64 * 30}
+    config = TrainingConfig(output_dir=str(tmp_path), mixed_precision="bf16", sharding=sharding, **settings)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    torch.cuda.reset_peak_memory_stats()
+    task = Copying(name, config)
+    parameters = sum(parameter.numel() for parameter in task.network.parameters())
+    with FlopCounterMode(display=False) as counter:
+        next(task.losses(torch.zeros(1, 4, 32, 32)))
+    if compiled:
+        task.network.compile()
+    train(task, config, accelerator=make_accelerator(config))
+    first, last = records(tmp_path)
+    rate, memory = last["images_per_second"], torch.cuda.max_memory_allocated() / 2**30
+    gpu = torch.cuda.get_device_name()
+    peak = next((most for known, most in PEAKS.items() if known in gpu), float("nan"))
+    share = 3 * counter.get_total_flops() * rate / peak
+    print(f"\n{gpu}, {parameters / 1e6:.0f}M: {rate:.0f} images/s, {memory:.1f} GiB, {share:.1%} of the peak")
+    assert 8e7 < parameters < 2e8 and last["network"] < first["network"]
