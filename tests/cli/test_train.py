@@ -153,3 +153,22 @@ def test_a_mistake_of_the_run_is_one_line(run: Run, tmp_path: Path, arguments, c
     got, output, errors = run("autoencoder", *words, *arguments)
     assert (got, output) == (code, "") and "Traceback" not in errors
     assert reason in errors.splitlines()[-1]
+
+
+@pytest.mark.parametrize(("found", "set_to"), [(True, None), (True, ""), (False, None)])
+def test_a_run_on_a_cpu_gets_a_faster_allocator_where_there_is_one(
+    monkeypatch, tmp_path, capsys, found, set_to
+):
+    (tmp_path / "x86_64-linux-gnu").mkdir()
+    library = tmp_path / "x86_64-linux-gnu" / "libtcmalloc_minimal.so.4"
+    if found:
+        library.touch()
+    places = {"/usr/lib": tmp_path, "/usr/lib64": tmp_path / "none"}
+    monkeypatch.setattr(train_module, "Path", lambda name: places[name])
+    monkeypatch.setattr(train_module.sys, "platform", "linux")
+    monkeypatch.delenv("LD_PRELOAD", raising=False)
+    if set_to is not None:
+        monkeypatch.setenv("LD_PRELOAD", set_to)
+    taken = found and set_to is None
+    assert train_module.allocator() == ({"LD_PRELOAD": str(library)} if taken else {})
+    assert (library.name in capsys.readouterr().err) == taken

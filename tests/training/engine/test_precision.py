@@ -6,11 +6,12 @@ import time
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from tiny import shallow_unet
 from torch import nn
 from training_scripts import of_task, same
 
 from guided_diffusers.training.engine.config import TrainingConfig
-from guided_diffusers.training.engine.trainer import train
+from guided_diffusers.training.engine.trainer import make_optimizer, train
 
 LONG = {"num_images": 10_000, "stop_at_images": 16, "batch_size": 8, "warmup_images": 0}
 WAYS = {("no", False): "float32", ("no", True): "float32, channels last"}
@@ -143,3 +144,42 @@ def test_a_run_of_before_goes_on_as_it_was(timed, tmp_path):
     (checkpoint / "state.json").write_text(json.dumps(state))
     task, config = trained(timed, tmp_path, ("bf16", False), stop_at_images=24)
     assert task.ways == [("no", True)] and config["channels_last"] is True
+
+
+def test_plain_attention_is_tried_on_a_cpu_taken_when_named_and_computes_the_same(
+    denoising, tmp_path, caplog
+):
+    class Attending(denoising):
+        def __init__(self, config):
+            super().__init__(config)
+            unet = shallow_unet(down_block_types=("AttnDownBlock2D",), up_block_types=("AttnUpBlock2D",))
+            self.modules["unet"] = unet
+            self.optimizers = {"unet": make_optimizer(config, unet.parameters())}
+
+    caplog.set_level("INFO")
+    settings = {"mixed_precision": "no", "channels_last": False}
+    trained(Attending, tmp_path / "auto", **settings)
+    assert "float32, plain attention " in caplog.text  # its figure
+    found = {}
+    for attention in ("plain", "fused"):
+        AcceleratorState._reset_state(reset_partial_state=True)
+        task, config = trained(Attending, tmp_path / attention, attention=attention, **settings)
+        assert config["attention"] == attention
+        processors = {type(p).__name__ for p in task.modules["unet"].attn_processors.values()}
+        assert processors == {"AttnProcessor" if attention == "plain" else "AttnProcessor2_0"}
+        found[attention] = torch.cat([value.flatten() for value in of_task(task).values()])
+    assert (found["plain"] - found["fused"]).abs().mean() < 1e-6
+
+
+@pytest.mark.slow
+def test_a_compiled_run_learns_what_a_plain_one_does(denoising, tmp_path):
+    found = {}
+    for compiled in (True, False):
+        AcceleratorState._reset_state(reset_partial_state=True)
+        settings = {"mixed_precision": "no", "channels_last": False, "attention": "fused"}
+        task, _ = trained(denoising, tmp_path / str(compiled), compile=compiled, **settings)
+        assert (task.modules["unet"]._compiled_call_impl is not None) == compiled
+        found[compiled] = of_task(task)
+    assert found[True].keys() == found[False].keys()
+    difference = torch.cat([(found[True][name] - value).flatten() for name, value in found[False].items()])
+    assert difference.abs().mean() < 1e-5

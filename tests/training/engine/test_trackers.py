@@ -45,8 +45,12 @@ def test_tensorboard_has_scalars_and_pictures(tracked):
     assert (picture.step, picture.width, picture.height) == (16, 4, 2)
 
 
-def test_weights_and_biases_offline_has_scalars_and_pictures(tracked, monkeypatch):
+@pytest.mark.slow
+def test_weights_and_biases_offline_has_scalars_and_pictures(tracked, tmp_path, monkeypatch):
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
-    folder = tracked("wandb")
-    assert list(folder.parent.rglob("run-*.wandb")) or list(folder.rglob("*.wandb"))
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    tracked("wandb")
+    (file,) = tmp_path.rglob("run-*.wandb")
+    assert all(word in file.read_bytes() for word in (b"unet_gradient_norm", b"validation/00-a-fox"))
+    assert len(list(tmp_path.rglob("media/images/validation/*.png"))) == 1

@@ -91,6 +91,10 @@ class TrainingConfig(Declared):
         "block (accelerate's FSDP2 says it as well)",
     )
     timeout_minutes: Positive = option(30.0, "a process that others wait for so long is taken for dead")
+    attention: Literal["auto", "fused", "plain"] = option(
+        "auto", "of diffusers' networks: torch's fused one, or plain products; auto: the faster on a CPU"
+    )
+    compile: bool = option(False, "torch.compile every trained network, in place: minutes at the start")
     ema_half_life_images: Amount = option(50_000.0, "half-life of the averaged weights; 0: the last weights")
     ema_ramp_up: Amount = option(0.05, "half-life at most this fraction of the images seen so far")
     snapshot_fractions: tuple[Annotated[float, Within(0, 1, "(]")], ...] = option(

@@ -1,8 +1,9 @@
-"""The precision and the memory layout that train fastest here: measured, because nothing else tells.
+"""The precision, memory layout and attention that train fastest here: measured; nothing else tells.
 
-Of `training.mixed_precision` and `training.channels_last`, whichever is `auto` is tried both ways before the
-first step: the task's own losses and their backward passes, on samples of its own, after a warm-up. Nothing
-is left of it: weights and their layout, buffers, gradients and random numbers are what they were.
+Of `training.mixed_precision`, `training.channels_last` and, on a CPU, `training.attention`, whichever is
+`auto` is tried both ways before the first step: the task's own losses and their backward passes, on samples
+of its own, after a warm-up. Nothing is left of it: weights and their layout, buffers, gradients and random
+numbers are what they were.
 
 The answer belongs to the run: it stands in its config.json and in every checkpoint, and is not measured again
 when the run goes on. Runs of fewer than SHORTEST images are not measured: they train plainly, in float32.
@@ -22,6 +23,8 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather
+from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
+from torch import nn
 
 from guided_diffusers.training.engine.batches import Batches
 from guided_diffusers.training.engine.config import TrainingConfig
@@ -38,20 +41,22 @@ TOLERANCE = 0.02  # bfloat16 is not taken where it moves the loss by a larger sh
 
 @dataclass(frozen=True)
 class Way:
-    """One way to compute a step: `mixed_precision` and `channels_last` as in the configuration."""
+    """One way to compute a step, as in the configuration."""
 
     mixed_precision: str
     channels_last: bool
+    attention: str = "fused"
 
     @classmethod
     def of(cls, config: TrainingConfig) -> Way:
         """What a configuration says."""
-        return cls(config.mixed_precision, config.channels_last)
+        return cls(config.mixed_precision, config.channels_last, config.attention)
 
     def __str__(self) -> str:
         """In words."""
         precision = {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}[self.mixed_precision]
-        return f"{precision}, channels last" if self.channels_last else precision
+        further = {", channels last": self.channels_last, ", plain attention": self.attention == "plain"}
+        return precision + "".join(text for text, is_so in further.items() if is_so)
 
 
 def settled(config: TrainingConfig, earlier: Mapping[str, Any]) -> TrainingConfig:
@@ -68,13 +73,15 @@ def choose(
     Without batches nothing is timed: of networks that are split over processes bfloat16 is taken where it may
     be, unless on a CPU, and the plain layout.
     """
-    if "auto" not in (config.mixed_precision, config.channels_last):
+    if "auto" not in (config.mixed_precision, config.channels_last, config.attention):
         return config
     ways = ways_to_try(task, config, accelerator)
     if batches is None:
         plain = [way for way in ways if way.channels_last == ways[0].channels_last]
         way = plain[0] if accelerator.device.type == "cpu" else plain[-1]
         return _said(config, way, "networks that are split over processes are not timed", accelerator)
+    if len(ways) == 1 and "auto" not in (config.mixed_precision, config.channels_last):
+        return replace(config, **asdict(ways[0]))
     if config.num_images < SHORTEST:
         return _said(config, ways[0], f"runs of fewer than {SHORTEST:,} images are not timed", accelerator)
     with _as_it_was(task):
@@ -91,6 +98,7 @@ def _said(config: TrainingConfig, way: Way, reason: str, accelerator: Accelerato
     if accelerator.is_main_process:
         layout = str(way.channels_last).lower()
         keys = f"training.mixed_precision is {way.mixed_precision}, training.channels_last {layout}"
+        keys += ", training.attention plain" if way.attention == "plain" else ""
         logger.info("computing in %s (%s): %s", way, keys, reason)
     return replace(config, **asdict(way))
 
@@ -106,7 +114,22 @@ def ways_to_try(task: Task, config: TrainingConfig, accelerator: Accelerator) ->
     if config.channels_last == "auto":
         maps = any(p.dim() == 4 for module in task.modules.values() for p in module.parameters())
         layouts = [False, True] if maps else [False]
-    return [Way(precision, layout) for precision, layout in itertools.product(precisions, layouts)]
+    attentions = [config.attention]
+    if config.attention == "auto":
+        slow = accelerator.device.type == "cpu" and any(fused_attention(m) for m in task.modules.values())
+        attentions = ["fused", "plain"] if slow else ["fused"]
+    return [Way(*one) for one in itertools.product(precisions, layouts, attentions)]
+
+
+def fused_attention(module: nn.Module) -> list[Any]:
+    """The layers of a network of diffusers whose attention torch computes in one operation."""
+    return [m for m in module.modules() if isinstance(getattr(m, "processor", None), AttnProcessor2_0)]
+
+
+def use_plain_attention(module: nn.Module) -> None:
+    """Compute attention as products and a softmax, which short sequences on a CPU are faster by."""
+    for layer in fused_attention(module):
+        layer.set_processor(AttnProcessor())
 
 
 def autocast(accelerator: Accelerator, mixed_precision: str) -> AbstractContextManager:
@@ -161,7 +184,7 @@ def _trial(task: Task, accelerator: Accelerator, way: Way, batch: Any) -> tuple[
     }
     seconds, total = math.inf, math.inf
     try:
-        with _laid_out(task, way.channels_last), torch.random.fork_rng():
+        with _laid_out(task, way), torch.random.fork_rng():
             torch.manual_seed(0)
             _wait(accelerator.device)
             start, losses, total = time.perf_counter(), iter(task.losses(batch)), 0.0
@@ -184,17 +207,22 @@ def _trial(task: Task, accelerator: Accelerator, way: Way, batch: Any) -> tuple[
 
 
 @contextmanager
-def _laid_out(task: Task, channels_last: bool) -> Iterator[None]:
-    """Weights in a layout; afterwards they are the tensors that they were."""
+def _laid_out(task: Task, way: Way) -> Iterator[None]:
+    """Weights in a layout, and an attention; afterwards both are what they were."""
     own = [(p, p.data) for module in task.modules.values() for p in module.parameters()]
+    layers = [(m, m.processor) for module in task.modules.values() for m in fused_attention(module)]
     try:
-        if channels_last:
-            for module in task.modules.values():
+        for module in task.modules.values():
+            if way.channels_last:
                 module.to(memory_format=torch.channels_last)
+            if way.attention == "plain":
+                use_plain_attention(module)
         yield
     finally:
         for parameter, data in own:
             parameter.data = data
+        for layer, processor in layers:
+            layer.set_processor(processor)
 
 
 @contextmanager

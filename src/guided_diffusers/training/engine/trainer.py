@@ -37,7 +37,7 @@ from guided_diffusers.training.engine.lock import folder_lock
 from guided_diffusers.training.engine.log import JsonLines, Meter, flatten, in_words
 from guided_diffusers.training.engine.parallel import lost_process
 from guided_diffusers.training.engine.posthoc import PosthocAverages
-from guided_diffusers.training.engine.precision import Way, autocast, choose, settled
+from guided_diffusers.training.engine.precision import Way, autocast, choose, settled, use_plain_attention
 from guided_diffusers.training.engine.progress import Progress, shown
 from guided_diffusers.training.engine.publish import Publisher
 from guided_diffusers.training.engine.saver import Saver
@@ -345,4 +345,9 @@ class Trainer:
         if config.channels_last:
             for module in self.task.modules.values():
                 module.to(memory_format=torch.channels_last)
+        for module in self.task.modules.values():
+            if config.attention == "plain":
+                use_plain_attention(module)
+            if config.compile:
+                module.compile()
         self.config, self.full_config = config, with_training(self.full_config, config)
