@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -117,11 +116,11 @@ def adapted(scheduler: AnyScheduler) -> Adapted:
     family, learned = family_of(type(scheduler)), reads_variance(scheduler)
     if family is None or hasattr(scheduler, "noise_level"):
         listed = scheduler.timesteps
-        levels, row, scale = run_levels(scheduler, listed), row_of(scheduler), initial_scale(scheduler)
-        return Adapted(listed, levels, row, learned, scale)
+        row, scale = row_of(scheduler), initial_scale(scheduler)
+        return Adapted(listed, run_levels(scheduler, listed), row, learned, scale)
     values, row, scale = _values(scheduler, family), family.row(scheduler), family.scale(scheduler)
     listed = scheduler.timesteps[: len(values) - 1]
-    alpha, sigma, input_scale = family.coordinates(scheduler, values)
+    alpha, sigma, input_scale = family.coordinates(scheduler, values[: len(listed) + 1])
     levels = NoiseLevel(alpha=alpha, sigma=sigma, input_scale=input_scale).each([*listed, None])
     return Adapted(listed, iter(levels), row, learned, scale)
 
@@ -230,20 +229,15 @@ def stepper(scheduler: AnyScheduler, **fixed: Any) -> Callable[..., Tensor]:
     before: list[Any] = [None, None]  # CogVideoX's solver is given its last x_0 and timestep by its caller
     family = family_of(type(scheduler))
     whole = family is not None and family.whole  # as integers, they index tables more quickly
-    # the code of diffusers asks for no gradients, and its many small operations are quicker so
-    plain = all(each.__module__.startswith("diffusers.") for each in (type(scheduler), take))
-    mode: Callable[[], AbstractContextManager[Any]] = torch.inference_mode if plain else nullcontext
 
     def step(output: Tensor, timestep: Any, sample: Tensor, **more: Any) -> Tensor:
         timestep = int(timestep) if whole else timestep
-        with mode():
-            if "old_pred_original_sample" not in taken:
-                stepped = take(output, timestep, sample, **fixed, **more)
-            else:
-                stepped = take(output, before[0], timestep, before[1], sample, **fixed, **more)
-                before[:] = stepped[1], timestep
-        following = check_same_shape(name, _sample_of(stepped), "the sample", sample)
-        return at_least_float32(following.clone() if following.is_inference() else following)
+        if "old_pred_original_sample" not in taken:
+            stepped = take(output, timestep, sample, **fixed, **more)
+        else:
+            stepped = take(output, before[0], timestep, before[1], sample, **fixed, **more)
+            before[:] = stepped[1], timestep
+        return at_least_float32(check_same_shape(name, _sample_of(stepped), "the sample", sample))
 
     return step
 

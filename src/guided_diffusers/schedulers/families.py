@@ -224,7 +224,6 @@ REFUSED: dict[str, str] = {
 }
 
 
-@lru_cache(maxsize=256)
 def known_as(kind: type) -> str | None:
     """The class in `FAMILIES` or `REFUSED` that a scheduler's class is or comes from; None of others."""
     bases = [cls.__name__ for cls in kind.__mro__ if cls.__module__.startswith("diffusers.")]
@@ -234,7 +233,7 @@ def known_as(kind: type) -> str | None:
 @lru_cache(maxsize=256)
 def family_of(kind: type) -> Family | None:
     """The family of a scheduler's class; None of one of another kind."""
-    return FAMILIES.get(known_as(kind) or "")  # type: ignore[arg-type]  # a class can be hashed
+    return FAMILIES.get(known_as(kind) or "")
 
 
 _NEEDED = ("set_timesteps", "step", "noise_level")

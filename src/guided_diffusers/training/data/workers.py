@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -73,7 +73,7 @@ def turns(lanes: int, workers: int) -> int:
     return math.ceil(lanes / max(1, workers)) * max(1, workers)
 
 
-def endless(loader: DataLoader) -> Iterator[Any]:
+def endless(loader: DataLoader) -> Generator[Any, None, None]:
     """What the loader gives; a worker that failed or died is one sentence."""
     try:
         yield from loader

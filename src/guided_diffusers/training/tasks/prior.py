@@ -17,7 +17,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate import PartialState
@@ -33,6 +33,7 @@ from guided_diffusers.training.engine.config import option
 from guided_diffusers.training.engine.order import data_order
 from guided_diffusers.training.engine.task import Metrics
 from guided_diffusers.training.tasks.captions import encoded_text, texts_of
+from guided_diffusers.training.tasks.conditioning import Captions
 from guided_diffusers.training.tasks.denoiser import DenoisingTask
 from guided_diffusers.training.tasks.stock_captions import StockCaptions, frozen_rows
 
@@ -103,11 +104,11 @@ def with_prior(config: Any, task: DenoisingTask, device: torch.device) -> Any:
     plain = {"mirror": False, "crop": None, "buckets": None, "stream": False}
     kept = {"path": str(folder), "split": "train", "image_column": "image", "caption_column": "text"}
     data = ImageTextDataset(replace(config.data, **kept, **plain))
-    parts = task.pipeline(task.modules).components
+    parts, conditioning = task.pipeline(task.modules).components, cast(Captions, task.condition)
     condition = replace(
-        task.condition,
+        conditioning,
         captions=lambda indices, positions: data.captions(indices, positions, task.seed),
-        **_text(task.condition, texts_of(data), device, config.data.cache_dir),
+        **_text(conditioning, texts_of(data), device, config.data.cache_dir),
     )
     images = Images(**image_arguments(data, parts["vae"]))
     training = replace(config.training, seed=seed_for(config.training.seed, Stream.PRIOR))
@@ -147,7 +148,7 @@ def draw(config: Any, task: DenoisingTask, folder: Path, device: torch.device) -
     with atomic_folder(folder) as place:
         for start in range(0, len(prompts), size):
             some = replace(config.drawing, prompts=tuple(prompts[start : start + size]), images_per_prompt=1)
-            arguments, count, _ = replace(task.condition, drawing=some).pictures()
+            arguments, count, _ = replace(cast(Captions, task.condition), drawing=some).pictures()
             generators = [generator_for(seed, number) for number in range(start, start + count)]
             images = pipeline(**arguments, generator=generators).images
             for number, image in enumerate(images, start):

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import re
 from dataclasses import MISSING, fields, replace
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import diffusers
 
@@ -25,9 +25,12 @@ from guided_diffusers.store.safety import refused_in_one_line
 from guided_diffusers.training.engine.setup import make_scheduler
 from guided_diffusers.training.tasks.text import check_frozen
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
 logger = logging.getLogger(__name__)
 
-Config = TypeVar("Config")
+Config = TypeVar("Config", bound="DataclassInstance")
 REPLACED = ("autoencoder", "unet", "denoiser", "unet_pretrained", "scheduler", "scheduler_arguments")
 """The keys whose parts come from the pipeline."""
 TAKEN = ("unet", "transformer", "vae", "text_encoder", "tokenizer", "scheduler")
