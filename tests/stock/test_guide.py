@@ -161,7 +161,7 @@ class TestRefused:
     @pytest.mark.parametrize(
         ("name", "term", "message"),
         [
-            ("sd1", RectifiedCFGPlusPlus(2.0), "defined for flow matching"),
+            ("sd1", RectifiedCFGPlusPlus(2.0), "is of flow matching"),
             ("flux", SlidingWindowGuidance(1.0), "is of images"),
             ("flux", HistoryGuidance(), "allowed: cutoff=None"),
             ("sd2 zero-snr", ClassifierFreeGuidance(2.0), r"alpha = 0 \(zero terminal SNR\)"),
