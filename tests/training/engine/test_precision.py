@@ -179,7 +179,7 @@ def test_a_compiled_run_learns_what_a_plain_one_does(denoising, tmp_path):
     for compiled in (True, False):
         AcceleratorState._reset_state(reset_partial_state=True)
         settings = {"mixed_precision": "no", "channels_last": False, "attention": "fused"}
-        task, _ = trained(denoising, tmp_path / str(compiled), compile=compiled, **settings)
+        task, _ = trained(denoising, tmp_path / str(compiled), 0.0, compile=compiled, **settings)
         assert (task.modules["unet"]._compiled_call_impl is not None) == compiled
         found[compiled] = of_task(task)
     assert found[True].keys() == found[False].keys()
