@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from accelerate.utils import reduce
 from processes import by_two
 from torch import nn
 from torch.nn.functional import normalize
 
+from guided_diffusers.core.finite import NonFiniteError
 from guided_diffusers.training.engine.parallel import by_shares, gathered, own_rows
 from guided_diffusers.training.tasks.autoencoder_losses import adaptive_weight
 from guided_diffusers.training.tasks.clip import different_texts
@@ -79,6 +81,21 @@ def drawn(rank: int) -> dict[str, torch.Tensor]:
 def test_what_is_made_by_shares_comes_in_order_on_every_process(tmp_path):
     for part in by_two(drawn, tmp_path):
         assert [part[str(count)].tolist() for count in (0, 1, 5)] == [[], [0], [0, 1, 4, 9, 16]]
+
+
+def broken(rank: int) -> dict[str, torch.Tensor]:
+    def make(numbers: list[int]) -> list[int]:
+        if 1 in numbers:
+            raise NonFiniteError("number 1")
+        return numbers
+
+    with pytest.raises(NonFiniteError, match="number 1"):
+        by_shares(2, make)
+    return {"rank": torch.tensor(rank)}
+
+
+def test_a_share_that_is_not_finite_is_told_to_every_process(tmp_path):
+    assert [part["rank"] for part in by_two(broken, tmp_path)] == [0, 1]
 
 
 def test_one_process_gathers_nothing():

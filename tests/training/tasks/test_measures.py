@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from training_scripts import load, records, train
+from processes import by_two
+from training_scripts import load, read, records, train
 
 from guided_diffusers import TextToImagePipeline
 from guided_diffusers.core.randomness import Stream, generator_for, seed_for
@@ -50,6 +51,33 @@ def test_a_run_with_prompts_measures_and_draws_each(arguments, images, tmp_path,
     )
     expected = kernel_distance(measures.real, extract_features(network, (255 * drawn).round().byte()))
     assert figures == {"KD-judge": pytest.approx(expected, rel=1e-3, abs=1e-6)}
+
+
+def test_processes_share_the_drawing_and_the_first_one_has_it_all(arguments, images, tmp_path, judge):
+    script = load("train_text_to_image")
+    words = ["--measures.features", str(judge), "--measures.images", "20"]
+    words += ["--measures.split", "train+train"]  # 40 rows: more than are drawn at once
+    words += ["--drawing.prompts", "[a dark square, 'A <bright> square']", "--drawing.images_per_prompt", "3"]
+
+    def validate(rank: int, name: str = "two") -> dict[str, torch.Tensor]:
+        config = read(script, *arguments(tmp_path / "run", *words))
+        task, rows = script.make_task(config, torch.device("cpu")), []
+        unet = task.modules["unet"].eval()
+        unet.register_forward_hook(lambda module, inputs, output: rows.append(len(output[0])))
+        figures = task.validate(0, task.modules, tmp_path / name)
+        return {"rows": torch.tensor(sum(rows)), "figures": torch.tensor(list(figures.values()))}
+
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    one, two = validate(0, "one"), by_two(validate, tmp_path)
+    pictures = sorted(path.name for path in (tmp_path / "one").iterdir())
+    assert len(pictures) == 3 and pictures == sorted(path.name for path in (tmp_path / "two").iterdir())
+    for name in pictures:
+        ours, theirs = (np.asarray(Image.open(tmp_path / run / name), int) for run in ("one", "two"))
+        assert np.abs(ours - theirs).max() <= 1
+    assert sum(part["rows"] for part in two) == one["rows"] and two[1]["rows"] < two[0]["rows"] < one["rows"]
+    torch.testing.assert_close(two[0]["figures"], one["figures"], rtol=1e-3, atol=1e-6)
+    assert not len(two[1]["figures"])
 
 
 def test_what_a_figure_needs_is_asked_for_by_name(images, judge):

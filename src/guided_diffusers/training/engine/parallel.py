@@ -19,6 +19,7 @@ from accelerate.utils import gather, gather_object
 from torch import Tensor
 
 from guided_diffusers.core.checks import one_line
+from guided_diffusers.core.finite import NonFiniteError
 from guided_diffusers.models.gradients import scale_gradient
 
 Result = TypeVar("Result")
@@ -61,11 +62,22 @@ def by_shares(count: int, make: Callable[[list[int]], list[Result]]) -> list[Res
 
     Returns:
         The results in the order of the numbers, on every process.
+
+    Raises:
+        NonFiniteError: one of them is not finite; on every process, none of which then waits for another.
     """
     state = PartialState()
-    mine = list(range(state.process_index, count, state.num_processes))
-    found = gather_object(list(zip(mine, make(mine) if mine else [], strict=True)))
-    return [result for _, result in sorted(found, key=lambda pair: pair[0])]
+    mine, made, failed = list(range(state.process_index, count, state.num_processes)), [], None
+    try:
+        made = make(mine) if mine else []
+    except NonFiniteError as error:
+        failed = error
+    shares = gather_object([(mine, made, failed)])
+    for _, _, error in shares:
+        if error is not None:
+            raise error
+    pairs = [pair for numbers, results, _ in shares for pair in zip(numbers, results, strict=True)]
+    return [result for _, result in sorted(pairs, key=lambda pair: pair[0])]
 
 
 def gathered(rows: Tensor) -> Tensor:

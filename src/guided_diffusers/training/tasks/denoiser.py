@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
 from accelerate.utils import gather
 from diffusers import DiffusionPipeline
 from diffusers.utils import make_image_grid
@@ -28,6 +29,7 @@ from guided_diffusers.training.data.images import Images
 from guided_diffusers.training.engine.config import TrainingConfig
 from guided_diffusers.training.engine.log import ByBin
 from guided_diffusers.training.engine.order import uniform_for
+from guided_diffusers.training.engine.parallel import by_shares
 from guided_diffusers.training.engine.task import Metrics
 from guided_diffusers.training.engine.trainer import make_optimizer
 from guided_diffusers.training.tasks.conditioning import Conditioning
@@ -51,6 +53,8 @@ class DenoisingTask:
         ValueError: a network whose channels do not suit the scheduler's variance, or that is not for the
             condition.
     """
+
+    validates_together = True
 
     def __init__(
         self,
@@ -138,18 +142,26 @@ class DenoisingTask:
     def validate(self, images_seen: int, modules: Mapping[str, nn.Module], folder: Path) -> Metrics:
         """Draw images, from the same noise every time, into <images seen>.png; measure what there is.
 
-        Of several prompts each has a picture of its own besides, <images seen>-<number>-<prompt>.png.
+        Of several prompts each has a picture of its own besides, <images seen>-<number>-<prompt>.png. Every
+        process draws a share; the first one measures and writes.
         """
         arguments, count, columns = self.condition.pictures()
-        figures = dict(self.condition.measure(modules[self.name], self.scheduler))
-        if count == 0 and self.measures is None:
-            return figures
-        pipeline = self.pipeline(modules).to(modules[self.name].device)
-        pipeline.set_progress_bar_config(disable=True)
-        if count > 0:
+        images, measured = [], None
+        if count > 0 or self.measures is not None:
+            pipeline = self.pipeline(modules).to(modules[self.name].device)
+            pipeline.set_progress_bar_config(disable=True)
             seed = seed_for(self.seed, self.condition.drawing_stream)
-            generators = [generator_for(seed, number) for number in range(count)]
-            images = pipeline(**arguments, generator=generators).images
+
+            def draw(numbers: list[int]) -> list[Any]:
+                generators = [generator_for(seed, number) for number in numbers]
+                return pipeline(**of_pictures(arguments, numbers, count), generator=generators).images
+
+            images = by_shares(count, draw)
+            measured = None if self.measures is None else self.measures.draw(pipeline, arguments)
+        if not PartialState().is_main_process:
+            return {}
+        figures = dict(self.condition.measure(modules[self.name], self.scheduler))
+        if images:
             name, prompts = f"{images_seen:012d}", arguments.get("prompt", ())
             make_image_grid(images, rows=count // columns, cols=columns).save(folder / f"{name}.png")
             each = len(prompts) > 1 and "num_images_per_prompt" in arguments
@@ -157,8 +169,8 @@ class DenoisingTask:
                 row = images[number * columns : (number + 1) * columns]
                 words = "-".join(re.findall(r"[a-z0-9]+", prompt.lower()))[:40]
                 make_image_grid(row, 1, columns).save(folder / f"{name}-{number:02d}-{words}.png")
-        if self.measures is not None:
-            figures |= self.measures(pipeline, arguments)
+        if self.measures is not None and measured is not None:
+            figures |= self.measures.figures(measured)
         return figures
 
     def save(self, folder: Path, modules: Mapping[str, nn.Module]) -> None:
@@ -170,3 +182,22 @@ class DenoisingTask:
             }
             pipeline.register_modules(**{name: part.half() for name, part in half.items()})
         pipeline.save_pretrained(folder)
+
+
+def of_pictures(arguments: Mapping[str, Any], numbers: Sequence[int], count: int) -> dict[str, Any]:
+    """A pipeline's arguments for some of the pictures that they are for.
+
+    Args:
+        arguments: for `count` pictures, `num_images_per_prompt` for each prompt.
+        numbers: those to draw, from 0 on.
+        count: of all.
+    """
+    if len(numbers) == count:
+        return dict(arguments)
+    each, chosen = arguments.get("num_images_per_prompt", 1), dict(arguments)
+    places = [number // each for number in numbers]
+    for name in chosen.keys() & {"prompt", "negative_prompt", "class_labels", "image"}:
+        value = chosen[name]
+        chosen[name] = value[places] if isinstance(value, Tensor) else [value[place] for place in places]
+    counts = {"num_images_per_prompt": 1, "batch_size": len(numbers)}
+    return chosen | {name: value for name, value in counts.items() if name in arguments}

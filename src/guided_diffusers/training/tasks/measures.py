@@ -28,6 +28,7 @@ from guided_diffusers.evaluation.report import figure_names
 from guided_diffusers.training.data.dataset import DataConfig, ImageTextDataset
 from guided_diffusers.training.data.labels import class_labels
 from guided_diffusers.training.engine.config import option
+from guided_diffusers.training.engine.parallel import by_shares
 
 TOGETHER = 32  # images drawn at once
 
@@ -71,14 +72,21 @@ class Measures:
         self.judge = None if config.judge is None else load_judge(config.judge)[0]
         self.clip = None if config.clip is None else ClipScorer.from_pretrained(config.clip)
 
-    def __call__(self, pipeline: DiffusionPipeline, arguments: Mapping[str, Any]) -> dict[str, float]:
-        """The figures of a pipeline by name.
+    def draw(self, pipeline: DiffusionPipeline, arguments: Mapping[str, Any]) -> Tensor:
+        """An image for each row, (rows, C, H, W) uint8; every process calls it, and draws a share.
 
         Args:
             pipeline: draws.
             arguments: of its call, as for validation's pictures; prompts or classes become the rows' own.
         """
-        images = torch.cat([self._drawn(pipeline, arguments, rows) for rows in self._parts()])
+        parts = self._parts()
+        drawn = by_shares(
+            len(parts), lambda chosen: [self._drawn(pipeline, arguments, parts[n]) for n in chosen]
+        )
+        return torch.cat(drawn)
+
+    def figures(self, images: Tensor) -> dict[str, float]:
+        """The figures, by name, of what `draw` gave."""
         name = figure_names(self.network.name)[1]
         figures = {name: kernel_distance(self.real, extract_features(self.network, images))}
         if self.judge is not None:
