@@ -14,9 +14,9 @@ else:
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -39,8 +39,7 @@ from guided_diffusers.training.engine.sharding import (
     with_parameters,
 )
 from guided_diffusers.training.engine.task import Task
-
-logger = logging.getLogger(__name__)
+from guided_diffusers.training.engine.trained import parameters_of
 
 
 def place(task: Task, config: TrainingConfig, accelerator: Accelerator) -> Replicated | Sharded:
@@ -62,7 +61,7 @@ class Replicated:
             module.to(accelerator.device).train()
             for tensor in module.state_dict().values():
                 broadcast(tensor)
-        self.parameters = parameters_of(task)
+        self.parameters = {name: parameters_of(optimizer) for name, optimizer in task.optimizers.items()}
         self.gates = gates(accelerator, self.parameters)
 
     def copied(self, modules: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
@@ -119,7 +118,7 @@ class Sharded:
         apart = shard(self.losses, mesh, config, plugin, accelerator.device)
         for optimizer in task.optimizers.values():
             exchange_parameters(optimizer, before, task.modules)
-        self.parameters = parameters_of(task)
+        self.parameters = {name: parameters_of(optimizer) for name, optimizer in task.optimizers.items()}
         self.every = list(self.losses.parameters())
         kept = {name: [p for p in ps if id(p) in apart] for name, ps in self.parameters.items()}
         self.gates = gates(accelerator, kept)
@@ -185,7 +184,8 @@ class Sharded:
         found = {}
         for name, module in modules.items():
             found[name] = with_parameters(self.hollows[name], module, gathered)
-            found[name].to(device) if wanted else None
+            if wanted:
+                found[name].to(device)  # its buffers
         return found
 
 
@@ -205,21 +205,11 @@ def gates(accelerator: Accelerator, parameters: Mapping[str, list[nn.Parameter]]
     """What averages the gradients of each optimizer's parameters; of one process nothing."""
     if accelerator.num_processes == 1:
         return {}
+    wrapped: Callable[[nn.Module], nn.Module] = accelerator.prepare
+    if accelerator.distributed_type == DistributedType.FSDP:  # whose accelerator would split the gate
+        wrapped = partial(DistributedDataParallel, find_unused_parameters=True)
     trained = {name: held for name, held in parameters.items() if any(p.requires_grad for p in held)}
-    if accelerator.distributed_type == DistributedType.FSDP:  # which would split the gate
-        return {
-            name: DistributedDataParallel(Gate(held), find_unused_parameters=True)
-            for name, held in trained.items()
-        }
-    return {name: accelerator.prepare(Gate(held)) for name, held in trained.items()}
-
-
-def parameters_of(task: Task) -> dict[str, list[nn.Parameter]]:
-    """The parameters of each optimizer."""
-    return {
-        name: [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        for name, optimizer in task.optimizers.items()
-    }
+    return {name: wrapped(Gate(held)) for name, held in trained.items()}
 
 
 def _squares(tensors: list[Tensor], device: torch.device) -> Tensor:

@@ -29,6 +29,7 @@ from torch import nn
 from guided_diffusers.training.engine.batches import Batches
 from guided_diffusers.training.engine.config import TrainingConfig
 from guided_diffusers.training.engine.task import Task
+from guided_diffusers.training.engine.trained import parameters_of
 
 logger = logging.getLogger(__name__)
 
@@ -178,11 +179,6 @@ def _trial(task: Task, accelerator: Accelerator, way: Way, batch: Any) -> tuple[
 
     Both are infinite where the passes fail, for want of memory say.
     """
-    parameters = {
-        name: [p for group in optimizer.param_groups for p in group["params"]]
-        for name, optimizer in task.optimizers.items()
-    }
-    seconds, total = math.inf, math.inf
     try:
         with _laid_out(task, way), torch.random.fork_rng():
             torch.manual_seed(0)
@@ -193,8 +189,9 @@ def _trial(task: Task, accelerator: Accelerator, way: Way, batch: Any) -> tuple[
                     item = next(losses, None)
                 if item is None:
                     break
-                item[1].backward(inputs=parameters[item[0]])
-                total += item[1].item()
+                name, loss, _ = item
+                loss.backward(inputs=parameters_of(task.optimizers[name]))
+                total += loss.item()
             _wait(accelerator.device)
             seconds = time.perf_counter() - start
     except RuntimeError as error:

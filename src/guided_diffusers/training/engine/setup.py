@@ -49,6 +49,11 @@ def make_accelerator(config: TrainingConfig) -> Accelerator:
     )
 
 
+def asked_of_accelerate(kind: str) -> bool:
+    """Whether the environment asks accelerate to use FSDP, DEEPSPEED or the like."""
+    return os.environ.get(f"ACCELERATE_USE_{kind}", "").lower() in ("1", "true")
+
+
 def refuse_sharding(accelerator: Accelerator | None = None) -> None:
     """Refuse the ways to split networks over processes that are not ours.
 
@@ -60,8 +65,8 @@ def refuse_sharding(accelerator: Accelerator | None = None) -> None:
     """
 
     def asked(kind: str) -> bool:
-        wanted = os.environ.get(f"ACCELERATE_USE_{kind}", "").lower() in ("1", "true")
-        return wanted or (accelerator is not None and accelerator.distributed_type == kind)
+        given = accelerator is not None and accelerator.distributed_type == kind
+        return given or asked_of_accelerate(kind)
 
     instead = (
         "networks are split by torch's fully_shard here: accelerate's FSDP with fsdp_version 2, or "

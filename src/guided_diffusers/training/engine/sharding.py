@@ -9,7 +9,6 @@ References:
 from __future__ import annotations
 
 import copy
-import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -22,6 +21,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.optim import Optimizer
 
 from guided_diffusers.training.engine.config import TrainingConfig
+from guided_diffusers.training.engine.setup import asked_of_accelerate
 
 SMALLEST = 1_000_000
 """Parameters of a block that is gathered on its own: fewer would cost more messages than memory."""
@@ -45,7 +45,7 @@ def plugin_of(accelerator: Accelerator) -> Any:
     On a CPU accelerate drops them without a word: there the environment has them.
     """
     given = getattr(getattr(accelerator, "state", None), "fsdp_plugin", None)
-    if given is None and os.environ.get("ACCELERATE_USE_FSDP", "").lower() in ("1", "true"):
+    if given is None and asked_of_accelerate("FSDP"):
         given = FullyShardedDataParallelPlugin()
     return given
 

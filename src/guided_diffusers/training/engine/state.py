@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from guided_diffusers.training.engine.checkpoint import Checkpoint
 from guided_diffusers.training.engine.ema import ExponentialMovingAverage
 from guided_diffusers.training.engine.task import Task
-from guided_diffusers.training.engine.trained import frozen_names, trained_state
+from guided_diffusers.training.engine.trained import frozen_names, parameters_of, trained_state
 
 Parts = dict[str, Mapping[str, Tensor]]
 
@@ -107,7 +107,7 @@ def _network_difference(given: Mapping[str, Tensor], own: Mapping[str, Tensor], 
 
 def _optimizer_difference(given: Mapping[str, Tensor], state: Mapping[str, Any], optimizer: Optimizer) -> str:
     """How a checkpoint's optimizer differs from this one; "" where it does not."""
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    parameters = parameters_of(optimizer)
     own = [type(optimizer).__name__, len(parameters)]
     if "plain" not in state:
         return "is of an optimizer that state.json does not know"
@@ -134,13 +134,13 @@ def optimizer_state(optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str, 
     for index, values in optimizer.state_dict()["state"].items():
         for name, value in values.items():
             (tensors if isinstance(value, Tensor) else plain)[f"{index}.{name}"] = value
-    count = sum(len(group["params"]) for group in optimizer.param_groups)
-    return tensors, {"plain": plain, "kind": [type(optimizer).__name__, count]}
+    kind = [type(optimizer).__name__, len(parameters_of(optimizer))]
+    return tensors, {"plain": plain, "kind": kind}
 
 
 def room_for_state(optimizer: Optimizer, stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Tensors for what `optimizer_state` gave, those like a parameter in its layout and shards."""
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    parameters = parameters_of(optimizer)
     room = {}
     for key, value in stored.items():
         parameter = parameters[int(key.partition(".")[0])]

@@ -10,6 +10,12 @@ import copy
 from collections.abc import Collection
 
 from torch import Tensor, nn
+from torch.optim import Optimizer
+
+
+def parameters_of(optimizer: Optimizer) -> list[nn.Parameter]:
+    """The parameters that an optimizer steps, of all its groups in their order."""
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
 def frozen_names(module: nn.Module) -> set[str]:

@@ -22,12 +22,11 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import Tensor
 
 from guided_diffusers.core.checks import check_that
-from guided_diffusers.core.finite import NonFiniteError
 from guided_diffusers.core.randomness import seed_for
-from guided_diffusers.store.files import atomic_folder, recover, room_for
+from guided_diffusers.store.files import recover, room_for
 from guided_diffusers.training.engine.batches import Batches
 from guided_diffusers.training.engine.checkpoint import Checkpoint, latest_checkpoint
 from guided_diffusers.training.engine.config import TrainingConfig
@@ -35,11 +34,11 @@ from guided_diffusers.training.engine.devices import place
 from guided_diffusers.training.engine.ema import ExponentialMovingAverage
 from guided_diffusers.training.engine.lock import folder_lock
 from guided_diffusers.training.engine.log import JsonLines, Meter, flatten, in_words
+from guided_diffusers.training.engine.outputs import Outputs
 from guided_diffusers.training.engine.parallel import lost_process
 from guided_diffusers.training.engine.posthoc import PosthocAverages
 from guided_diffusers.training.engine.precision import Way, autocast, choose, settled, use_plain_attention
 from guided_diffusers.training.engine.progress import Progress, shown
-from guided_diffusers.training.engine.publish import Publisher
 from guided_diffusers.training.engine.saver import Saver
 from guided_diffusers.training.engine.schedule import learning_rate_factor
 from guided_diffusers.training.engine.settings import record_config, recorded, with_training
@@ -51,7 +50,6 @@ from guided_diffusers.training.engine.setup import (
 )
 from guided_diffusers.training.engine.state import check_fits, restore_training, training_state
 from guided_diffusers.training.engine.task import Metrics, Task
-from guided_diffusers.training.engine.trackers import log_pictures
 
 __all__ = ["Metrics", "Task", "Trainer", "make_accelerator", "make_optimizer", "train"]
 
@@ -74,12 +72,13 @@ def train(
 
     Raises:
         ValueError: when the batch cannot be split evenly over processes and accumulation steps, the newest
-            checkpoint is damaged or another run's, or accelerate is set to split networks. Nothing has then
-            been written.
+            checkpoint is damaged or another run's, accelerate is set to split networks in a way that is not
+            ours, or settings do not go together. Nothing has then been written.
         FileNotFoundError: when the newest checkpoint lacks a file.
         FloatingPointError: when a loss is not finite, at the next log record.
         FolderInUseError: when another run writes into `config.output_dir`.
         DiskFullError: when there is no room for a file; the checkpoint before is whole.
+        ProcessLostError: when another process of the run has ended or does not answer.
     """
     Trainer(task, config, full_config or config, accelerator or make_accelerator(config)).run()
 
@@ -100,10 +99,8 @@ class Trainer:
         averaged = {name: task.modules[name] for name in task.averaged}
         half_life, ramp_up, copied = config.ema_half_life_images, config.ema_ramp_up, self.devices.copied
         self.ema = ExponentialMovingAverage(averaged, half_life, ramp_up, copied)
-        whole = not (config.posthoc_ema and hasattr(task, "snapshot"))
-        check_that(
-            whole, "training.posthoc_ema", config.posthoc_ema, "0 where parts of networks are trained (LoRA)"
-        )
+        fits, allowed = not hasattr(task, "snapshot"), "0 where parts of networks are trained (LoRA)"
+        check_that(fits or not config.posthoc_ema, "training.posthoc_ema", config.posthoc_ema, allowed)
         self.posthoc = PosthocAverages(averaged, config, copied)
         if config.gradient_checkpointing:
             for module in task.modules.values():
@@ -116,8 +113,7 @@ class Trainer:
         self.progress: Progress | None = None  # the main process's
         self.full_config = full_config
         self.saver = Saver(self.folder / "checkpoints", config.keep_checkpoints, self.devices.sharded)
-        pushes = config.push_to_hub is not None and accelerator.is_main_process
-        self.publisher = Publisher(config) if pushes else None
+        self.outputs = Outputs(task, config, accelerator, self.devices, self.ema, self.posthoc)
 
     def run(self) -> None:
         """Train, alone in the folder; a full disk is told with what is left to go on from."""
@@ -154,9 +150,8 @@ class Trainer:
                 self.after_step(before, seen, last=seen >= stop)
         self.saver.wait()
         if seen >= self.config.num_images:
-            self.export(seen, last=True)
-        if self.publisher is not None:
-            self.publisher.finish()
+            self.outputs.export(seen, last=True)
+        self.outputs.finish()
         self.accelerator.end_training()
 
     def begin_step(self, seen: int) -> None:
@@ -203,13 +198,13 @@ class Trainer:
         if self.progress is not None:
             self.progress.advance(seen)
         if any(before < fraction * config.num_images <= seen for fraction in config.snapshot_fractions):
-            self.snapshot(seen)
+            self.outputs.snapshot(seen)
         if self.posthoc.due(before, seen):
-            self.keep_averages(seen)
+            self.outputs.keep_averages(seen)
         if due(config.validate_every_images):
-            self.validate(seen)
+            self.log_validation(seen, self.outputs.validate(seen))
         if due(config.export_every_images):
-            self.export(seen)
+            self.outputs.export(seen)
         if due(config.checkpoint_every_images) or last:
             self.save_checkpoint(seen)
 
@@ -234,58 +229,11 @@ class Trainer:
             self.progress.said()
         accelerator.log(flatten(record), step=seen)
 
-    def exported(self, everywhere: bool = False) -> dict[str, nn.Module]:
-        """All modules by name, whole, averaged where there is an average; all processes call it together."""
-        return self.devices.whole({**self.task.modules, **self.ema.modules}, everywhere)
-
-    def snapshot(self, seen: int) -> None:
-        """Keep the averaged networks of this position: weak networks for autoguidance."""
-        modules = self.devices.whole(self.ema.modules, everywhere=False)
-        if not self.accelerator.is_main_process:
-            return
-        with atomic_folder(self.folder / "snapshots" / str(seen)) as folder:
-            if write := getattr(self.task, "snapshot", None):
-                write(folder, modules)
-                return
-            for name, module in modules.items():
-                module.save_pretrained(folder / name)
-
-    def keep_averages(self, seen: int) -> None:
-        """Keep the post-hoc averages of this position."""
-        averages = {length: average.modules for length, average in self.posthoc.averages.items()}
-        whole = {length: self.devices.whole(averages[length], everywhere=False) for length in averages}
-        if self.accelerator.is_main_process:
-            self.posthoc.keep(seen, whole)
-
-    def validate(self, seen: int) -> None:
-        """Let the task measure or draw; its metrics are a record of their own."""
-        together = getattr(self.task, "validates_together", False)
-        modules = self.exported(everywhere=True)
-        if not (together or self.accelerator.is_main_process):
-            return
-        (self.folder / "validation").mkdir(exist_ok=True)
-        meter = Meter()
-        try:
-            meter.add(self.task.validate(seen, modules, self.folder / "validation") or {})
-        except NonFiniteError as error:  # of what was drawn; the weights are what the loss says
-            logger.warning("after %d images the validation shows nothing: %s", seen, error)
-        if not self.accelerator.is_main_process:
-            return
-        if metrics := meter.read():
+    def log_validation(self, seen: int, metrics: Metrics) -> None:
+        """Write what a validation has measured, a record of its own."""
+        if metrics and self.accelerator.is_main_process:
             self.lines.write(seen, {"validation": metrics})
             self.accelerator.log(flatten({"validation": metrics}), step=seen)
-        log_pictures(self.accelerator, self.folder / "validation", seen)
-
-    def export(self, seen: int, last: bool = False) -> None:
-        """Write final/ anew, with the averaged weights; push it where that is due."""
-        modules = self.exported()
-        if self.accelerator.is_main_process:
-            with atomic_folder(self.folder / "final") as folder:
-                self.task.save(folder, modules)
-            logger.info("after %d images: %s", seen, self.folder / "final")
-            every = self.config.export_every_images
-            if self.publisher is not None and (last or seen // every % self.config.push_every == 0):
-                self.publisher.offer(self.folder / "final", seen)
 
     def save_checkpoint(self, seen: int) -> None:
         """Begin to write all that resuming needs; of whole modules the main process alone."""
