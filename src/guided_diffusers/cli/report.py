@@ -20,9 +20,9 @@ def report(run: Run, out: Out = None, json_output: Json = False) -> dict[str, An
     from guided_diffusers.store.files import write_atomically
     from guided_diffusers.training.engine.report import report as page
 
-    out, text = out or run / "report.html", page(run)
+    out, content = out or run / "report.html", page(run).encode()
     out.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(out, lambda at: at.write_text(text, encoding="utf-8"))
+    write_atomically(out, lambda at: at.write_bytes(content))
     if not json_output:
-        typer.echo(f"{out}: {len(text) / 1e6:.1f} MB")
-    return {"file": str(out), "bytes": len(text.encode())}
+        typer.echo(f"{out}: {len(content) / 1e6:.1f} MB")
+    return {"file": str(out), "bytes": len(content)}

@@ -123,7 +123,7 @@ class TrainingConfig(Declared):
         check_that(self.batch_size % self.gradient_accumulation == 0, "batch_size", self.batch_size, allowed)
 
 
-def parse_config(cls: type[Config], argv: Sequence[str]) -> Config:
+def parse_config(cls: type[Config], argv: Sequence[str], ignore_others: bool = False) -> Config:
     """Read a script's configuration from `--config file.yaml` and overrides.
 
     `--dry_run` prints the resolved configuration as JSON and exits with status 0. A bad key or value prints a
@@ -132,6 +132,7 @@ def parse_config(cls: type[Config], argv: Sequence[str]) -> Config:
     Args:
         cls: a dataclass; nested dataclasses are allowed.
         argv: the command line without the program's name.
+        ignore_others: the file is another script's: of its keys those that this one has count.
     """
     parser = _parser(cls)
     arguments, rest = parser.parse_known_args(list(argv))
@@ -139,6 +140,8 @@ def parse_config(cls: type[Config], argv: Sequence[str]) -> Config:
     path, dry_run = overrides.pop("config"), overrides.pop("dry_run")
     try:
         tree = read_mapping(path) if path else {}
+        if ignore_others:
+            tree = {name: part for name, part in tree.items() if name in kinds_of(cls)}
         overrides |= _open_overrides(cls, rest)
         config = build_config(cls, tree, overrides)
     except (ValueError, OSError) as error:

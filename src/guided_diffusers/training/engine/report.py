@@ -23,9 +23,9 @@ from guided_diffusers.training.engine.settings import recorded
 
 COLUMNS = 8  # pictures of one kind, spread over the run
 WIDEST = 640  # pixels of a picture on the page
-GROUNDS = re.compile(
+GROUNDS = re.compile(  # keys of files that a run is made of, and of choices that decide what it learns
     r"data\.(path|split)|autoencoder|.*pretrained|.*\.class|scheduler|objective\.loss|denoising\.weighting"
-    r"|training\.(seed|batch_size|learning_rate|mixed_precision|compile|optimizer|ema_half_life_images)"
+    r"|training\.(seed|batch_size|learning_rate|mixed_precision|compile|ema_half_life_images)"
 )
 STYLE = """
 :root{color-scheme:light dark}body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:1400px;
