@@ -132,6 +132,7 @@ class Trainer:
     def loop(self) -> None:
         """The training: one pass of the loop is one optimisation step."""
         seen = self.resume()
+        self.open_folder(seen)
         stop = min(self.config.num_images, self.config.stop_at_images or self.config.num_images)
         if self.accelerator.is_main_process:
             self.progress = Progress(seen, self.config.num_images, self.accelerator.device)
@@ -237,8 +238,9 @@ class Trainer:
 
     def save_checkpoint(self, seen: int) -> None:
         """Begin to write all that resuming needs; of whole modules the main process alone."""
-        reduce, sums = self.accelerator.reduce, self.meter.state_dict()
-        sums, data = {name: reduce(value, "sum") for name, value in sums.items()}, self.batches.state_dict()
+        own = self.meter.state_dict()
+        sums = {name: self.accelerator.reduce(value, "sum") for name, value in own.items()}
+        data = self.batches.state_dict()
         if not (self.devices.sharded or self.accelerator.is_main_process):
             return
         tensors, plain = training_state(self.task, self.ema, self.accelerator)
@@ -251,30 +253,34 @@ class Trainer:
 
     def resume(self) -> int:
         """Restore the newest checkpoint; the number of images seen, 0 when there is none."""
-        path, seen = latest_checkpoint(self.folder / "checkpoints"), 0
-        if path is not None:
-            checkpoint = Checkpoint(path)
-            check_fits(path, self.task, self.ema, checkpoint.parts, checkpoint.state)
-            earlier = checkpoint.state.get("precision") or recorded(self.folder)
-            self.compute_by(settled(self.config, earlier.get("training", earlier)))
-            self.posthoc.restore(checkpoint)
-            restore_training(self.task, self.ema, self.accelerator, checkpoint)
-            sums = checkpoint.read("meter") if "meter" in checkpoint.parts else {}
-            share = float(self.accelerator.is_main_process)  # of the sums of all processes
-            sums = {name: share * value for name, value in sums.items()}
-            self.meter.load_state_dict(sums, self.accelerator.device)
-            self.batches.load_state_dict(checkpoint.state.get("data"))
-            seen = checkpoint.state["images_seen"]
-            logger.info("resuming after %d images from %s", seen, path)
-        else:
+        path = latest_checkpoint(self.folder / "checkpoints")
+        if path is None:
             timed = None if self.devices.sharded else self.batches
             self.compute_by(choose(self.task, self.config, self.accelerator, timed))
+            return 0
+        checkpoint = Checkpoint(path)
+        check_fits(path, self.task, self.ema, checkpoint.parts, checkpoint.state)
+        earlier = checkpoint.state.get("precision") or recorded(self.folder)
+        self.compute_by(settled(self.config, earlier.get("training", earlier)))
+        self.posthoc.restore(checkpoint)
+        restore_training(self.task, self.ema, self.accelerator, checkpoint)
+        sums = checkpoint.read("meter") if "meter" in checkpoint.parts else {}
+        share = float(self.accelerator.is_main_process)  # of the sums of all processes
+        sums = {name: share * value for name, value in sums.items()}
+        self.meter.load_state_dict(sums, self.accelerator.device)
+        self.batches.load_state_dict(checkpoint.state.get("data"))
+        seen = checkpoint.state["images_seen"]
+        logger.info("resuming after %d images from %s", seen, path)
+        return seen
+
+    def open_folder(self, seen: int) -> None:
+        """Write the configuration, open the log at this position, and the trackers; once all have resumed."""
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             self.posthoc.tell()
             self.folder.mkdir(parents=True, exist_ok=True)
             recover(self.folder / "final")
-            record_config(self.folder, self.full_config, resuming=path is not None)
+            record_config(self.folder, self.full_config, resuming=seen > 0)
             if begin := getattr(self.task, "begin", None):
                 begin(self.folder)
             self.lines = JsonLines(self.folder / "log.jsonl", seen)
@@ -282,7 +288,6 @@ class Trainer:
         if self.accelerator.log_with:
             plain = {name: str(value) for name, value in flatten(asdict(self.full_config)).items()}
             self.accelerator.init_trackers(self.folder.name, config=plain)
-        return seen
 
     def compute_by(self, config: TrainingConfig) -> None:
         """Take over a configuration whose precision and layout are settled."""
