@@ -120,6 +120,7 @@ except KeyboardInterrupt:
     assert train_module.run([sys.executable, "-c", code], dict(os.environ)) == 99
 
 
+@pytest.mark.slow  # test_config has the overrides, the launcher's test the command
 def test_the_script_sees_configuration_and_overrides(run: Run):
     words = ("--training.num_images", 1000, "--learning_rate=1e-4", "--dry_run", "--cpu", "--json")
     code, output, _ = run("autoencoder", "--config", "fashion_autoencoder", *words)

@@ -58,7 +58,9 @@ def trained(task_class, folder, *arguments, **settings):
     return task, json.loads((folder / "config.json").read_text())
 
 
-@pytest.mark.parametrize("way", [("no", True), ("bf16", False)], ids=WAYS.get)
+@pytest.mark.parametrize(
+    "way", [pytest.param(("no", True), marks=pytest.mark.slow), ("bf16", False)], ids=WAYS.get
+)
 def test_the_fastest_way_is_taken_said_kept_and_computes_as_if_named(timed, tmp_path, caplog, way):
     caplog.set_level("INFO")
     task, config = trained(timed, tmp_path / "auto", way)
