@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from processes import by_two
+from processes import by_two, forked
 from training_scripts import load, read, records, train
 
 from guided_diffusers import TextToImagePipeline
@@ -78,6 +78,26 @@ def test_processes_share_the_drawing_and_the_first_one_has_it_all(arguments, ima
     assert sum(part["rows"] for part in two) == one["rows"] and two[1]["rows"] < two[0]["rows"] < one["rows"]
     torch.testing.assert_close(two[0]["figures"], one["figures"], rtol=1e-3, atol=1e-6)
     assert not len(two[1]["figures"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sharding", ["none", "parameters"])
+def test_runs_of_two_processes_validate_as_one_does(arguments, tmp_path, judge, sharding):
+    words = ["--measures.images", "6", "--measures.split", "train", "--measures.features", str(judge)]
+    words += ["--num_images", "32", "--validate_every_images", "16", "--learning_rate", "1e-4"]
+    words += ["--mixed_precision", "no", "--channels_last", "false", "--timeout_minutes", "1"]
+    found = {}
+    for count, kind in ((1, "none"), (2, sharding)):
+        line = arguments(tmp_path / str(count), *words, "--sharding", kind)
+        assert forked(count, lambda rank, line=line: train(load("train_text_to_image"), *line)) == [0] * count
+        logged = records(tmp_path / str(count))
+        pictures = sorted(path.name for path in (tmp_path / str(count) / "validation").iterdir())
+        found[count] = ([record["validation"] for record in logged if "validation" in record], pictures)
+    (one, names), (two, others) = found[1], found[2]
+    assert len(one) == len(two) == 2 and names == others
+    assert all(
+        ours == pytest.approx(theirs, rel=1e-2, abs=1e-5) for ours, theirs in zip(one, two, strict=True)
+    )
 
 
 def test_what_a_figure_needs_is_asked_for_by_name(images, judge):
