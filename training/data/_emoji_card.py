@@ -7,7 +7,8 @@ from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
-from _emoji_packages import PACKAGES, STYLES, Style, package_folder, packages_of
+from _emoji_packages import PACKAGES, package_folder, packages_of
+from _emoji_styles import STYLES, Style
 
 _CARD = """---
 license: [apache-2.0, cc-by-4.0, mit, cc-by-sa-4.0]

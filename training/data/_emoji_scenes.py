@@ -9,10 +9,10 @@ from typing import Any
 
 import _emoji_phrases as phrases
 import numpy as np
+from _emoji_drawing import webp
 from _emoji_iconify import plain
 from _emoji_layout import BIG, PIXELS, SMALL, THREE, TWO, Square, in_place, in_row, scattered
 from _emoji_names import fraction, spoken
-from _emoji_sources import webp
 from datasets import Dataset, Features, Image, List, Value
 from numpy.random import Generator
 from PIL import Image as Pillow

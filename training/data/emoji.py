@@ -31,10 +31,12 @@ from typing import Any
 import numpy as np
 from _emoji_card import write_card
 from _emoji_colours import main_colour
+from _emoji_drawing import PIXELS, over_white, webp
 from _emoji_iconify import plain
 from _emoji_names import captions, fraction, large_captions
-from _emoji_packages import LARGE_STYLES, STYLES, Style, check_licences, fetch
-from _emoji_sources import PIXELS, Emoji, large_pictures, over_white, pictures, read_emoji, webp
+from _emoji_packages import check_licences, fetch
+from _emoji_sources import Emoji, large_pictures, pictures, read_emoji
+from _emoji_styles import LARGE_STYLES, STYLES, Style
 from datasets import Dataset, Features, Image, List, Value
 from PIL.Image import Resampling
 
