@@ -82,6 +82,21 @@ def test_lora(pair, tmp_path):
     torch.testing.assert_close(drawn(pair[1]), plain, rtol=0, atol=1e-5)
 
 
+def test_a_lora_is_drawn_with_without_the_dropout_of_its_training(pair, tmp_path):
+    peft = pytest.importorskip("peft")
+    layers = {f"{part}_lora_layers": {} for part in ("unet", "text_encoder")}
+    for name, value in lora_of(pair[1]).items():
+        part, _, key = name.partition(".")
+        layers[f"{part}_lora_layers"][key] = value
+    for part, targets in (("unet", ["to_q", "to_v"]), ("text_encoder", ["q_proj", "v_proj"])):
+        config = peft.LoraConfig(r=2, lora_alpha=2, lora_dropout=0.5, target_modules=targets)
+        layers[f"{part}_lora_adapter_metadata"] = config.to_dict()
+    TextToImagePipeline.save_lora_weights(tmp_path, **layers)
+    pair[1].load_lora_weights(tmp_path)
+    assert pair[1].unet.peft_config["default_0"].lora_dropout == 0.5
+    assert torch.equal(drawn(pair[1]), drawn(pair[1]))
+
+
 def test_textual_inversion(pair, tmp_path):
     width = pair[0].text_encoder.config.hidden_size
     save_file({"<toy>": 3 * random(3, width)}, tmp_path / "toy.safetensors")

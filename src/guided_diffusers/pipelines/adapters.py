@@ -34,10 +34,14 @@ class AdaptersMixin(
     def load_lora_weights(
         self, pretrained_model_name_or_path_or_dict: Any, *args: Any, **kwargs: Any
     ) -> None:
-        """As of StableDiffusionLoraLoaderMixin; ValueError for a pickle."""
+        """As of StableDiffusionLoraLoaderMixin, for drawing: without dropout; ValueError for a pickle."""
         _refuse_pickles(pretrained_model_name_or_path_or_dict, kwargs.get("weight_name"))
         kwargs["use_safetensors"] = True
         super().load_lora_weights(pretrained_model_name_or_path_or_dict, *args, **kwargs)
+        for network in (self.unet, self.text_encoder):  # layers that are loaded are in training mode
+            for name, layer in network.named_modules():
+                if "lora_" in name:
+                    layer.eval()
 
     def load_textual_inversion(self, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> None:
         """As of TextualInversionLoaderMixin; ValueError for a pickle."""
