@@ -77,8 +77,8 @@ def endless(loader: DataLoader) -> Generator[Any, None, None]:
     """What the loader gives; a worker that failed or died is one sentence."""
     try:
         yield from loader
-    except RuntimeError as error:
+    except (RuntimeError, EOFError, ConnectionError) as error:  # the latter two: it died while it sent
         cause = one_line(error)
-        if "worker" not in cause:
+        if isinstance(error, RuntimeError) and "worker" not in cause:
             raise
         raise OSError(f"a process that reads the data has died (data.workers): {cause}") from error
