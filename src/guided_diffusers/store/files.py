@@ -149,6 +149,16 @@ def write_json_atomically(path: Path, value: Any) -> None:
     write_atomically(path, lambda at: at.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n"))
 
 
+def write_array_atomically(path: Path, array: np.ndarray) -> None:
+    """Write an .npy file, as `write_atomically` does."""
+
+    def write(at: Path) -> None:
+        with at.open("wb") as file:  # given a name, NumPy would append .npy to it
+            np.save(file, array)
+
+    write_atomically(path, write)
+
+
 def visible_files(path: str) -> list[str]:
     """The files within a folder, relative to it, in the order of their names; links are followed once."""
     found, seen = [], set()

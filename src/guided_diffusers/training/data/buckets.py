@@ -10,9 +10,7 @@ References:
 
 from __future__ import annotations
 
-import hashlib
 import io
-import json
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import replace
@@ -21,7 +19,6 @@ from itertools import accumulate, chain
 from typing import Any
 
 import numpy as np
-import torch
 from accelerate import PartialState
 from PIL import Image
 from torch import Tensor, nn
@@ -29,11 +26,13 @@ from torch import Tensor, nn
 from guided_diffusers.core.checks import check_that
 from guided_diffusers.core.randomness import Stream, seed_for
 from guided_diffusers.models.latents import spatial_factor
-from guided_diffusers.store.files import cache_folder, write_atomically
+from guided_diffusers.store.files import cache_folder, write_array_atomically
 from guided_diffusers.training.data import stream
+from guided_diffusers.training.data.cache import short_hash
 from guided_diffusers.training.data.dataset import DataConfig, ImageTextDataset
 from guided_diffusers.training.data.images import Images, image_arguments
 from guided_diffusers.training.data.opening import load_image_text
+from guided_diffusers.training.engine.order import permutation
 
 Size = tuple[int, int]
 """Height and width in pixels."""
@@ -146,8 +145,8 @@ class BucketOrder:
 
 @lru_cache(maxsize=64)
 def _shuffled(seed: int, epoch: int, what: int, count: int) -> Tensor:
-    generator = torch.Generator().manual_seed(seed_for(seed_for(seed_for(seed, epoch), what + 1), count))
-    return torch.randperm(count, generator=generator)
+    """An epoch's order of a bucket's rows, `what` being its number, or of all batches, at -1."""
+    return permutation(seed_for(seed_for(seed_for(seed, epoch), what + 1), count), count)
 
 
 class BucketedImages:
@@ -202,19 +201,14 @@ def images_of(data: Any, vae: nn.Module | None, batch_size: int) -> Images | Buc
 
 def _shapes(dataset: Any, config: DataConfig) -> np.ndarray:
     """Height and width of every picture, (rows, 2), read once and kept."""
-    key = hashlib.sha256(json.dumps([dataset._fingerprint, config.image_column]).encode()).hexdigest()[:32]
-    path = cache_folder(config.cache_dir) / f"shapes-{key}.npy"
+    name = f"shapes-{short_hash(dataset._fingerprint, config.image_column)}.npy"
+    path = cache_folder(config.cache_dir) / name
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
         cells = dataset.select_columns([config.image_column])
-        found = np.array([_shape(cells[row][config.image_column]) for row in range(len(dataset))])
-        write_atomically(path, lambda at: _save(at, found))
+        shapes = [_shape(cells[row][config.image_column]) for row in range(len(dataset))]
+        write_array_atomically(path, np.array(shapes))
     return np.load(path)
-
-
-def _save(path: Any, array: np.ndarray) -> None:
-    with path.open("wb") as file:
-        np.save(file, array)
 
 
 def _shape(cell: dict[str, Any] | None) -> Size:

@@ -98,7 +98,7 @@ def cached_latents(
     rows = [os.path.abspath(data.config.path), data.config.split, *data.shape]
     if data.config.mirror:  # a file of its own: runs with and without would make each other's anew
         rows.append("mirror")
-    name = f"latents-{_key(*rows)}"
+    name = f"latents-{short_hash(*rows)}"
     shape = (len(data), 2, *latents.latent_shape(autoencoder, *data.shape[1:]))
     was_training = autoencoder.training
     autoencoder.eval()
@@ -140,7 +140,7 @@ def cached_embeddings(
     shape = (*ids.shape, text_encoder.config.hidden_size)
     was_training = text_encoder.training
     text_encoder.eval()
-    stem = cache_folder(cache_dir) / f"embeddings-{_key(*captions)}"
+    stem = cache_folder(cache_dir) / f"embeddings-{short_hash(*captions)}"
     array = _cached(stem, made_of, shape, dtype, encode, batch_size, mmap_mode="c")
     text_encoder.train(was_training)
     return torch.from_numpy(array)
@@ -167,7 +167,7 @@ def cached_rows(
     def compute(start: int, stop: int) -> Tensor:
         return encode(texts[start:stop])
 
-    stem = cache_folder(cache_dir) / f"texts-{_key(*texts)}"
+    stem = cache_folder(cache_dir) / f"texts-{short_hash(*texts)}"
     shape = (len(texts), compute(0, 1).shape[1])
     return torch.from_numpy(_cached(stem, dict(made_of), shape, "float32", compute, batch_size, "c"))
 
@@ -249,5 +249,6 @@ def _compute(
             temporary.unlink(missing_ok=True)
 
 
-def _key(*parts: object) -> str:
+def short_hash(*parts: object) -> str:
+    """The name of a file by what JSON can hold, 32 letters."""
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]

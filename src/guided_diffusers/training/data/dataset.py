@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -29,15 +29,18 @@ from guided_diffusers.core.checks import check_choice, check_that
 from guided_diffusers.core.declared import Count, Declared, Whole
 from guided_diffusers.core.randomness import seed_for
 from guided_diffusers.store.columns import captions_of
-from guided_diffusers.store.files import cache_folder, new_array, write_atomically
+from guided_diffusers.store.files import cache_folder, new_array, write_array_atomically
+from guided_diffusers.training.data.column_types import class_names
 from guided_diffusers.training.data.decoding import decode_cell
-from guided_diffusers.training.data.opening import class_names, load_image_text
+from guided_diffusers.training.data.opening import load_image_text
 from guided_diffusers.training.engine.config import option
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 logger = logging.getLogger(__name__)
+
+Chosen = TypeVar("Chosen", str, Tensor)
 
 DECODING_VERSION = 2
 """Part of the key of decoded images: raise it when `decode_image` changes what it returns."""
@@ -163,7 +166,7 @@ class ImageTextDataset:
         indices = np.asarray(indices)
         if indices.size and not (0 <= indices.min() and indices.max() < len(self)):
             raise IndexError(f"indices must be in [0, {len(self)}), got {indices.min()} to {indices.max()}")
-        pixels = torch.from_numpy(self._pixels[indices % self._images]).float().div_(127.5).sub_(1.0)
+        pixels = from_bytes(torch.from_numpy(self._pixels[indices % self._images]))
         mirrored = torch.from_numpy(indices >= self._images)
         if mirrored.any():
             pixels[mirrored] = pixels[mirrored].flip(-1)
@@ -177,10 +180,7 @@ class ImageTextDataset:
         Raises:
             ValueError: there is no caption column, or a row has no caption (its number is named).
         """
-        chosen = []
-        for options, position in zip(self._options(self.rows[np.asarray(indices)]), positions, strict=True):
-            chosen.append(options[(seed_for(seed, int(position)) >> 8) % len(options)])
-        return chosen
+        return chosen_captions(self._options(self.rows[np.asarray(indices)]), positions, seed)
 
     def all_captions(self) -> list[str]:
         """Every distinct caption of the dataset, sorted: what a tokenizer is trained on.
@@ -262,7 +262,7 @@ class ImageTextDataset:
             temporary.unlink(missing_ok=True)
         if problems:
             logger.warning("skipped %d of %d rows of %r", len(problems), count, config.path)
-        write_atomically(stem.with_suffix(".rows.npy"), lambda at: _save_rows(at, kept))
+        write_array_atomically(stem.with_suffix(".rows.npy"), np.array(kept, dtype=np.int64))
 
     def _report(self, row: int, problem: str) -> str:
         message = f"row {row} of {self.config.path!r} {problem}"
@@ -272,9 +272,17 @@ class ImageTextDataset:
         return message
 
 
-def _save_rows(path: Path, rows: list[int]) -> None:
-    with path.open("wb") as file:  # given a name, NumPy would append .npy to it
-        np.save(file, np.array(rows, dtype=np.int64))
+def from_bytes(pixels: Tensor) -> Tensor:
+    """uint8 pixels as the network sees them: float32 in [-1, 1], of the same shape."""
+    return pixels.float().div_(127.5).sub_(1.0)
+
+
+def chosen_captions(
+    captions: Sequence[Sequence[Chosen]], positions: Sequence[int] | np.ndarray, seed: int
+) -> list[Chosen]:
+    """Of each row's captions, or their embeddings, the one that (seed, position) chooses."""
+    numbers = [seed_for(seed, int(position)) >> 8 for position in positions]
+    return [options[number % len(options)] for options, number in zip(captions, numbers, strict=True)]
 
 
 def named_captions(cell: Any, names: list[str]) -> Any:  # noqa: ANN401 (a cell of any data)

@@ -17,11 +17,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import torch
 from datasets import IterableDataset
 
 from guided_diffusers.core.checks import one_line
 from guided_diffusers.core.randomness import Stream, seed_for
+from guided_diffusers.training.engine.order import permutation
 
 MANY = 8
 """With so many shards a lane and more, lanes whose numbers of shards differ by one are even enough."""
@@ -99,7 +99,7 @@ class Lane:
     def dealt(self, epoch: int) -> list[tuple[int, int]]:
         """The lane's shards in an epoch, in their order: (shard, part of its rows)."""
         seed = seed_for(seed_for(self.seed, Stream.SHARDS), epoch)
-        order = _permutation(seed, self.shards.count * self.parts)[self.number :: self.lanes]
+        order = permutation(seed, self.shards.count * self.parts).tolist()[self.number :: self.lanes]
         return [divmod(each, self.parts) for each in order]
 
     def read(self, place: Place) -> Iterator[tuple[Place, Row | None]]:
@@ -129,7 +129,7 @@ class Lane:
             seed = seed_for(seed_for(self.seed, Stream.BUFFER), self.number)
             for part in block.place:
                 seed = seed_for(seed, part)
-            order, following = _permutation(seed, len(block.rows)), _Block(block.end)
+            order, following = permutation(seed, len(block.rows)).tolist(), _Block(block.end)
             for number in range(beginning, len(order)):
                 row, block.rows[order[number]] = block.rows[order[number]], None
                 yield row, block.place, number + 1
@@ -176,7 +176,3 @@ def lane_count(shards: int, processes: int, batch_size: int, wanted: int | None)
     fitting = [n for n in range(processes, max(16, processes) + 1, processes) if batch_size % n == 0]
     even = [n for n in fitting if shards % n == 0 or shards >= MANY * n]
     return max(even, default=processes)
-
-
-def _permutation(seed: int, count: int) -> list[int]:
-    return torch.randperm(count, generator=torch.Generator().manual_seed(seed)).tolist()

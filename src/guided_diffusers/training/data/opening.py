@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
-from datasets import Array2D, Array3D, ClassLabel, Dataset, Features, IterableDataset, Value, load_dataset
+from datasets import Dataset, Features, IterableDataset, load_dataset
 from datasets import Image as ImageFeature
 from datasets.data_files import DataFilesDict, DataFilesList, sanitize_patterns
 from PIL import Image
@@ -28,6 +28,7 @@ from guided_diffusers.core.checks import check_choice, check_that, one_line
 from guided_diffusers.store.files import visible_files
 from guided_diffusers.store.image_reader import is_picture
 from guided_diffusers.store.reading import plain_schema, read_utf8, reading_as
+from guided_diffusers.training.data.column_types import holds_images, holds_texts, pixel_type, type_name
 from guided_diffusers.training.data.folder import (
     SPLITS,
     UNQUOTED,
@@ -50,8 +51,6 @@ BUILDERS = {
     ".tar": "webdataset",
 }
 """What of datasets reads files of a kind."""
-TEXTS = ("string", "large_string", "string_view", "null")
-FILES = ("string", "large_string", "string_view", "binary", "large_binary")
 
 
 def load_image_text(config: DataConfig) -> Dataset | IterableDataset:
@@ -82,7 +81,7 @@ def load_image_text(config: DataConfig) -> Dataset | IterableDataset:
             found = f"columns that would do: {others}" if others else "no column would do"
             raise ValueError(
                 f"{argument} is {column!r}, which in {config.path!r} is of type "
-                f"{_told(dataset.features[column])}; allowed: {allowed}; {found}"
+                f"{type_name(dataset.features[column])}; allowed: {allowed}; {found}"
             )
     check_that(config.stream or len(dataset), f"split of {config.path!r}", config.split, "one that has rows")
     return _as_images(dataset, config)
@@ -91,7 +90,7 @@ def load_image_text(config: DataConfig) -> Dataset | IterableDataset:
 def _as_images(dataset: Dataset | IterableDataset, config: DataConfig) -> Dataset | IterableDataset:
     """The dataset with {"bytes", "path"} in its image column."""
     column, image = config.image_column, ImageFeature(decode=False)
-    kind = _pixel_type(dataset.features[column])
+    kind = pixel_type(dataset.features[column])
     try:
         if kind is None:
             return dataset.cast_column(column, image)
@@ -123,52 +122,6 @@ def _encoded(batch: dict[str, list[Any]], column: str, kind: str) -> dict[str, l
         Image.fromarray(stored[..., 0] if stored.shape[2:] == (1,) else stored).save(buffer, "TIFF")
         cells.append({"bytes": buffer.getvalue(), "path": None})
     return {column: cells}
-
-
-def holds_images(feature: Any) -> bool:
-    """Whether a column of this type can hold images.
-
-    They may be images as such, {"bytes", "path"} or one of both, or arrays (height, width) or (height, width,
-    channels) of numbers.
-    """
-    if isinstance(feature, dict):
-        return "bytes" in feature or "path" in feature
-    file = isinstance(feature, Value) and feature.dtype in FILES
-    return isinstance(feature, ImageFeature) or file or _pixel_type(feature) is not None
-
-
-def holds_texts(feature: Any) -> bool:
-    """Whether a column of this type can hold captions: texts or class labels, one or a list of them a row."""
-    return class_names(feature) is not None or (
-        isinstance(one := _one(feature), Value) and one.dtype in TEXTS
-    )
-
-
-def class_names(feature: Any) -> list[str] | None:
-    """The names of the classes that a column of class labels, or of lists of them, holds the numbers of."""
-    one = _one(feature)
-    return list(one.names) if isinstance(one, ClassLabel) and one.names else None
-
-
-def _one(feature: Any) -> Any:
-    """The type of a list's elements; any other type as it is."""
-    return feature[0] if isinstance(feature, list) else getattr(feature, "feature", feature)
-
-
-def _pixel_type(feature: Any) -> str | None:
-    """The type of the numbers in arrays of two or three dimensions; None of another type."""
-    if isinstance(feature, Array2D | Array3D):
-        return feature.dtype
-    depth = 0
-    while _one(feature) is not feature:
-        feature, depth = _one(feature), depth + 1
-    number = isinstance(feature, Value) and feature.dtype.startswith(("int", "uint", "float"))
-    return feature.dtype if number and depth in (2, 3) else None
-
-
-def _told(feature: Any) -> str:
-    text = feature.dtype if isinstance(feature, Value) else " ".join(repr(feature).split())
-    return text if len(text) < 80 else f"{text[:80]}..."
 
 
 def expanded(path: str) -> list[str]:

@@ -24,9 +24,10 @@ from torch.utils.data import DataLoader
 
 from guided_diffusers.core.checks import check_choice, check_that
 from guided_diffusers.core.randomness import Stream, seed_for
-from guided_diffusers.training.data.dataset import DataConfig, ImageTextDataset
+from guided_diffusers.training.data.column_types import class_names
+from guided_diffusers.training.data.dataset import DataConfig, ImageTextDataset, chosen_captions, from_bytes
 from guided_diffusers.training.data.lanes import Lane, Place, Row, Shards, lane_count
-from guided_diffusers.training.data.opening import class_names, load_image_text
+from guided_diffusers.training.data.opening import load_image_text
 from guided_diffusers.training.data.precomputed import MOMENTS, Precomputed
 from guided_diffusers.training.data.rows import CAPTIONS, PIXELS, Decoder, Rows, StreamedLabels
 from guided_diffusers.training.data.workers import Chunks, endless, turns
@@ -78,7 +79,7 @@ class ImageTextStream:
 
     def pixels(self, rows: Rows) -> Tensor:
         """Images as the network sees them, `(batch, channels, height, width)`, float32 in [-1, 1]."""
-        return rows.columns[PIXELS].float().div_(127.5).sub_(1.0)
+        return from_bytes(rows.columns[PIXELS])
 
     def captions(
         self, rows: Rows, positions: Sequence[int], seed: int = 0, column: str = CAPTIONS
@@ -91,10 +92,7 @@ class ImageTextStream:
             ValueError: there is no caption column.
         """
         check_that(column in rows.columns, "caption_column", None, f"a column of {self.config.path!r}")
-        return [
-            options[(seed_for(seed, int(position)) >> 8) % len(options)]
-            for options, position in zip(rows.columns[column], positions, strict=True)
-        ]
+        return chosen_captions(rows.columns[column], positions, seed)
 
     def all_captions(self) -> list[str]:
         """Distinct captions of a bounded sample, sorted: what a tokenizer is trained on.

@@ -84,13 +84,17 @@ def data_order(seed: int, positions: list[int], num_samples: int) -> list[int]:
         positions: numbers of images seen before, each at least 0.
         num_samples: size of the data set.
     """
-    return [int(_permutation(seed, p // num_samples, num_samples)[p % num_samples]) for p in positions]
+    return [int(_epoch_order(seed, p // num_samples, num_samples)[p % num_samples]) for p in positions]
 
 
 @lru_cache(maxsize=2)  # a batch may straddle two epochs
-def _permutation(seed: int, epoch: int, num_samples: int) -> Tensor:
-    generator = torch.Generator().manual_seed(seed_for(seed_for(seed, epoch), num_samples))
-    return torch.randperm(num_samples, generator=generator)
+def _epoch_order(seed: int, epoch: int, num_samples: int) -> Tensor:
+    return permutation(seed_for(seed_for(seed, epoch), num_samples), num_samples)
+
+
+def permutation(seed: int, count: int) -> Tensor:
+    """The numbers below `count` in the order that a seed says, (count,) int64."""
+    return torch.randperm(count, generator=torch.Generator().manual_seed(seed))
 
 
 def uniform_for(seed: int, positions: list[int]) -> Tensor:
