@@ -23,6 +23,11 @@ def enlarge(image: Image.Image, min_pixels: int) -> Image.Image:
     return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
 
 
+def to_bytes(images: Tensor) -> Tensor:
+    """Images in [-1, 1], clipped to it, as uint8 of the same shape."""
+    return ((images.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+
+
 def to_pictures(images: Tensor) -> list[Image.Image]:
     """Images as PIL's.
 
@@ -35,7 +40,7 @@ def to_pictures(images: Tensor) -> list[Image.Image]:
     allowed = "(count, 1 or 3, height, width); latents go through a decoder first"
     check_that(images.ndim == 4 and images.shape[1] in (1, 3), "images", images, allowed)
     if images.dtype != torch.uint8:
-        images = ((images.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+        images = to_bytes(images)
     arrays = images.detach().cpu().permute(0, 2, 3, 1).numpy()
     return [Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array) for array in arrays]
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from guided_diffusers.core.distributions import dequantise
 from guided_diffusers.core.randomness import Stream, generator_for, rand_for, randn_for, seed_for
+from guided_diffusers.evaluation.grid import to_bytes
 from guided_diffusers.evaluation.sharpness import laplacian_energy
 from guided_diffusers.models.autoencoder import VariationalAutoencoder
 from guided_diffusers.training.data.dataset import ImageTextDataset
@@ -116,6 +117,6 @@ def save_reconstructions(
     images = data.pixels(rows)
     output = model(images.to(model.device)).sample.float().cpu().clamp(-1, 1)
     strips = [batch.permute(2, 0, 3, 1).flatten(1, 2) for batch in (images, output)]  # h, batch x w, channels
-    pixels = ((torch.cat(strips) + 1) * 127.5).round().byte().squeeze(-1)
+    pixels = to_bytes(torch.cat(strips)).squeeze(-1)
     picture = Image.fromarray(pixels.numpy())
     picture.resize((picture.width * zoom, picture.height * zoom), Image.Resampling.NEAREST).save(path)

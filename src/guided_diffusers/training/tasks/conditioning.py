@@ -122,21 +122,17 @@ class Conditioning(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Captions(Conditioning):
-    """Captions, embedded by a text encoder that is trained too or frozen; ends in a TextToImagePipeline.
+class PromptConditioning(Conditioning):
+    """Captions, whichever pipeline comes of it.
 
     Attributes:
-        components: vae, text_encoder and tokenizer, as the pipeline takes them.
-        captions: (indices, positions) -> one caption a sample.
-        text: the captions' embeddings.
+        captions: (indices, positions) -> one caption a sample, or its embedding.
         dropout: the share that becomes the empty prompt.
         drawing: what to draw.
-        joint: whether the text encoder is trained.
+        joint: whether the text encoders are trained.
     """
 
-    components: Mapping[str, Any]
-    captions: Callable[[list[int], list[int]], list[str]]
-    text: EncodedText
+    captions: Callable[[list[int], list[int]], list[Any]]
     dropout: float
     drawing: DrawingConfig
     joint: bool
@@ -144,14 +140,40 @@ class Captions(Conditioning):
     drawing_stream = Stream.PROMPTS_DRAWN
 
     @property
-    def trained(self) -> dict[str, nn.Module]:
-        """The text encoder, or nothing."""
-        return {"text_encoder": self.components["text_encoder"]} if self.joint else {}
-
-    @property
     def export_dtype(self) -> str:
         """As configured."""
         return self.drawing.export_dtype
+
+    def texts(self, indices: list[int], positions: list[int], seed: int) -> list[Any]:
+        """The captions of some samples; of those that are dropped the empty prompt."""
+        drop = dropped(seed, Stream.CAPTION_DROPOUT, positions, self.dropout)
+        captions = self.captions(indices, positions)
+        return ["" if each else caption for each, caption in zip(drop, captions, strict=True)]
+
+    def pictures(self) -> tuple[dict[str, Any], int, int]:
+        """A row of pictures a prompt."""
+        prompts, columns = list(self.drawing.prompts), self.drawing.images_per_prompt
+        steps = self.drawing.num_inference_steps
+        arguments = {"prompt": prompts, "num_images_per_prompt": columns, "num_inference_steps": steps}
+        return arguments, columns * len(prompts), columns
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Captions(PromptConditioning):
+    """Captions, embedded by a text encoder that is trained too or frozen; ends in a TextToImagePipeline.
+
+    Attributes:
+        components: vae, text_encoder and tokenizer, as the pipeline takes them.
+        text: the captions' embeddings.
+    """
+
+    components: Mapping[str, Any]
+    text: EncodedText
+
+    @property
+    def trained(self) -> dict[str, nn.Module]:
+        """The text encoder, or nothing."""
+        return {"text_encoder": self.components["text_encoder"]} if self.joint else {}
 
     def begin(self, folder: Path) -> None:
         """Write the run's tokenizer."""
@@ -159,9 +181,7 @@ class Captions(Conditioning):
 
     def rows(self, indices: list[int], positions: list[int], seed: int) -> dict[str, Tensor]:
         """What `text` looks up of the captions."""
-        drop = dropped(seed, Stream.CAPTION_DROPOUT, positions, self.dropout)
-        captions = zip(drop, self.captions(indices, positions), strict=True)
-        return {"text": self.text.rows(["" if dropped else caption for dropped, caption in captions])}
+        return {"text": self.text.rows(self.texts(indices, positions, seed))}
 
     def inputs(self, rows: dict[str, Tensor]) -> dict[str, Tensor]:
         """The embeddings, (batch, length, width)."""
@@ -171,13 +191,6 @@ class Captions(Conditioning):
         """With the guidance of the pictures as its default."""
         options = {"requires_safety_checker": False, "default_guidance": self.drawing.guidance_scale}
         return TextToImagePipeline(**{**self.components, **modules, "scheduler": scheduler}, **options)
-
-    def pictures(self) -> tuple[dict[str, Any], int, int]:
-        """A row of pictures a prompt."""
-        prompts, columns = list(self.drawing.prompts), self.drawing.images_per_prompt
-        steps = self.drawing.num_inference_steps
-        arguments = {"prompt": prompts, "num_images_per_prompt": columns, "num_inference_steps": steps}
-        return arguments, columns * len(prompts), columns
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -22,7 +22,9 @@ class EncodedText(Protocol):
 
 
 class JointText:
-    """Token ids, encoded at every step, with the encoder's gradients; equal captions of a batch once.
+    """Token ids, encoded at every step, with the gradients of an encoder that has any.
+
+    Equal captions of a batch are encoded once.
 
     Args:
         tokenizer: a tokenizer of transformers.

@@ -23,6 +23,7 @@ from guided_diffusers.evaluation import feature_network, kernel_distance, load_j
 from guided_diffusers.evaluation.agreement import agreement
 from guided_diffusers.evaluation.clip import ClipScorer, clip_figures
 from guided_diffusers.evaluation.features import extract_features
+from guided_diffusers.evaluation.grid import to_bytes
 from guided_diffusers.evaluation.judge import judge_images
 from guided_diffusers.evaluation.report import figure_names
 from guided_diffusers.training.data.dataset import DataConfig, ImageTextDataset
@@ -30,7 +31,8 @@ from guided_diffusers.training.data.labels import class_labels
 from guided_diffusers.training.engine.config import option
 from guided_diffusers.training.engine.parallel import by_shares
 
-TOGETHER = 32  # images drawn at once
+TOGETHER = 32
+"""Images drawn at once."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +67,7 @@ class Measures:
         rows = ImageTextDataset(replace(data, split=f"{config.split}[:{config.images}]", mirror=False))
         numbers = range(len(rows))
         self.seed, self.network = seed_for(seed, Stream.PROMPTS_DRAWN), feature_network(config.features)
-        self.real = extract_features(self.network, _bytes(rows.pixels(numbers)))
+        self.real = extract_features(self.network, to_bytes(rows.pixels(numbers)))
         self.captions = rows.captions(numbers, numbers, seed) if data.caption_column else None
         named = config.label_column
         self.labels = class_labels(rows, named)[0] if named is not None else None
@@ -123,8 +125,3 @@ def make_measures(
     if config.images == 0:
         return None
     return Measures(replace(config, label_column=config.label_column or label_column), data, seed)
-
-
-def _bytes(images: Tensor) -> Tensor:
-    """uint8 of images in [-1, 1]."""
-    return ((images + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)

@@ -33,7 +33,7 @@ from guided_diffusers.training.engine.config import option
 from guided_diffusers.training.engine.order import data_order
 from guided_diffusers.training.engine.task import Metrics
 from guided_diffusers.training.tasks.captions import encoded_text, texts_of
-from guided_diffusers.training.tasks.conditioning import Captions
+from guided_diffusers.training.tasks.conditioning import PromptConditioning
 from guided_diffusers.training.tasks.denoiser import DenoisingTask
 from guided_diffusers.training.tasks.stock_captions import StockCaptions, frozen_rows
 
@@ -104,7 +104,7 @@ def with_prior(config: Any, task: DenoisingTask, device: torch.device) -> Any:
     plain = {"mirror": False, "crop": None, "buckets": None, "stream": False}
     kept = {"path": str(folder), "split": "train", "image_column": "image", "caption_column": "text"}
     data = ImageTextDataset(replace(config.data, **kept, **plain))
-    parts, conditioning = task.pipeline(task.modules).components, cast(Captions, task.condition)
+    parts, conditioning = task.pipeline(task.modules).components, cast(PromptConditioning, task.condition)
     condition = replace(
         conditioning,
         captions=lambda indices, positions: data.captions(indices, positions, task.seed),
@@ -148,7 +148,7 @@ def draw(config: Any, task: DenoisingTask, folder: Path, device: torch.device) -
     with atomic_folder(folder) as place:
         for start in range(0, len(prompts), size):
             some = replace(config.drawing, prompts=tuple(prompts[start : start + size]), images_per_prompt=1)
-            arguments, count, _ = replace(cast(Captions, task.condition), drawing=some).pictures()
+            arguments, count, _ = replace(cast(PromptConditioning, task.condition), drawing=some).pictures()
             generators = [generator_for(seed, number) for number in range(start, start + count)]
             images = pipeline(**arguments, generator=generators).images
             for number, image in enumerate(images, start):

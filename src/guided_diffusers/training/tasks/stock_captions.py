@@ -19,13 +19,13 @@ from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
 from guided_diffusers.core.condition import MAX_CONTEXT
-from guided_diffusers.core.randomness import Stream
 from guided_diffusers.stock.prompted import Prompted, encoded
 from guided_diffusers.training.data.cache import cached_rows, fingerprint
 from guided_diffusers.training.data.dataset import ImageTextDataset
 from guided_diffusers.training.data.stream import ImageTextStream
 from guided_diffusers.training.engine.config import TrainingConfig
-from guided_diffusers.training.tasks.conditioning import Conditioning, DrawingConfig, dropped
+from guided_diffusers.training.tasks.captions import texts_of
+from guided_diffusers.training.tasks.conditioning import DrawingConfig, PromptConditioning
 from guided_diffusers.training.tasks.kept import keep_tokenizer
 from guided_diffusers.training.tasks.stock_text import check_draws, text_encoders, text_parts, tokenizer_of
 from guided_diffusers.training.tasks.text import TextConfig
@@ -55,40 +55,25 @@ class FrozenRows:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class StockCaptions(Conditioning):
+class StockCaptions(PromptConditioning):
     """Captions, told as a pipeline of diffusers does; ends in that pipeline.
 
     Attributes:
         stock: the pipeline, with the networks that are trained.
         row: how it tells its transformer.
-        captions: (indices, positions) -> one caption a sample.
         length: tokens of a text, `max_sequence_length`.
         frozen: what the text encoders say; None where they are asked at every step.
-        joint: whether they are trained too.
-        dropout: the share that becomes the empty prompt.
-        drawing: what to draw.
     """
 
     stock: DiffusionPipeline
     row: Prompted
-    captions: Callable[[list[int], list[int]], list[str]]
     length: int
     frozen: FrozenRows | None
-    joint: bool
-    dropout: float
-    drawing: DrawingConfig
-    posterior_first = True
-    drawing_stream = Stream.PROMPTS_DRAWN
 
     @property
     def trained(self) -> dict[str, nn.Module]:
         """The text encoders, or nothing."""
         return text_encoders(self.row, self.stock.components) if self.joint else {}
-
-    @property
-    def export_dtype(self) -> str:
-        """As configured."""
-        return self.drawing.export_dtype
 
     def begin(self, folder: Path) -> None:
         """Write the run's tokenizer."""
@@ -96,9 +81,7 @@ class StockCaptions(Conditioning):
 
     def rows(self, indices: list[int], positions: list[int], seed: int) -> dict[str, Tensor]:
         """What frozen text encoders say of the captions, or their letters: UTF-8, padded with 0."""
-        drop = dropped(seed, Stream.CAPTION_DROPOUT, positions, self.dropout)
-        captions = self.captions(indices, positions)
-        texts = ["" if each else caption for each, caption in zip(drop, captions, strict=True)]
+        texts = self.texts(indices, positions, seed)
         if self.frozen is not None:
             return {"text": self.frozen.rows[[self.frozen.numbers[text] for text in texts]]}
         letters = [torch.tensor([*text.encode(), 0], dtype=torch.uint8) for text in texts]
@@ -121,18 +104,15 @@ class StockCaptions(Conditioning):
         return type(self.stock)(**{**self.stock.components, **modules, "scheduler": scheduler})
 
     def pictures(self) -> tuple[dict[str, Any], int, int]:
-        """A row of pictures a prompt."""
-        drawing, prompts = self.drawing, list(self.drawing.prompts)
-        arguments = {
-            "prompt": prompts,
-            "negative_prompt": [""] * len(prompts),
-            "num_images_per_prompt": drawing.images_per_prompt,
-            "num_inference_steps": drawing.num_inference_steps,
-            self.row.scale: drawing.guidance_scale,
+        """A row of pictures a prompt, with guidance."""
+        arguments, count, columns = super().pictures()
+        arguments |= {
+            "negative_prompt": [""] * len(arguments["prompt"]),
+            self.row.scale: self.drawing.guidance_scale,
             "max_sequence_length": self.length,
             **self.row.call,
         }
-        return arguments, drawing.images_per_prompt * len(prompts), drawing.images_per_prompt
+        return arguments, count, columns
 
 
 def make_stock_captions(
@@ -166,7 +146,7 @@ def make_stock_captions(
     """
     check_draws(row, parts["scheduler"], parts["vae"])
     logging.getLogger(row.cls.__module__).setLevel(logging.ERROR)  # texts that are cut are told of once
-    texts = ["", *(caption for caption in data.all_captions() if caption)]
+    texts = texts_of(data)
     parts = {**parts, **text_parts(row, text, texts, training, base)}
     widths = row.widths(*(getattr(parts[name], "config", None) for name in row.encoders))
     stock = row.cls(**parts, transformer=make_network(text=widths[0], pooled=widths[1]))
