@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from processes import by_two
 from tiny_data import Terminal, fashion
 from transformers import CLIPTextModel
 
@@ -52,6 +53,20 @@ def test_moments_are_those_of_encoding_directly(data):
     assert len(latents) == 64 and mean.shape == (64, 2, 8, 8)
     torch.testing.assert_close(mean, posterior.mean, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(std, posterior.std, atol=1e-5, rtol=1e-5)
+
+
+def test_processes_that_encode_a_share_each_write_what_one_writes(data, tmp_path):
+    def encoded(rows):
+        return {
+            "moments": torch.stack(cached_latents(make_autoencoder(), rows, batch_size=10).moments(range(64)))
+        }
+
+    shared = fashion(tmp_path / "shared")
+    parts = by_two(lambda rank: encoded(shared), tmp_path)
+    assert all(torch.equal(part["moments"], encoded(data)["moments"]) for part in parts)
+    before = os.stat(file := next((tmp_path / "shared").glob("latents-*.npy"))).st_mtime_ns
+    encoded(shared)
+    assert os.stat(file).st_mtime_ns == before, "one process does not find what two have made"
 
 
 @pytest.mark.parametrize("kind", [Terminal, io.StringIO])

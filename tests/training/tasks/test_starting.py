@@ -60,6 +60,13 @@ def drawn(pipeline):
     return pipeline("a dark square", generator=torch.Generator().manual_seed(0), **given).images
 
 
+def assert_two_losses(folder):
+    """A run with PRIOR has drawn its pictures, and its loss is the sum of theirs and of the data's."""
+    said = records(folder)[-1]
+    assert said["prior"] > 0 and said["denoiser"] == pytest.approx(said["own"] + said["prior"], rel=1e-5)
+    assert len(list((folder / "prior").glob("*.png"))) == 4
+
+
 def test_everything_of_a_stock_pipeline_is_taken_and_trained(stock, run):
     ended = run("run") / "final"
     began = StableDiffusionPipeline.from_pretrained(stock)
@@ -89,9 +96,7 @@ def test_a_lora_is_all_that_is_trained_and_the_stock_pipeline_reads_it(stock, ru
     assert (latents[0] - plain).abs().max() > 1e-3, "it changes nothing"
     for other in latents[1:]:
         torch.testing.assert_close(other, latents[0], rtol=0, atol=1e-4)
-    said = records(folder)[-1]
-    assert said["denoiser"] == pytest.approx(said["own"] + said["prior"], rel=1e-5)
-    assert len(list((folder / "prior").glob("*.png"))) == 4
+    assert_two_losses(folder)
 
 
 def test_a_stopped_lora_with_frozen_text_and_a_prior_goes_on_to_the_same_bits(run):
@@ -157,8 +162,10 @@ def test_a_transformers_pipeline_is_taken_and_its_lora_read(run, images, tiny_fo
             ValueError, match="StableDiffusion3Pipeline reads no LoRA of text_encoder_3: use text"
         ):
             run("run", "--pretrained", str(base), *more)
+        assert_two_losses(run("whole", "--pretrained", str(base), *PRIOR))
         return
     final = run("run", "--pretrained", str(base), *more) / "final"
+    assert_two_losses(final.parent)
     whole, merged = (StableDiffusion3Pipeline.from_pretrained(path) for path in (base, final / "merged"))
     assert whole.scheduler.config.shift == merged.scheduler.config.shift == 2.0
     plain = drawn(whole)
