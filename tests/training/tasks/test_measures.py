@@ -1,10 +1,13 @@
 """Figures at validation: of the same rows and noise each time, as evaluation has them; pictures a prompt."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from processes import by_two, forked
+from tiny_data import classed
 from training_scripts import load, read, records, train
 
 from guided_diffusers import TextToImagePipeline
@@ -109,3 +112,12 @@ def test_what_a_figure_needs_is_asked_for_by_name(images, judge):
     ):
         with pytest.raises(ValueError, match=f"{name} is None; allowed: given, with measures"):
             make_measures(MeasuresConfig(images=4, **wrong), data, 0)
+
+
+@pytest.mark.parametrize("way", [{"stream": True}, {"buckets": 8}], ids=str)
+def test_rows_are_the_same_however_training_reads_them(way, judge, tmp_path):
+    config = MeasuresConfig(images=4, split="train", features=str(judge))
+    data = DataConfig(path=str(classed(tmp_path / "data", "abcd")), resolution=16, channels=1)
+    data = replace(data, caption_column=None, cache_dir=str(tmp_path / "cache"))
+    kept, other = (make_measures(config, each, 0).real for each in (data, replace(data, **way)))
+    assert torch.equal(kept.sort(dim=0).values, other.sort(dim=0).values) and len(kept) == 4

@@ -26,8 +26,9 @@ from guided_diffusers.evaluation.features import extract_features
 from guided_diffusers.evaluation.grid import to_bytes
 from guided_diffusers.evaluation.judge import judge_images
 from guided_diffusers.evaluation.report import figure_names
-from guided_diffusers.training.data.dataset import DataConfig, ImageTextDataset
+from guided_diffusers.training.data.dataset import DataConfig
 from guided_diffusers.training.data.labels import class_labels
+from guided_diffusers.training.data.stream import open_held_out
 from guided_diffusers.training.engine.config import option
 from guided_diffusers.training.engine.parallel import by_shares
 
@@ -64,7 +65,7 @@ class Measures:
         check_that(config.judge is None or config.label_column, "measures.label_column", None, need)
         need = "given, with measures.clip"
         check_that(config.clip is None or data.caption_column, "data.caption_column", None, need)
-        rows = ImageTextDataset(replace(data, split=f"{config.split}[:{config.images}]", mirror=False))
+        rows = open_held_out(replace(data, buckets=None), config.split, config.images)
         numbers = range(len(rows))
         self.seed, self.network = seed_for(seed, Stream.PROMPTS_DRAWN), feature_network(config.features)
         self.real = extract_features(self.network, to_bytes(rows.pixels(numbers)))
