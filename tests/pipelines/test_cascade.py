@@ -152,6 +152,12 @@ def test_arguments_that_no_stage_takes_are_refused(options, message):
         tiny_cascade()("a bag", **options)
 
 
+def test_a_refusal_of_the_base_stands_as_the_base_says_it():
+    with pytest.raises(ValueError, match="num_inference_steps is 0") as refused:
+        tiny_cascade()("a bag", num_inference_steps=0)
+    assert refused.value.__cause__ is None
+
+
 @pytest.mark.parametrize(
     ("own", "message"),
     [
@@ -171,8 +177,9 @@ def test_a_wrong_argument_of_a_later_stage_is_refused_before_the_base_draws(own,
     cascade, called, generator = tiny_cascade(), [], torch.Generator().manual_seed(0)
     cascade.base.unet.register_forward_pre_hook(lambda *_: called.append(1))
     state, scheduler = generator.get_state(), cascade.upsampler.scheduler
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=message) as refused:
         cascade(PROMPTS, generator=generator, stage_arguments=[None, own])
+    assert str(refused.value) == f"{refused.value.__cause__} (of the upsampler)"
     assert not called and torch.equal(generator.get_state(), state)
     assert cascade.upsampler.scheduler is scheduler
 

@@ -113,8 +113,6 @@ def context_of(tokenizer: Any, max_length: int | None = None) -> int:
         ValueError: Neither is a length that a text encoder has.
     """
     given = tokenizer.model_max_length if max_length is None else max_length
-    if type(given) is int and 2 <= given <= MAX_CONTEXT:  # what most are
-        return given
     name = "the tokenizer's model_max_length" if max_length is None else "max_length"
     return check_int(name, given, 2, MAX_CONTEXT)
 
@@ -214,8 +212,7 @@ def encode_text(text_encoder: Any, ids: Tensor, mask: Tensor | None, clip_skip: 
     Returns:
         `(texts, length, width)`.
     """
-    masked = getattr(text_encoder.config, "use_attention_mask", False)  # else it `sees_padding`
-    arguments = {"attention_mask": mask if masked else None}
+    arguments = {"attention_mask": None if sees_padding(text_encoder) else mask}
     if not clip_skip:
         output = text_encoder(ids, **arguments)
         return output[0] if isinstance(output, tuple) else output.last_hidden_state

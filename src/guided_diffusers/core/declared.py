@@ -54,13 +54,9 @@ class Declared:
         """Read every field. What concerns several fields is checked by a subclass, after this."""
         cls: Any = type(self)
         for name, kind in kinds_of(cls).items():
-            value, (classes, number, low, high, choices, reader) = getattr(self, name), _taken(kind)
-            exact = type(value)  # as `read` asks, without a call for each field
-            if isinstance(value, classes) or (exact is str and value in choices):
-                continue
-            if exact is not number or not low <= value <= high:
-                value = read(name, value, kind) if reader is None else reader(value)
-                object.__setattr__(self, name, value)
+            value = getattr(self, name)
+            if not isinstance(value, _taken(kind)[0]):  # most: 7 calls fewer of 100 before a network's
+                object.__setattr__(self, name, read(name, value, kind))
 
 
 @cache
@@ -94,12 +90,14 @@ def read(name: str, value: Any, kind: Any, text: bool = False) -> Any:
         ValueError: Not allowed; it says what is.
         TypeError: What has to be called and cannot be.
     """
-    classes, number, low, high, choices, _ = _taken(kind)
+    classes, number, low, high, choices, reader = _taken(kind)
     exact = type(value)
     if isinstance(value, classes) or (exact is str and value in choices):
         return value
     if exact is number and low <= value <= high:
         return value
+    if reader is not None:
+        return reader(value)
     try:
         return _as(kind, value, name, text)
     except _UnfitError:

@@ -66,11 +66,8 @@ def class_ids(
         whole = not (labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool)
         check_that(whole and labels.ndim < 2, argument, labels, "integers, one or one a sample")
         labels = labels.tolist()
-    several, by_name = (
-        isinstance(labels, Sequence) and not isinstance(labels, str | bytes),
-        by_names(names or {}),
-    )
-    indices = []
+    several = isinstance(labels, Sequence) and not isinstance(labels, str | bytes)
+    by_name, indices = by_names(names or {}), []
     for label in labels if several else [labels]:
         index = class_index(label, num_classes, by_name)
         if index is None:

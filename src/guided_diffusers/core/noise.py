@@ -93,7 +93,7 @@ class NoiseLevel:
         shape = tuple(self.alpha.shape)
         if shape and self.sigma.shape not in ((), shape):
             check_that(False, "sigma", self.sigma, f"alpha's shape, {shape}")
-        if timestep is not None and not isinstance(timestep, Tensor | int | float | np.number):
+        if not isinstance(timestep, Tensor | int | float | np.number | None):
             check_that(False, "timestep", timestep, "None, a number, or one a sample")
         object.__setattr__(self, "timestep", timestep)
 
@@ -113,17 +113,15 @@ class NoiseLevel:
         table = torch.stack([self.alpha, self.sigma, self.input_scale.expand_as(self.alpha)], dim=1)
         asked = len(timesteps) - (timesteps[-1] is None)
         run, names = _Run(table[:asked].unbind(1)), ("alpha", "sigma", "input_scale")
-        rows = zip(timesteps, table, table.tolist(), strict=True)
-        return [
-            _trusted(
-                **dict(zip(names, row.unbind(), strict=True)),
-                timestep=timestep,
-                scalars=tuple(scalars),
-                _run=run if place < asked else None,
-                _place=place,
-            )
-            for place, (timestep, row, scalars) in enumerate(rows)
-        ]
+        levels = []
+        for place, (timestep, row, scalars) in enumerate(zip(timesteps, table, table.tolist(), strict=True)):
+            level = object.__new__(NoiseLevel)  # of values that are in their range already
+            own = {"timestep": timestep, "scalars": tuple(scalars)}
+            vars(level).update(zip(names, row.unbind(), strict=True), **own)
+            if place < asked:
+                vars(level).update(_run=run, _place=place)
+            levels.append(level)
+        return levels
 
     def factors(self, name: Hashable, make: Factors, sample: Tensor) -> tuple[Coefficient, ...]:
         """What multiplies a sample at this level; it is made once for all levels at which a run asks.
@@ -158,13 +156,6 @@ class _Run:
 
     columns: tuple[Tensor, ...]
     kept: dict[Hashable, list[tuple[Tensor, ...]]] = field(default_factory=dict)
-
-
-def _trusted(**values: Any) -> NoiseLevel:
-    """A level of float64 tensors in their range, and of what is computed from them."""
-    level = object.__new__(NoiseLevel)
-    vars(level).update(values)
-    return level
 
 
 def factor(coefficient: Coefficient, sample: Tensor) -> Coefficient:

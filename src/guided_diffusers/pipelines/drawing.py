@@ -15,6 +15,7 @@ from torch import Tensor
 from guided_diffusers.core.checks import MAX_COUNT, check_int
 from guided_diffusers.core.declared import Declared, Share
 from guided_diffusers.core.denoiser import Denoiser
+from guided_diffusers.core.randomness import as_generators
 from guided_diffusers.guidance import Guidance
 from guided_diffusers.pipelines import inputs
 from guided_diffusers.pipelines.callbacks import call_back
@@ -174,8 +175,7 @@ def noise_of(
         Noise of `shape`, in float32, or in float64 where the networks are.
     """
     promoted = torch.promote_types(dtype, torch.float32)
-    generator = list(generator) if isinstance(generator, tuple) else generator  # as diffusers takes several
-    return randn_tensor(tuple(shape), generator, device, promoted)
+    return randn_tensor(tuple(shape), as_generators(generator), device, promoted)
 
 
 def latent_shape(

@@ -105,7 +105,9 @@ def check_calls(stages: Sequence[Any], calls: Sequence[Mapping[str, Any]]) -> No
                 asked = stage._asked(call.arguments)
                 asked.drawing.check_schedule(stage.scheduler)
         except ValueError as error:
-            raise error if name == STAGES[0] else ValueError(f"{error} (of the {name})") from error
+            if name == STAGES[0]:
+                raise
+            raise ValueError(f"{error} (of the {name})") from error
         images, *sides = asked.pictures
         channels = drawn_channels(stage)
         drawn = {"image": torch.full((1, 1, 1, 1), 0.5).expand(images, channels, *sides)}

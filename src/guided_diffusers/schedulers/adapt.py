@@ -72,33 +72,13 @@ def next_noise_level(scheduler: AnyScheduler, index: int) -> NoiseLevel:
     return _level(scheduler, index + 1, listed[index + 1] if index + 1 < len(listed) else None)
 
 
-def run_levels(scheduler: AnyScheduler, listed: Sequence[Any] | Tensor) -> Iterator[NoiseLevel]:
-    """The levels of a run in their order: at each listed timestep, and where the last step arrives.
-
-    Args:
-        scheduler: A supported scheduler, after `set_timesteps`. The levels of diffusers' classes are made at
-            once; one that says its own is asked for them as they come.
-        listed: Its `run_timesteps`.
-
-    Raises:
-        ValueError: A table of noise levels with NaN.
-    """
-    family = family_of(type(scheduler))
-    if family is None or hasattr(scheduler, "noise_level"):
-        yield noise_level(scheduler, listed[0])
-        yield from (next_noise_level(scheduler, index) for index in range(len(listed)))
-        return
-    values = _values(scheduler, family)[: len(listed) + 1]
-    alpha, sigma, input_scale = family.coordinates(scheduler, values)
-    yield from NoiseLevel(alpha=alpha, sigma=sigma, input_scale=input_scale).each([*listed, None])
-
-
 class Adapted(NamedTuple):
     """What a run reads from its scheduler once, after `set_timesteps`.
 
     Attributes:
         timesteps: At which it calls the network.
-        levels: As of `run_levels`.
+        levels: At each of them, and where the last step arrives. Those of diffusers' classes are made at
+            once; a scheduler that says its own is asked for them as they come.
         prediction_type: As of `prediction_type_of`.
         with_variance: As of `reads_variance`.
         scale: As of `initial_scale`.
@@ -112,17 +92,26 @@ class Adapted(NamedTuple):
 
 
 def adapted(scheduler: AnyScheduler) -> Adapted:
-    """All that a run reads from a supported scheduler whose timesteps are set; its tables are read once."""
+    """All that a run reads from a supported scheduler whose timesteps are set; its tables are read once.
+
+    Raises:
+        ValueError: A table of noise levels with NaN, or a prediction type as of `prediction_type_of`.
+    """
     family, learned = family_of(type(scheduler)), reads_variance(scheduler)
     if family is None or hasattr(scheduler, "noise_level"):
         listed = scheduler.timesteps
         row, scale = row_of(scheduler), initial_scale(scheduler)
-        return Adapted(listed, run_levels(scheduler, listed), row, learned, scale)
+        return Adapted(listed, _said_levels(scheduler, listed), row, learned, scale)
     values, row, scale = _values(scheduler, family), family.row(scheduler), family.scale(scheduler)
     listed = scheduler.timesteps[: len(values) - 1]
     alpha, sigma, input_scale = family.coordinates(scheduler, values[: len(listed) + 1])
     levels = NoiseLevel(alpha=alpha, sigma=sigma, input_scale=input_scale).each([*listed, None])
     return Adapted(listed, iter(levels), row, learned, scale)
+
+
+def _said_levels(scheduler: AnyScheduler, listed: Sequence[Any] | Tensor) -> Iterator[NoiseLevel]:
+    yield noise_level(scheduler, listed[0])
+    yield from (next_noise_level(scheduler, index) for index in range(len(listed)))
 
 
 def prediction_type_of(scheduler: AnyScheduler) -> str:

@@ -224,6 +224,7 @@ REFUSED: dict[str, str] = {
 }
 
 
+@lru_cache(maxsize=256)
 def known_as(kind: type) -> str | None:
     """The class in `FAMILIES` or `REFUSED` that a scheduler's class is or comes from; None of others."""
     bases = [cls.__name__ for cls in kind.__mro__ if cls.__module__.startswith("diffusers.")]

@@ -16,13 +16,7 @@ from guided_diffusers.core.noise import NoiseLevel
 from guided_diffusers.core.prediction import coefficients
 from guided_diffusers.core.randomness import as_generators
 from guided_diffusers.guidance.base import Guidance, Step
-from guided_diffusers.schedulers.adapt import (
-    next_noise_level,
-    noise_level,
-    prediction_type_of,
-    run_levels,
-    run_timesteps,
-)
+from guided_diffusers.schedulers.adapt import adapted, next_noise_level, noise_level, prediction_type_of
 from guided_diffusers.stock.answers import answer_of, joined
 from guided_diffusers.stock.facts import copied, facts_of, largest, rows_of, told_timesteps
 from guided_diffusers.stock.told import Told
@@ -174,9 +168,9 @@ class Recorder:
         scheduler = self.pipeline.scheduler
         begins = scheduler.timesteps is not self.run.timesteps
         if begins:
-            listed = run_timesteps(scheduler)
-            levels = None if hasattr(scheduler, "noise_level") else list(run_levels(scheduler, listed))
-            listed = torch.as_tensor(listed).cpu().double()
+            read = adapted(scheduler)
+            levels = None if hasattr(scheduler, "noise_level") else list(read.levels)
+            listed = torch.as_tensor(read.timesteps).cpu().double()
             self.run = Run(timesteps=scheduler.timesteps, listed=listed, levels=levels)
         place = getattr(scheduler, "step_index", None)
         if place is None:
