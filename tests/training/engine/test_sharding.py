@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import weakref
 from pathlib import Path
 
 import pytest
@@ -40,7 +41,10 @@ def train(denoising, tmp_path):
             trainer = Trainer(task, config, config, make_accelerator(config))
             assert trainer.devices.sharded == (by_accelerate or config.sharding != "none")
             modules = (*task.modules.values(), *trainer.ema.modules.values())
+            gates = [weakref.ref(gate) for gate in trainer.devices.gates.values()]
+            assert len(gates) == (processes > 1 and not trainer.devices.sharded)
             trainer.run()
+            assert not any(gate() for gate in gates)  # else the process may never end
             parameters = [[p for module in modules for p in module.parameters()]]
             parameters += [[s for s in v.values() if s.dim()] for v in task.optimizers["unet"].state.values()]
             local = [p.to_local() if isinstance(p, DTensor) else p for part in parameters for p in part]
@@ -109,6 +113,10 @@ def test_any_number_of_processes_goes_on_from_any(train, first, second):
         ours, theirs = weights(one / part), weights(two / part)
         assert ours.keys() == theirs.keys()
         assert max((ours[name] - theirs[name]).abs().max() for name in ours) < 1e-5
+
+
+def test_what_averages_gradients_does_not_outlive_the_group_of_processes(train):
+    train(2, "run", num_images=8)
 
 
 def test_a_shard_that_is_gone_is_named(train):

@@ -153,6 +153,16 @@ class Trainer:
         if seen >= self.config.num_images:
             self.outputs.export(seen, last=True)
         self.outputs.finish()
+        self.end()
+
+    def end(self) -> None:
+        """Let go of what averages gradients, and then end the group of processes.
+
+        A reducer of torch that outlives the group holds Python's lock while it waits for a thread of gloo,
+        which may be waiting for that lock: the process would never end.
+        """
+        self.devices.gates.clear()
+        self.accelerator.free_memory()
         self.accelerator.end_training()
 
     def begin_step(self, seen: int) -> None:
