@@ -123,6 +123,12 @@ def test_cfg_plus_plus_needs_the_next_level():
         CFGPlusPlus(0.5)(exact_denoiser())(draw(4, 2), level_at(0.7), LABELS)
 
 
+@pytest.mark.parametrize("ratio", [0.7, 0.9], ids=["twice at a level", "up"])
+def test_cfg_plus_plus_refuses_a_step_that_does_not_lower_the_noise(ratio):
+    with pytest.raises(ValueError, match="to no less.*every step lowers it"):
+        guided(CFGPlusPlus(0.5), step_at(0.7, ratio))
+
+
 def test_cfg_zero_star_fits_the_unconditional_velocity():
     step = step_at()
     kind = velocity_type(step.level)

@@ -23,6 +23,7 @@ from stock_families import (
 from guided_diffusers import ModelDenoiser, guide
 from guided_diffusers.guidance import (
     AutoGuidance,
+    CFGPlusPlus,
     ClassifierFreeGuidance,
     ClassifierGuidance,
     HistoryGuidance,
@@ -164,6 +165,11 @@ class TestRefused:
             ("sd1", RectifiedCFGPlusPlus(2.0), "is of flow matching"),
             ("flux", SlidingWindowGuidance(1.0), "is of images"),
             ("flux", HistoryGuidance(), "allowed: cutoff=None"),
+            (
+                "sd1",
+                CFGPlusPlus(0.6),
+                "CFG[+][+] goes on from noise of .* to no less",
+            ),  # PNDM, its second step
             ("sd2 zero-snr", ClassifierFreeGuidance(2.0), r"alpha = 0 \(zero terminal SNR\)"),
         ],
         ids=lambda value: value if isinstance(value, str) else type(value).__name__,

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from guided_diffusers.core.denoiser import Denoised
 from guided_diffusers.core.noise import broadcast
-from guided_diffusers.guidance.base import Step, column
+from guided_diffusers.guidance.base import Query, Step, column
 from guided_diffusers.guidance.classifier_free import ClassifierFreeGuidance
 
 
@@ -40,7 +40,8 @@ class CFGPlusPlus(ClassifierFreeGuidance):
             conditional model's.
 
     Raises:
-        ValueError: On use, outside a sampling run, where there is no next level.
+        ValueError: On use, outside a sampling run, where there is no next level, and of a step that does not
+            lower the noise, such as those that PNDM and Heun's method take twice: gamma_t is infinite there.
     """
 
     neutral: ClassVar[float] = math.nan  # equal to no scale
@@ -50,10 +51,24 @@ class CFGPlusPlus(ClassifierFreeGuidance):
         """None: it is another one at each step."""
         return None
 
+    def queries(self, step: Step) -> tuple[Query, ...]:
+        """The prediction under the null condition."""
+        if not (_kept(step) < 1).all():
+            given = [level.noise_to_signal.tolist() for level in (step.level, step.following)]
+            raise ValueError(
+                f"CFG++ goes on from noise of {given[0]} to no less, {given[1]}; allowed: a scheduler whose "
+                "every step lowers it, such as DDIM or Euler, or an interval without this step"
+            )
+        return super().queries(step)
+
     def shift(self, step: Step, own: Denoised, answers: Sequence[Denoised]) -> Tensor:
         """(gamma_t - 1) (D_cond - D_null)."""
-        level, following = step.level, step.following
-        # (1), with rho_next / rho finite where alpha is 0
-        ratio = following.sigma * level.alpha / (following.alpha * level.sigma)
-        gamma = column(self.scale, own.x0) * broadcast(1 / (1 - ratio), own.x0)
+        # (1)
+        gamma = column(self.scale, own.x0) * broadcast(1 / (1 - _kept(step)), own.x0)
         return ((gamma - 1) * (own.x0 - answers[0].x0)).to(own.x0.dtype)
+
+
+def _kept(step: Step) -> Tensor:
+    """rho_next / rho, finite where alpha is 0."""
+    level, following = step.level, step.following
+    return following.sigma * level.alpha / (following.alpha * level.sigma)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -188,20 +189,22 @@ class Recorder:
 
     def _check_terms(self, terms: tuple[Guidance, ...], told: Told) -> None:
         """Let terms say what does not suit them, and the level what says nothing of x_0, before any call."""
-        kind = prediction_type_of(self.pipeline.scheduler)
-        coefficients(self.run.level, kind)
+        kind, run = prediction_type_of(self.pipeline.scheduler), self.run
+        coefficients(run.level, kind)
         asked = replace(told)
         asked.null_told = asked
-        step = Step(
-            sample=told.input,
-            level=self.run.level,
-            next_level=self.run.next_level,
-            condition=asked,
-            prediction_type=kind,
-        )
+        levels = [run.level, run.next_level] if run.levels is None else run.levels[run.place :]
         for term in terms:
-            if not term.idle:
-                term.queries(step)
+            for level, following in pairwise(levels):
+                step = Step(
+                    sample=told.input,
+                    level=level,
+                    next_level=following,
+                    condition=asked,
+                    prediction_type=kind,
+                )
+                if term.active(step):
+                    term.queries(step)
 
     def _place_of(self, told: Told) -> int:
         """The place by what the network is told: the next one where that fits, else the nearest."""
