@@ -24,10 +24,11 @@ from guided_diffusers.core.denoiser import Denoiser
 from guided_diffusers.core.finite import Watch
 from guided_diffusers.core.noise import NoiseLevel, broadcast
 from guided_diffusers.core.prediction import at_least_float32, output_of
-from guided_diffusers.core.randomness import as_generators, check_generator
+from guided_diffusers.core.randomness import check_generator
 from guided_diffusers.guidance.base import Guidance, GuidanceSum, Guided, Prediction, Step
 from guided_diffusers.guidance.recurrence import renoised
-from guided_diffusers.schedulers.adapt import adapted, config_of, seed_noise, stepper
+from guided_diffusers.schedulers.adapt import adapted, seed_noise, stepper
+from guided_diffusers.schedulers.families import config_of
 from guided_diffusers.schedulers.protocol import AnyScheduler
 from guided_diffusers.schedulers.timesteps import set_timesteps
 
@@ -93,8 +94,7 @@ class Run:
         if not (isinstance(noise, Tensor) and noise.is_floating_point() and noise.ndim > 1 and noise.numel()):
             check_that(False, "noise", noise, "a floating-point tensor (batch, ...)")
         if generator is not None:
-            check_generator(generator, len(noise))
-            generator = as_generators(generator)
+            generator = check_generator(generator, len(noise))
         if not isinstance(step_kwargs, Mapping | None):
             check_that(False, "step_kwargs", step_kwargs, "a mapping of arguments of the scheduler's step")
         if condition is not None and any(term.needs_null for term in self._guided.guidance):
@@ -173,7 +173,9 @@ class Run:
         """
         step = step if step.condition is self.condition else replace(step, condition=self.condition)
         with torch.no_grad():
-            for _ in range(1, self._recurrence(step)):
+            recurring = [term for term in self._guided.guidance if term.recurrence > 1]
+            times = [term.recurrence for term in recurring if term.active(step)]
+            for _ in range(1, max(times, default=1)):
                 x0 = self._guided.run(replace(step, shifts_mean=False)).x0
                 noise = randn_tensor(x0.shape, self.generator, x0.device, x0.dtype)
                 step = replace(step, sample=renoised(step.sample, x0, step.level, step.following, noise))
@@ -185,10 +187,6 @@ class Run:
             self.sample = self._take_step(output, self._timestep, step.sample, **shifted)
         self._taken = (step.level, prediction.x0)
         return prediction
-
-    def _recurrence(self, step: Step) -> int:
-        recurring = [term for term in self._guided.guidance if term.recurrence > 1]
-        return max((term.recurrence for term in recurring if term.active(step)), default=1)
 
     def _variance(self, prediction: Prediction) -> Tensor:
         if prediction.extra is None:

@@ -380,8 +380,9 @@ def test_a_schedule_that_shifts_with_the_size_is_told_mu(mu: float) -> None:
 
 def test_little_is_called_before_the_network(tiny_pipeline: Any, load_script: Any) -> None:
     tiny_pipeline.scheduler = DDIMScheduler.from_config(tiny_pipeline.scheduler.config)
-    calls, changes = load_script("speed/loop").calls_before_the_network(tiny_pipeline)
-    assert calls <= 100 and changes <= 45
+    loop = load_script("speed/loop")
+    calls, changes = loop.calls_before_the_network(tiny_pipeline)
+    assert calls <= loop.BOUNDS["calls"] and changes <= loop.BOUNDS["changes"], (calls, changes)
 
 
 def test_the_denoiser_is_made_anew_where_what_it_is_made_of_changes() -> None:

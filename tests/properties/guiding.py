@@ -102,7 +102,7 @@ def listed(name: str, num_inference_steps: Any = None, timesteps: Any = None, si
 
 def taken(name: str) -> Any:
     """Right arguments of `listed`, by what the scheduler takes."""
-    from guided_diffusers.schedulers.adapt import takes
+    from guided_diffusers.schedulers.timesteps import takes
 
     scheduler = scheduler_of(name)
     choices = [st.fixed_dictionaries({"name": st.just(name), "num_inference_steps": st.integers(4, 40)})]

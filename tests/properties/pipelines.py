@@ -26,7 +26,7 @@ from guided_diffusers.guidance import (
     RescaledGuidance,
 )
 from guided_diffusers.schedulers import describe_process
-from guided_diffusers.schedulers.adapt import takes
+from guided_diffusers.schedulers.timesteps import takes
 
 OUTPUT_TYPES = st.sampled_from(["pil", "np", "pt", "latent"])
 CLASSIFIER_SCHEDULERS = [name for name in NAMES if "beta_start" in describe_process(scheduler_of(name))]

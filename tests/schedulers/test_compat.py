@@ -11,8 +11,8 @@ from laws.cases import CASES, SHORT, Case
 import guided_diffusers
 from guided_diffusers import GuidedDDPMScheduler, noise_level
 from guided_diffusers.schedulers import SUPPORTED_SCHEDULERS, next_noise_level, prediction_type_of
-from guided_diffusers.schedulers.adapt import reads_variance, run_timesteps
-from guided_diffusers.schedulers.families import REFUSED
+from guided_diffusers.schedulers.adapt import run_timesteps
+from guided_diffusers.schedulers.families import REFUSED, reads_variance
 from guided_diffusers.schedulers.timesteps import set_timesteps
 
 

@@ -6,15 +6,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from threading import Lock
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
-from guided_diffusers.core.checks import a_kind_of, check_int, check_that, shown
-from guided_diffusers.core.declared import Declared
+from guided_diffusers.core.checks import a_kind_of, check_that, shown
+from guided_diffusers.core.declared import Declared, Within, read
 
 MAX_CONTEXT = 65_536
+_CONTEXT = Annotated[int, Within(2, MAX_CONTEXT)]
 _NO_NULL = (
     "this Condition has no negative, and guidance asks for the null condition: give "
     "Condition(positive, negative)"
@@ -38,16 +39,16 @@ class Condition(Declared):
     positive: Mapping[str, Any]
     negative: Mapping[str, Any] | None = None
 
+    def __post_init__(self) -> None:
+        """Check both, and make the null: one object, so that a step asks for it once."""
+        if isinstance(self.negative, Mapping):
+            vars(self)["null"] = Condition(self.negative)
+        super().__post_init__()
+
     @cached_property
     def null(self) -> Condition:
-        """The condition that carries `negative`; one object, so that a step asks for it once.
-
-        Raises:
-            ValueError: There is no `negative`.
-        """
-        if self.negative is None:
-            raise ValueError(_NO_NULL)
-        return Condition(self.negative)
+        """The condition that carries `negative`; ValueError where there is none."""
+        raise ValueError(_NO_NULL)
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,7 +115,7 @@ def context_of(tokenizer: Any, max_length: int | None = None) -> int:
     """
     given = tokenizer.model_max_length if max_length is None else max_length
     name = "the tokenizer's model_max_length" if max_length is None else "max_length"
-    return check_int(name, given, 2, MAX_CONTEXT)
+    return read(name, given, _CONTEXT)
 
 
 def words_beyond(tokenizer: Any, prompt: str, max_length: int | None = None) -> str:

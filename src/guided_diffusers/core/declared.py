@@ -123,7 +123,8 @@ def _taken(kind: Any) -> tuple[tuple[Any, ...], type | None, float, float, tuple
     if rules or kind in (int, float):
         ranges = [rule for rule in rules if isinstance(rule, Range)] if rules else [Range()]
         of = kind.__origin__ if rules else kind
-        number = of if of in (int, float) and not any(map(callable, rules)) else None
+        among = typing.get_args(of) if _origin(of) is typing.Union else (of,)
+        number = next((one for one in among if one in (int, float) and ranges), None)
         low = max([-math.inf, *(limits.least for limits in ranges)])
         high = min([math.inf, *(limits.greatest for limits in ranges)])
     elif origin is typing.Union:

@@ -101,15 +101,19 @@ class ModelDenoiser:
 
     def batch(self, sample: Tensor, level: NoiseLevel, conditions: Sequence[Any]) -> list[Denoised]:
         """Answer every condition with ONE forward: the network's batch is `len(conditions) * batch`."""
-        sample, count, dtype = at_least_float32(sample), len(conditions), self._dtype(sample.dtype)
-        scale = level.scalars[2]
+        count, dtype, scale = len(conditions), self._dtype(sample.dtype), level.scalars[2]
+        arguments = _arguments(conditions)
+        timestep = _repeated_timestep(level.timestep, count, sample.device)
+        sample = at_least_float32(sample)
         seen = sample if isinstance(scale, float) and scale == 1 else factor(scale, sample) * sample
         seen = seen if seen.dtype == dtype else seen.to(dtype)
-        output = self._forward(
-            torch.cat([seen] * count) if count > 1 else seen,
-            _repeated_timestep(level.timestep, count, sample.device),
-            _concatenated([_arguments(condition) for condition in conditions]),
-        )
+        seen = torch.cat([seen] * count) if count > 1 else seen
+        infer = self._may_infer and not torch.is_grad_enabled() and not self.model.training
+        with torch.inference_mode() if infer else nullcontext():
+            output = self.network(seen, timestep, arguments)
+        output = output if isinstance(output, Tensor) else output[0]
+        if not isinstance(output, Tensor) or output.ndim < 2 or len(output) != len(seen):
+            raise ValueError(f"the network's output is {shown(output)} for a batch of {len(seen)}")
         return self._read(output.view(count, -1, *output.shape[1:]), sample, level)
 
     def _dtype(self, default: torch.dtype) -> torch.dtype:
@@ -119,15 +123,6 @@ class ModelDenoiser:
         if parameter is not None and parameter.dtype in _COMPUTE_DTYPES:
             return parameter.dtype
         return dtype_of(self.model, default)
-
-    def _forward(self, scaled: Tensor, timestep: Any, arguments: Mapping[str, Any]) -> Tensor:
-        infer = self._may_infer and not torch.is_grad_enabled() and not self.model.training
-        with torch.inference_mode() if infer else nullcontext():
-            output = self.network(scaled, timestep, arguments)
-        output = output if isinstance(output, Tensor) else output[0]
-        if not isinstance(output, Tensor) or output.ndim < 2 or output.shape[0] != scaled.shape[0]:
-            raise ValueError(f"the network's output is {shown(output)} for a batch of {len(scaled)}")
-        return output
 
     def _read(self, outputs: Tensor, sample: Tensor, level: NoiseLevel) -> list[Denoised]:
         """One answer a condition from `(conditions, batch, ...)`: the arithmetic is done once for all.
@@ -176,14 +171,13 @@ class DynamicThreshold:
         return x0.clamp(-threshold, threshold) / threshold
 
 
-def _arguments(condition: Any) -> Mapping[str, Any]:
-    """The network's keyword arguments: a `Condition`'s, a mapping's, or none."""
-    if condition is None:
-        return {}
-    arguments = getattr(condition, "positive", condition)
-    if not isinstance(arguments, _MAPPING):
-        raise TypeError(f"condition is {a_kind_of(condition)}; allowed: a Condition, or a mapping")
-    return arguments
+def _arguments(conditions: Sequence[Any]) -> Mapping[str, Any]:
+    """The network's keyword arguments: of each a `Condition`'s, a mapping's, or none."""
+    many = [{} if each is None else getattr(each, "positive", each) for each in conditions]
+    for arguments in many:
+        if not isinstance(arguments, _MAPPING):
+            raise TypeError(f"condition is {a_kind_of(arguments)}; allowed: a Condition, or a mapping")
+    return _concatenated(many)
 
 
 def _concatenated(many: Sequence[Any], path: str = "") -> Any:

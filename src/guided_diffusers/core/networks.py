@@ -177,7 +177,8 @@ class Network:
         if self.calling is not None and self.calling.pack is not None and refused is None:
             sample, places, back = self.calling.pack(sample, self.config, arguments)
             arguments = {**places, **arguments}
-        refused = refused or next(self._untold(arguments), None)
+        if refused is None and self.needs:
+            refused = next(self._untold(arguments), None)
         if refused is not None:
             raise ValueError(refused)
         if self.calling is None:

@@ -146,13 +146,14 @@ def rand_for(
     return numbers.to(device)
 
 
-def check_generator(value: Any, count: int) -> None:
-    """Raise ValueError where `generator` is neither None, a torch.Generator, nor a list of one a sample."""
+def check_generator(value: Any, count: int) -> torch.Generator | list[torch.Generator] | None:
+    """A generator or a list of one a sample, as `as_generators` gives it; ValueError where it is neither."""
     several = value if isinstance(value, list | tuple) else [value] * count
     right = value is None or all(isinstance(each, torch.Generator) for each in several)
     if not right or len(several) != count:
         given = f"a list of {len(several)} for {count} samples" if right else shown(value)
         raise ValueError(f"generator is {given}; allowed: a torch.Generator, or a list of one a sample")
+    return as_generators(value)
 
 
 def as_generators(value: Any) -> torch.Generator | list[torch.Generator] | None:

@@ -55,6 +55,8 @@ class Guidance(Declared):
     neutral: ClassVar[float] = 0.0
     scale: Scale
     interval: GuidanceInterval | None
+    recurrence: int = 1
+    """How often a run predicts at each level at which the term is active, with new noise in between."""
     _types: ClassVar[dict[str, type[Guidance]]] = {}
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -88,11 +90,6 @@ class Guidance(Declared):
     def needs_null(self) -> bool:
         """Whether it asks for the null of the condition at some step. A term that does says so here."""
         return False
-
-    @property
-    def recurrence(self) -> int:
-        """How often a run predicts at each level at which the term is active, with new noise in between."""
-        return 1
 
     def active(self, step: Step) -> bool:
         """Whether the term does anything at this step: inside its interval, its scale not neutral."""
@@ -183,7 +180,7 @@ class GuidanceSum(Guidance):
         return any(term.needs_null for term in self.parts)
 
     @property
-    def recurrence(self) -> int:
+    def recurrence(self) -> int:  # type: ignore[override]
         """The most of any term."""
         return max((term.recurrence for term in self.parts), default=1)
 

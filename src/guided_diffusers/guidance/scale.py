@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from guided_diffusers.core.checks import as_number, check_that, shown
+from guided_diffusers.core.declared import Within
 from guided_diffusers.core.noise import broadcast
 
 MAX_SCALE = 1e6
@@ -28,8 +29,6 @@ def checked_scale(scale: float | Sequence[float] | Tensor, name: str = "scale") 
         TypeError: Not a number, nor a sequence or 1-dim tensor of numbers.
         ValueError: Not finite, too large for what float32 holds after some steps, or none at all.
     """
-    if type(scale) is float and abs(scale) <= MAX_SCALE:  # what most are
-        return scale
     value: Any = scale.tolist() if hasattr(scale, "tolist") else scale
     several = isinstance(value, Sequence) and not isinstance(value, str | bytes)
     given = value if several else (value,)
@@ -41,4 +40,4 @@ def checked_scale(scale: float | Sequence[float] | Tensor, name: str = "scale") 
     return numbers if several else numbers[0]
 
 
-Scale = Annotated[float | tuple[float, ...], checked_scale]
+Scale = Annotated[float | tuple[float, ...], Within(-MAX_SCALE, MAX_SCALE), checked_scale]

@@ -49,7 +49,7 @@ from guided_diffusers.core.checks import (
 from guided_diffusers.core.distributions import bits_per_dim, gaussian_kl
 from guided_diffusers.core.finite import check_output
 from guided_diffusers.core.prediction import at_least_float32
-from guided_diffusers.core.randomness import as_generators, check_generator, randn_for, seed_for
+from guided_diffusers.core.randomness import check_generator, randn_for, seed_for
 from guided_diffusers.models.decoder_likelihoods import LIKELIHOODS, DecoderLikelihood
 from guided_diffusers.models.point_posterior import PointPosterior
 
@@ -163,9 +163,9 @@ def elbo(
     beta, free_bits = (
         check_number(name, value, 0, 1e6) for name, value in (("beta", beta), ("free_bits", free_bits))
     )
-    check_generator(generator, len(images))
+    generator = check_generator(generator, len(images))
     posterior = _gaussian(model.posterior(images.to(model.dtype)))
-    output = model.decoder_output(posterior.sample(as_generators(generator)))
+    output = model.decoder_output(posterior.sample(generator))
     log_prob = likelihood.log_prob(output, images)
     return bound_of(log_prob, posterior, likelihood, images[0].numel(), beta, free_bits)
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 from guided_diffusers.core.denoiser import DynamicThreshold
-from guided_diffusers.schedulers.adapt import config_of
+from guided_diffusers.schedulers.families import config_of
 from guided_diffusers.schedulers.protocol import AnyScheduler
 
 Clip = float | Callable[[Tensor], Tensor]

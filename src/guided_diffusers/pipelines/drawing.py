@@ -15,7 +15,6 @@ from torch import Tensor
 from guided_diffusers.core.checks import MAX_COUNT, check_int
 from guided_diffusers.core.declared import Declared, Share
 from guided_diffusers.core.denoiser import Denoiser
-from guided_diffusers.core.randomness import as_generators
 from guided_diffusers.guidance import Guidance
 from guided_diffusers.pipelines import inputs
 from guided_diffusers.pipelines.callbacks import call_back
@@ -90,12 +89,13 @@ class Drawing(Declared):
         Raises:
             ValueError: One that is out of range, or does not fit the shape.
         """
-        drawing = cls(**{**{name: given[name] for name in _NAMES if name in given}, **others})
+        asked = {**{name: given[name] for name in _NAMES if name in given}, **others}
+        if asked["generator"] is not None:
+            asked["generator"] = inputs.check_generator(asked["generator"], shape[0])
+        drawing = cls(**asked)
         callback, names = drawing.callback_on_step_end, drawing.callback_on_step_end_tensor_inputs
         if callback is not None or type(names) is not tuple or names != ("latents",):
             inputs.check_callback(callback, drawing.tensor_inputs, tensor_inputs)
-        if drawing.generator is not None:
-            inputs.check_generator(drawing.generator, shape[0])
         if drawing.latents is not None:
             inputs.check_latents(drawing.latents, shape)
         return drawing
@@ -156,7 +156,7 @@ _NAMES = tuple(item.name for item in fields(Drawing))
 
 def noise_of(
     shape: Sequence[int],
-    generator: torch.Generator | Sequence[torch.Generator] | None,
+    generator: torch.Generator | list[torch.Generator] | None,
     device: torch.device,
     dtype: torch.dtype,
 ) -> Tensor:
@@ -167,7 +167,7 @@ def noise_of(
 
     Args:
         shape: `(batch, ...)`.
-        generator: One, or one a sample.
+        generator: One, or a list of one a sample.
         device: Where the noise is wanted; it is drawn where the generator is.
         dtype: The networks'.
 
@@ -175,7 +175,7 @@ def noise_of(
         Noise of `shape`, in float32, or in float64 where the networks are.
     """
     promoted = torch.promote_types(dtype, torch.float32)
-    return randn_tensor(tuple(shape), as_generators(generator), device, promoted)
+    return randn_tensor(tuple(shape), generator, device, promoted)
 
 
 def latent_shape(

@@ -173,12 +173,12 @@ class PromptEncoder:
         """The embeddings of texts by the name of their argument, of so many tokens; None: of the context."""
         if self.text_encoder is None or self.tokenizer is None:
             self._refuse(next(iter(asked)))
-        length = context_of(self.tokenizer) if length is None else length
         if set(self.tokenizer.added_tokens_encoder).difference(self.tokenizer.all_special_tokens):
             whole = TextualInversionLoaderMixin().maybe_convert_prompt  # a word of several vectors is several
             asked = {name: whole(list(several), self.tokenizer) for name, several in asked.items()}
         texts = list(dict.fromkeys(text for several in asked.values() for text in several))
         warn_of_words(self.tokenizer, texts)
+        length = context_of(self.tokenizer) if length is None else length
         ids, mask = token_ids(self.tokenizer, texts, length)
         if mask.all(dim=1).any():
             warn_of_cut(self.tokenizer, texts, length)
@@ -272,14 +272,11 @@ class PromptCondition(Condition):
     @property
     def known_null_embeds(self) -> Tensor | None:
         """The null's embeddings, where they are known already."""
-        known = self.negative or (self.null.positive if "null" in vars(self) else {})
-        return known.get("encoder_hidden_states")
+        return self.null.positive["encoder_hidden_states"] if "null" in vars(self) else None
 
     @cached_property
     def null(self) -> Condition:
         """The condition of the null's embeddings."""
-        if self.negative is not None:
-            return Condition(self.negative)
         return Condition(self._null_of(self.encode_null()))
 
     def with_embeds(self, embeds: Tensor) -> PromptCondition:

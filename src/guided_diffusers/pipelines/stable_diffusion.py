@@ -12,6 +12,7 @@ from torch import Tensor
 from guided_diffusers.core.checks import check_int
 from guided_diffusers.core.declared import read
 from guided_diffusers.core.denoiser import ModelDenoiser, dtype_of, has_offloading_hooks
+from guided_diffusers.core.randomness import as_generators
 from guided_diffusers.models.latents import decode
 from guided_diffusers.pipelines.drawing import noise_of
 from guided_diffusers.pipelines.prompts import PromptEncoder, Prompts
@@ -125,7 +126,7 @@ class StableDiffusionMethods:
                 height // self.vae_scale_factor,
                 width // self.vae_scale_factor,
             )
-            latents = noise_of(shape, generator, device, dtype)
+            latents = noise_of(shape, as_generators(generator), device, dtype)
         return latents.to(device, torch.promote_types(latents.dtype, torch.float32))
 
     def _decode(self, sample: Tensor, output_type: str, generator: Any) -> tuple[Any, list[bool] | None]:

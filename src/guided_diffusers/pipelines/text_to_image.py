@@ -35,7 +35,7 @@ from guided_diffusers.pipelines.guided import Call, GuidedMixin, told_scale
 from guided_diffusers.pipelines.prompts import PromptEncoder, Prompts
 from guided_diffusers.pipelines.safe import SafePipeline
 from guided_diffusers.pipelines.stable_diffusion import StableDiffusionMethods
-from guided_diffusers.schedulers.adapt import config_of
+from guided_diffusers.schedulers.families import config_of
 
 logger = logging.get_logger(__name__)
 

@@ -89,7 +89,7 @@ class VAEPipeline(SafePipeline):
         inputs.check_choice("output_type", output_type, OUTPUT_TYPES)
         if latents is None:
             check_int("batch_size", batch_size, 1)
-            inputs.check_generator(generator, batch_size)
+            generator = inputs.check_generator(generator, batch_size)
             self._check_prior("give latents, such as draws from a distribution fitted to its codes")
             for name, side in (("height", height), ("width", width)):
                 if side is not None:

@@ -7,18 +7,24 @@ which do not, are adapted by the table of `families`. Nothing else asks what cla
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from guided_diffusers.core.checks import as_number, check_same_shape, shown
 from guided_diffusers.core.noise import NoiseLevel
 from guided_diffusers.core.prediction import at_least_float32
-from guided_diffusers.schedulers.families import FAMILIES, Family, family_of, known_as, why_unsupported
+from guided_diffusers.schedulers.families import (
+    FAMILIES,
+    Family,
+    check_supported,
+    config_of,
+    family_of,
+    reads_variance,
+)
 from guided_diffusers.schedulers.protocol import AnyScheduler
 
 SUPPORTED_SCHEDULERS = tuple(FAMILIES)
@@ -97,13 +103,13 @@ def adapted(scheduler: AnyScheduler) -> Adapted:
     Raises:
         ValueError: A table of noise levels with NaN, or a prediction type as of `prediction_type_of`.
     """
-    family, learned = family_of(type(scheduler)), reads_variance(scheduler)
+    family = family_of(type(scheduler))
     if family is None or hasattr(scheduler, "noise_level"):
         listed = scheduler.timesteps
         row, scale = row_of(scheduler), initial_scale(scheduler)
-        return Adapted(listed, _said_levels(scheduler, listed), row, learned, scale)
+        return Adapted(listed, _said_levels(scheduler, listed), row, reads_variance(scheduler), scale)
     values, row, scale = _values(scheduler, family), family.row(scheduler), family.scale(scheduler)
-    listed = scheduler.timesteps[: len(values) - 1]
+    listed, learned = scheduler.timesteps[: len(values) - 1], reads_variance(scheduler)
     alpha, sigma, input_scale = family.coordinates(scheduler, values[: len(listed) + 1])
     levels = NoiseLevel(alpha=alpha, sigma=sigma, input_scale=input_scale).each([*listed, None])
     return Adapted(listed, iter(levels), row, learned, scale)
@@ -154,38 +160,6 @@ def process_kind(scheduler: AnyScheduler) -> str:
         own = f"scheduler is a {type(scheduler).__name__}, whose process is not known"
         raise ValueError(f"{own}: give it an attribute `process`, as describe_process gives one")
     return "flow" if config_of(scheduler, "use_flow_sigmas") else family.process
-
-
-def reads_variance(scheduler: AnyScheduler) -> bool:
-    """Whether a scheduler's `step` takes the channels of a learned variance beside the prediction."""
-    learned = config_of(scheduler, "variance_type") in ("learned", "learned_range")
-    return learned and known_as(type(scheduler)) in ("DDPMScheduler", "DDPMParallelScheduler")
-
-
-def takes(scheduler: AnyScheduler, name: str) -> bool:
-    """Whether a scheduler's `set_timesteps` takes custom `timesteps` or `sigmas` and uses them as given."""
-    family = family_of(type(scheduler))
-    bent = family is not None and name in family.unusable
-    return name in inspect.signature(scheduler.set_timesteps).parameters and not bent
-
-
-def sigmas_for(scheduler: AnyScheduler, sigmas: list[float]) -> Any:
-    """Custom sigmas in the type that a scheduler's `set_timesteps` takes, which may write into them."""
-    family = family_of(type(scheduler))
-    return np.array(sigmas) if family is None else family.sequence(sigmas)
-
-
-def check_supported(scheduler: AnyScheduler) -> None:
-    """Raise ValueError for a scheduler without an x_0 or without known noise levels; it says why."""
-    reason = why_unsupported(scheduler)
-    if reason is not None:
-        raise ValueError(f"scheduler is a {type(scheduler).__name__}{reason}")
-
-
-def config_of(scheduler: AnyScheduler, name: str, default: Any = None) -> Any:
-    """A value of a scheduler's configuration, where it has one."""
-    config = getattr(scheduler, "config", None)
-    return config.get(name, default) if isinstance(config, Mapping) else getattr(config, name, default)
 
 
 def run_timesteps(scheduler: AnyScheduler) -> Sequence[Any] | Tensor:

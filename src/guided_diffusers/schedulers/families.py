@@ -8,7 +8,7 @@ found by its name along a scheduler's bases, so a subclass is what its parent is
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -17,6 +17,8 @@ import numpy as np
 import torch
 from diffusers.utils import is_torchsde_available
 from torch import Tensor
+
+from guided_diffusers.schedulers.protocol import AnyScheduler
 
 Triple = tuple[Tensor, Tensor, Tensor | float]
 
@@ -117,7 +119,8 @@ def _edm_row(scheduler: Any) -> str:
 
 def is_reversed(scheduler: Any) -> bool:
     """Whether a flow-matching scheduler's timesteps, and its velocity, go from noise to data."""
-    return scheduler.config.get("invert_sigmas", False) or known_as(type(scheduler)) == "MiniMaxH3Scheduler"
+    inverted = scheduler.config.get("invert_sigmas", False)
+    return inverted or known_as(scheduler.__class__) == "MiniMaxH3Scheduler"
 
 
 def _flow(scheduler: Any, sigma: Tensor) -> Triple:
@@ -242,7 +245,7 @@ _NEEDED = ("set_timesteps", "step", "noise_level")
 
 def why_unsupported(scheduler: Any) -> str | None:
     """Why a scheduler cannot be worked with, in words that follow its name; None where it can."""
-    known = known_as(type(scheduler))
+    known = known_as(scheduler.__class__)
     if hasattr(scheduler, "noise_level"):
         lacking = [each for each in _NEEDED if not callable(getattr(scheduler, each, None))]
         return f" with a noise_level, and lacks {', '.join(lacking)} to call" if lacking else None
@@ -265,6 +268,25 @@ def why_unsupported(scheduler: Any) -> str | None:
             "keeps it; leave scale_factors out"
         )
     return None
+
+
+def check_supported(scheduler: AnyScheduler) -> None:
+    """Raise ValueError for a scheduler without an x_0 or without known noise levels; it says why."""
+    reason = why_unsupported(scheduler)
+    if reason is not None:
+        raise ValueError(f"scheduler is a {type(scheduler).__name__}{reason}")
+
+
+def config_of(scheduler: AnyScheduler, name: str, default: Any = None) -> Any:
+    """A value of a scheduler's configuration, where it has one."""
+    config = getattr(scheduler, "config", None)
+    return config.get(name, default) if isinstance(config, Mapping) else getattr(config, name, default)
+
+
+def reads_variance(scheduler: AnyScheduler) -> bool:
+    """Whether a scheduler's `step` takes the channels of a learned variance beside the prediction."""
+    learned = config_of(scheduler, "variance_type") in ("learned", "learned_range")
+    return learned and known_as(type(scheduler)) in ("DDPMScheduler", "DDPMParallelScheduler")
 
 
 QUARTER_TURN = {"IPNDMScheduler": 1.0, "SCMScheduler": math.pi / 2}

@@ -36,7 +36,7 @@ def process_of(scheduler: Any) -> Process:
     """
     if (own := getattr(scheduler, "process", None)) is not None:
         return own if isinstance(own, Process) else Process.from_config(own)
-    kind, config, known = process_kind(scheduler), scheduler.config, known_as(type(scheduler))
+    kind, config, known = process_kind(scheduler), scheduler.config, known_as(scheduler.__class__)
     if kind == "edm":
         arctangent = known == "CosineDPMSolverMultistepScheduler"
         return EDM(sigma_data=config.sigma_data, timestep="arctangent" if arctangent else "logarithm")

@@ -22,7 +22,8 @@ from torch import Tensor
 from guided_diffusers.core.denoiser import Denoised
 from guided_diffusers.core.noise import NoiseLevel
 from guided_diffusers.guidance import ClassifierFreeGuidance, Guidance, RescaledGuidance, Step
-from guided_diffusers.schedulers.adapt import check_supported, noise_level
+from guided_diffusers.schedulers.adapt import noise_level
+from guided_diffusers.schedulers.families import check_supported
 from guided_diffusers.stock.handle import Handle, guide
 
 _OF_OUTPUTS = (ClassifierFreeGuidance, RescaledGuidance)

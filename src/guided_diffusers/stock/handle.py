@@ -26,7 +26,7 @@ from guided_diffusers.core.declared import read
 from guided_diffusers.core.networks import unwrapped
 from guided_diffusers.guidance.base import Guidance
 from guided_diffusers.guidance.views import View
-from guided_diffusers.schedulers.adapt import check_supported
+from guided_diffusers.schedulers.families import check_supported
 from guided_diffusers.stock.facts import facts_of
 from guided_diffusers.stock.listening import listen, replace_step
 from guided_diffusers.stock.output import check_process_of

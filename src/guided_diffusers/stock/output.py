@@ -11,12 +11,7 @@ from guided_diffusers.core.denoiser import Denoised
 from guided_diffusers.core.noise import NoiseLevel
 from guided_diffusers.core.prediction import at_least_float32, from_denoised, to_denoised
 from guided_diffusers.guidance import ClassifierGuidance, Guidance, Step
-from guided_diffusers.schedulers.adapt import (
-    next_noise_level,
-    noise_level,
-    place_of,
-    prediction_type_of,
-)
+from guided_diffusers.schedulers.adapt import next_noise_level, noise_level, place_of, prediction_type_of
 from guided_diffusers.schedulers.protocol import AnyScheduler
 
 

@@ -13,7 +13,8 @@ from functools import wraps
 from typing import Any
 
 from guided_diffusers.guidance import Guidance
-from guided_diffusers.schedulers.adapt import check_supported, step_names
+from guided_diffusers.schedulers.adapt import step_names
+from guided_diffusers.schedulers.families import check_supported
 from guided_diffusers.schedulers.protocol import AnyScheduler
 from guided_diffusers.stock.output import (
     check_classifier_terms,
