@@ -21,6 +21,7 @@ from stock_families import (
 )
 
 from guided_diffusers import ModelDenoiser, guide
+from guided_diffusers.core.finite import NonFiniteError
 from guided_diffusers.guidance import (
     AutoGuidance,
     CFGPlusPlus,
@@ -149,6 +150,22 @@ class TestRefused:
         with guide(pipeline, ClassifierFreeGuidance(2.0)) as run, pytest.raises(ValueError, match=message):
             case.call(pipeline, **arguments)
         assert run.calls == []
+
+    def test_a_scale_that_overflows_is_told_before_the_network_is_called(self, sd):
+        case, pipeline = sd
+        with (
+            guide(pipeline, ClassifierFreeGuidance(2.0)) as run,
+            pytest.raises(ValueError, match="guidance_s"),
+        ):
+            case.call(pipeline, guidance_scale=1e308)
+        assert run.calls == []
+
+    def test_a_run_that_stops_being_finite_is_told(self, sd):
+        """What overflows in the loss alone: the pipeline would give a black picture."""
+        case, pipeline = sd
+        torn = LossGuidance(lambda images: (images.flatten(1) * 1e30).square().sum(1), 1.0)
+        with guide(pipeline, torn), pytest.raises(NonFiniteError, match="not finite after step 1 of 6"):
+            case.call(pipeline)
 
     def test_guidance_of_the_pipeline_itself(self):
         case, pipeline = FAMILIES["sd3"], made("sd3")

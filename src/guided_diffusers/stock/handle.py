@@ -176,6 +176,7 @@ class Handle:
                 undo.append(listen(network, recorder))
             undo.append(replace_step(scheduler, stepper))
             yield
+            recorder.run.watch.check()
         finally:
             for each in undo:
                 each()

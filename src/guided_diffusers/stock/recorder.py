@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from guided_diffusers.core.finite import Watch
 from guided_diffusers.core.noise import NoiseLevel
 from guided_diffusers.core.prediction import coefficients
 from guided_diffusers.core.randomness import as_generators
@@ -56,6 +57,7 @@ class Run:
         size: How many samples, known after the first step.
         sign: Of the network's output against what the scheduler reads, known after the first step.
         ordered: Whether the order of condition and null was seen to be the known one.
+        watch: Notices where its sample stops being finite.
     """
 
     timesteps: Any = None
@@ -72,6 +74,7 @@ class Run:
     size: int | None = None
     sign: int | None = None
     ordered: bool = False
+    watch: Watch = field(default_factory=lambda: Watch("", ()))
 
 
 class Recorder:
@@ -172,6 +175,7 @@ class Recorder:
             read = adapted(scheduler)
             levels = None if hasattr(scheduler, "noise_level") else list(read.levels)
             listed = torch.as_tensor(read.timesteps).cpu().double()
+            self.run.watch.check()
             self.run = Run(timesteps=scheduler.timesteps, listed=listed, levels=levels)
         place = getattr(scheduler, "step_index", None)
         if place is None:
@@ -185,6 +189,7 @@ class Recorder:
         terms, step = self.guidance[id(told.network)].terms, Step(sample=_NOTHING, level=self.run.level)
         self.run.active = [term for term in terms if term.active(step)]
         if begins:
+            self.run.watch = Watch(type(scheduler).__name__, listed[place:])
             self._check_terms(terms, told)
 
     def _check_terms(self, terms: tuple[Guidance, ...], told: Told) -> None:

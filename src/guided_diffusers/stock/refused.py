@@ -12,6 +12,7 @@ from diffusers.modular_pipelines import ModularPipeline
 from guided_diffusers.core.checks import check_number, shown
 from guided_diffusers.core.networks import unwrapped
 from guided_diffusers.guidance.base import Guidance
+from guided_diffusers.guidance.scale import MAX_SCALE
 from guided_diffusers.stock.facts import facts_of, parameters_of
 
 NETWORKS = ("unet", "transformer", "transformer_2")
@@ -33,6 +34,8 @@ _SEVERAL = {
     "MiniMaxH3Transformer3DModel": "video and sound",
 }
 """Networks that predict several things at once, each stepped by a scheduler of its own."""
+_SCALES = ("guidance_scale", "guidance_scale_2", "true_cfg_scale")
+"""Arguments of pipelines that scale the one guidance of a network."""
 _FURTHER_SCALES = (
     "image_guidance_scale",
     "img_guidance_scale",
@@ -92,10 +95,11 @@ def check_call(
                 f"{name} is {shown(arguments[name])}, a guidance of the pipeline's own, without effect "
                 f"under guide; allowed: {off}, and instead {instead}"
             )
+    for name in _SCALES:
+        if arguments.get(name) is not None:
+            check_number(name, arguments[name], -MAX_SCALE, MAX_SCALE)  # beyond, their own output is infinite
     name = "true_cfg_scale" if "true_cfg_scale" in arguments else "guidance_scale"
     scale = arguments.get(name)
-    if scale is not None:
-        check_number(name, scale)
     if own_null or not any(each.needs_null for each in guidance.values()):
         return
     above = 0 if facts_of(getattr(pipeline, next(iter(guidance)))).off_at_0 else 1

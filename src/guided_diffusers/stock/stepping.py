@@ -65,7 +65,9 @@ class Stepper:
             given[self.names[2]] = torch.cat([renewed, renewed]) if twice else renewed
         if prediction.mean is not None:
             given["guidance_gradient"] = prediction.mean
-        return type(scheduler).step(scheduler, **given)
+        stepped = type(scheduler).step(scheduler, **given)
+        recorder.run.watch.note(recorder.run.level, prediction.x0, stepped[0])
+        return stepped
 
     def _check_timestep(self, timestep: Any) -> None:
         """The step must be of the timestep that the network was told."""
@@ -172,5 +174,7 @@ def _fitted(output: Tensor, answers: list[Tensor]) -> list[float]:
     """The weights of the answers in what a pipeline made of them, by least squares."""
     columns = torch.stack([answer.flatten() for answer in answers], dim=1).double()
     gram, moments = columns.T @ columns, columns.T @ output.flatten().double()
+    if not moments.isfinite().all():  # which is told at the end of the run
+        return [0.0] * len(answers)
     weights = torch.linalg.lstsq(gram.cpu(), moments.cpu()[:, None]).solution[:, 0]
     return weights.nan_to_num(0.0).tolist()
