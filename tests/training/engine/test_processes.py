@@ -6,6 +6,7 @@ own size, so rounding moves those weights whose gradient is rounding alone by as
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import subprocess
@@ -15,7 +16,8 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from trained_scripts import CASES, EVERY, STEPS, Run, command, records, start
+from tiny_data import sliced_tars
+from trained_scripts import CASES, STEPS, Run, command, records, start
 
 from guided_diffusers.training.engine.checkpoint import latest_checkpoint, load_checkpoint
 
@@ -65,7 +67,7 @@ def test_when_a_process_is_gone_the_others_end_with_one_sentence(sharding, ends,
     """And the same command goes on from the checkpoint that the sentence names."""
     folder, settings = tmp_path / "run", {"sharding": sharding, "timeout_minutes": 0.25}
     run = start("unconditional", folder, shared, processes=2, **settings)
-    run.until(lambda: any(record["images"] > EVERY for record in records(folder)))
+    run.until(lambda: any((folder / "checkpoints").glob("[0-9]*")))
     second = psutil.Process(run.process.pid).children()[1]
     second.send_signal(ends)
     if ends == signal.SIGSTOP:
@@ -82,3 +84,17 @@ def test_when_a_process_is_gone_the_others_end_with_one_sentence(sharding, ends,
     assert "Traceback" not in run.said()
     start("unconditional", folder, shared, processes=2, **settings).finish()
     assert records(folder)[-1]["images"] == STEPS * 8
+
+
+@pytest.mark.parametrize("sharding", ["none", "parameters"])
+def test_when_one_reads_a_tar_that_is_cut_short_all_end_with_a_sentence(sharding, tmp_path, monkeypatch):
+    pattern = sliced_tars(tmp_path / "tars")
+    monkeypatch.setitem(CASES["streamed"][1]["data"], "path", str(pattern))
+    monkeypatch.setitem(CASES["streamed"][1]["data"], "on_corrupt", "raise")
+    tar = pattern.with_name("train-02.tar")
+    os.truncate(tar, tar.stat().st_size // 3)  # before its picture that is none
+    run = start("streamed", tmp_path / "run", tmp_path, processes=2, sharding=sharding)
+    run.process.join(120)
+    lines = [line for line in run.said().splitlines() if line.startswith("error: ")]
+    assert run.process.exitcode == 1 and "Traceback" not in run.said()
+    assert len(lines) == 2 and any(f"{tar} breaks off" in line for line in lines), lines
