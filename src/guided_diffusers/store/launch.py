@@ -4,6 +4,8 @@ accelerate starts several processes on a CPU only under MPI (`--mpirun_hostfile`
 nothing. `start_processes` notices, and starts N of the same command by torch's own launcher, over gloo. And
 under that launcher accelerate takes each process for the only one, unless it is told that this is a CPU: then
 each would do the whole work.
+
+Both launchers give a process one thread where nobody said how many, whatever the cores: see `share_cores`.
 """
 
 from __future__ import annotations
@@ -11,7 +13,10 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
+import psutil  # as accelerate has it
 import torch
 from accelerate import PartialState
 
@@ -19,6 +24,15 @@ logger = logging.getLogger(__name__)
 
 _STARTED = ("LOCAL_RANK", "RANK", "WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 """What a launcher of several processes sets, one or another of it."""
+
+_LAUNCHERS = {
+    "accelerate",
+    "accelerate-launch",
+    "accelerate.commands.launch",
+    "torchrun",
+    "torch.distributed.run",
+}
+_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 
 def on_cpu(device: str | None = None) -> bool:
@@ -33,6 +47,8 @@ def processes(device: str | None = None) -> PartialState:
         device: where it is done; None for what there is.
     """
     start_processes()
+    if on_cpu(device):
+        share_cores()
     return PartialState(cpu=on_cpu(device))
 
 
@@ -47,6 +63,8 @@ def start_processes() -> None:
         logger.warning("accelerate launch --cpu starts one process: torch's launcher starts %d", count)
         launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
         command = [*launcher, "--nproc_per_node", str(count), *sys.orig_argv[1:]]
+        if _threads_are_the_launchers():
+            del os.environ["OMP_NUM_THREADS"]
         sys.stdout.flush()
         sys.stderr.flush()
         os.execv(sys.executable, command)
@@ -58,7 +76,6 @@ def _missing_processes() -> int:
     several = "MASTER_ADDR" in os.environ and not any(name in os.environ for name in _STARTED)
     if not (by_accelerate and several):
         return 0
-    import psutil  # as accelerate has it
     from accelerate.commands.launch import launch_command_parser
 
     words = psutil.Process().parent().cmdline()
@@ -72,3 +89,52 @@ def _missing_processes() -> int:
     arguments = launch_command_parser().parse_args(rest)
     alone = arguments.mpirun_hostfile is None and (arguments.num_machines or 1) == 1
     return (arguments.num_processes or 0) if alone else 0
+
+
+def share_cores() -> None:
+    """Compute with a thread a core of this process's share, where the user has not said how many.
+
+    `OMP_NUM_THREADS` and accelerate's `--num_cpu_threads_per_process` say it. Never more than the process may
+    use: torch counts the machine's cores, and more threads than cores take them from one another.
+    """
+    before = torch.get_num_threads()
+    share = max(1, _cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+    if _threads_are_the_launchers():
+        torch.set_num_threads(share)
+    elif "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(min(before, share))
+    now = torch.get_num_threads()
+    if now != before:
+        logger.info("computing with %d threads, not %d (OMP_NUM_THREADS sets it)", now, before)
+
+
+def _threads_are_the_launchers() -> bool:
+    parent = psutil.Process().parent()
+    try:
+        return parent is not None and set_by_launcher(os.environ, parent.environ(), parent.cmdline())
+    except psutil.Error:
+        return False
+
+
+def set_by_launcher(own: Mapping[str, str], parents: Mapping[str, str], words: Sequence[str]) -> bool:
+    """Whether the number of threads in a process's environment is its launcher's choice, and not the user's.
+
+    Args:
+        own: the process's environment.
+        parents: that in which its parent was started.
+        words: the parent's command line.
+    """
+    names = {os.path.basename(word) for word in words[:3]}
+    said = any(word.startswith("--num_cpu_threads_per_process") for word in words)
+    return "OMP_NUM_THREADS" in own.keys() - parents.keys() and bool(names & _LAUNCHERS) and not said
+
+
+def _cores() -> int:
+    """Physical cores that this process may use: of the machine, by its affinity and a container's quota."""
+    counts = [psutil.cpu_count(logical=False) or 1]
+    if hasattr(os, "sched_getaffinity"):
+        counts.append(len(os.sched_getaffinity(0)))
+    quota = _QUOTA.read_text().split() if _QUOTA.is_file() else ["max"]
+    if quota[0] != "max":
+        counts.append(max(1, int(quota[0]) // int(quota[1])))
+    return min(counts)

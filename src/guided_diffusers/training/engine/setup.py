@@ -16,7 +16,7 @@ from torch import nn
 
 from guided_diffusers import schedulers
 from guided_diffusers.core.checks import check_that
-from guided_diffusers.store.launch import on_cpu, start_processes
+from guided_diffusers.store.launch import on_cpu, share_cores, start_processes
 from guided_diffusers.training.engine.config import TrainingConfig, check_arguments
 
 
@@ -30,13 +30,16 @@ def make_optimizer(config: TrainingConfig, parameters: Iterable[Any]) -> torch.o
 def make_accelerator(config: TrainingConfig) -> Accelerator:
     """The process group, device, precision and trackers that the configuration asks for.
 
-    Under `accelerate launch --cpu` with several processes, see `launch.start_processes`.
+    Under `accelerate launch --cpu` with several processes, see `launch.start_processes`; on a CPU
+    `launch.share_cores` sets the number of threads.
 
     Raises:
         ValueError: accelerate is set to split networks in a way that is not ours.
     """
     refuse_sharding()
     start_processes()
+    if on_cpu():
+        share_cores()
     return Accelerator(
         cpu=on_cpu(),
         mixed_precision="no" if config.mixed_precision == "auto" else config.mixed_precision,
