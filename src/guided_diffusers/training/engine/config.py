@@ -73,6 +73,9 @@ class TrainingConfig(Declared):
     learning_rate_schedule: Literal["constant", "cosine", "linear", "inverse_sqrt"] = option(
         "cosine", "after the warm-up; cosine and linear end at 0, inverse_sqrt decays from 10 warm-ups on"
     )
+    optimizer: Literal["adamw", "adamw_8bit"] = option(
+        "adamw", "adamw_8bit: bitsandbytes', whose state is 2 bytes a parameter instead of 8"
+    )
     weight_decay: Amount = option(0.01, "AdamW's decoupled weight decay")
     betas: tuple[_Decay, _Decay] = option((0.9, 0.99), "AdamW's decay rates")
     max_grad_norm: Amount = option(1.0, "clip each optimizer's gradient to this norm; 0 only measures it")

@@ -105,6 +105,7 @@ class Sharded:
 
     def __init__(self, task: Task, config: TrainingConfig, accelerator: Accelerator, plugin: Any) -> None:
         check_that(config.channels_last is not True, "channels_last", True, "false or auto, with sharding")
+        check_that(config.optimizer == "adamw", "optimizer", config.optimizer, "adamw, with sharding")
         self.accelerator = accelerator
         mesh = mesh_of(accelerator)
         for module in task.modules.values():

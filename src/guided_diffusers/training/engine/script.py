@@ -16,6 +16,7 @@ from guided_diffusers.training.engine.lock import FolderInUseError
 from guided_diffusers.training.engine.task import Task
 from guided_diffusers.training.engine.trainer import make_accelerator, train
 
+MENDABLE = (ValueError, OSError, ImportError, FloatingPointError, FolderInUseError)
 MakeTask = Callable[[Any, torch.device], Task]
 
 
@@ -50,8 +51,7 @@ def run_main(main: Callable[[], None]) -> None:
         print("stopped: the same command goes on from the last checkpoint", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
-        mendable = isinstance(error, ValueError | OSError | FloatingPointError | FolderInUseError)
-        told = mendable or full_disk(error) is not None
+        told = isinstance(error, MENDABLE) or full_disk(error) is not None
         if not told or os.environ.get("GUIDED_DIFFUSERS_DEBUG", "0") not in ("", "0"):
             raise
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)

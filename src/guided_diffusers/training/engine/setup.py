@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -20,11 +21,32 @@ from guided_diffusers.store.launch import on_cpu, share_cores, start_processes
 from guided_diffusers.training.engine.config import TrainingConfig, check_arguments
 
 
-def make_optimizer(config: TrainingConfig, parameters: Iterable[Any]) -> torch.optim.AdamW:
-    """AdamW as the configuration says, over parameters or parameter groups."""
-    return torch.optim.AdamW(
-        parameters, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay, fused=True
-    )
+def make_optimizer(config: TrainingConfig, parameters: Iterable[Any]) -> torch.optim.Optimizer:
+    """AdamW as the configuration says, over parameters or parameter groups.
+
+    Raises:
+        ImportError: bitsandbytes, which `optimizer: adamw_8bit` needs, is not installed.
+    """
+    settings: dict[str, Any] = {"lr": config.learning_rate, "betas": config.betas}
+    settings["weight_decay"] = config.weight_decay
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(parameters, **settings, fused=True)
+    require_bitsandbytes(config)
+    from bitsandbytes.optim import AdamW8bit
+
+    return AdamW8bit(parameters, **settings)
+
+
+def require_bitsandbytes(config: TrainingConfig) -> None:
+    """Say in one line what an 8-bit optimizer needs and is not there.
+
+    Raises:
+        ImportError: bitsandbytes is asked for, and not installed.
+    """
+    if config.optimizer == "adamw_8bit" and importlib.util.find_spec("bitsandbytes") is None:
+        raise ImportError(
+            "training.optimizer adamw_8bit needs bitsandbytes: pip install 'guided-diffusers[8bit]' brings it"
+        )
 
 
 def make_accelerator(config: TrainingConfig) -> Accelerator:
@@ -35,7 +57,9 @@ def make_accelerator(config: TrainingConfig) -> Accelerator:
 
     Raises:
         ValueError: accelerate is set to split networks in a way that is not ours.
+        ImportError: the optimizer's package is not installed.
     """
+    require_bitsandbytes(config)
     refuse_sharding()
     start_processes()
     if on_cpu():

@@ -21,6 +21,9 @@ Parts = dict[str, Mapping[str, Tensor]]
 FORMER = {"TextToImageTask": "DenoisingTask", "UnconditionalTask": "DenoisingTask"}
 """Tasks of older checkpoints, by the name that they had then."""
 
+TABLES = {f"{name}{number}" for name in ("qmap", "absmax") for number in (1, 2)}
+"""What an 8-bit optimizer of bitsandbytes has of large parameters besides what it has of all."""
+
 
 def training_state(
     task: Task, average: ExponentialMovingAverage, accelerator: Accelerator
@@ -117,11 +120,11 @@ def _optimizer_difference(given: Mapping[str, Tensor], state: Mapping[str, Any],
         index = int(key.partition(".")[0])
         if index >= len(parameters):
             return f"is of more than {index} parameters, this run's has {len(parameters)}"
-        if value.dim() and value.shape != parameters[index].shape:
+        if value.dim() and key.partition(".")[2] not in TABLES and value.shape != parameters[index].shape:
             shapes = f"{tuple(value.shape)}, this run's is {tuple(parameters[index].shape)}"
             return f"is of other parameters: number {index} of shape {shapes}"
     places, names = ({key.split(".", 1)[part] for key in given} for part in (0, 1))  # Adam: alike for all
-    lacking = sorted({f"{place}.{name}" for place in places for name in names}.difference(given))
+    lacking = sorted({f"{place}.{name}" for place in places for name in names - TABLES}.difference(given))
     return f"lacks {lacking[0]}" if lacking else ""
 
 
@@ -133,7 +136,9 @@ def optimizer_state(optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str, 
     tensors, plain = {}, {}
     for index, values in optimizer.state_dict()["state"].items():
         for name, value in values.items():
-            (tensors if isinstance(value, Tensor) else plain)[f"{index}.{name}"] = value
+            inner = value if isinstance(value, dict) else {name: value}  # bitsandbytes nests its tensors
+            for key, item in inner.items():
+                (tensors if isinstance(item, Tensor) else plain)[f"{index}.{key}"] = item
     kind = [type(optimizer).__name__, len(parameters_of(optimizer))]
     return tensors, {"plain": plain, "kind": kind}
 
