@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -20,7 +21,7 @@ import pytest
 import torch
 from PIL import Image
 from tiny_data import sliced_tars
-from trained_scripts import command, weights
+from trained_scripts import command, start, weights
 
 from guided_diffusers.cli import main
 from guided_diffusers.evaluation import Judge, JudgeConfig, save_judge
@@ -167,7 +168,7 @@ def on_a_small_disk(script: str, size: str, *words: object) -> subprocess.Comple
     """Run a shell script with a disk of `size` at /mnt; its arguments are `words`."""
     mount = f"mount -t tmpfs -o size={size} none /mnt\n"
     arguments = [*NAMESPACE, mount + script, "bash", *map(str, words)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     return subprocess.run(arguments, capture_output=True, text=True, env=environment, timeout=600)
 
 
@@ -184,12 +185,20 @@ def test_a_cache_that_does_not_fit_is_an_error_and_no_signal(tmp_path):
 
 @real
 @pytest.mark.slow
-def test_training_says_what_it_goes_on_from_and_does_when_there_is_room(unbroken, shared, tmp_path):
-    """Disk full at some checkpoint; the one before is whole; with more room the run ends bit-equal."""
-    words = command("autoencoder", tmp_path / "run", shared)
-    file = Path(words[-1])
+@pytest.mark.parametrize("name", ["autoencoder", "streamed", "unconditional"])
+def test_training_says_what_it_goes_on_from_and_does_when_there_is_room(name, unbroken, shared, tmp_path):
+    """Disk full at some checkpoint; the one before is whole; with more room the run ends bit-equal.
+
+    The unconditional network is split over two processes, which both say it.
+    """
+    processes = 2 if name == "unconditional" else 1
+    words = command(name, tmp_path / "run", shared, sharding="none" if processes == 1 else "parameters")
+    file, whole = Path(words[-1]), tmp_path / "whole"
+    if processes == 1:
+        whole = unbroken(name)
+    else:
+        start(name, whole, shared, processes, sharding="parameters").finish()
     file.write_text(file.read_text().replace(str(tmp_path / "run"), "/mnt/run"))
-    whole = unbroken("autoencoder")
     one = sum(path.stat().st_size for path in max((whole / "checkpoints").iterdir()).rglob("*.safetensors"))
     script = """
         "${@:2}" && exit 9 || test $? = 1
@@ -201,14 +210,13 @@ def test_training_says_what_it_goes_on_from_and_does_when_there_is_room(unbroken
         cp -r /mnt/run "$1"
     """
     size = f"{(one * 5 // 2) // 1024}k"  # two checkpoints fit, the third in their company does not
-    done = on_a_small_disk(script, size, tmp_path / "run", sys.executable, *words)
+    code = f"import trained_scripts; trained_scripts.execute({words}, '/dev/stderr', {processes}, 1000)"
+    done = on_a_small_disk(script, size, tmp_path / "run", sys.executable, "-c", code)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
-    newest = done.stdout.split()[-1]
-    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert "the disk is full: /mnt/run/" in line and "No space left on device" in line
-    assert line.endswith(
-        f"the checkpoint /mnt/run/checkpoints/{newest} is whole: the same command goes on from it"
-    )
+    newest = next(line for line in done.stdout.splitlines()[::-1] if line.isdecimal())
+    kept = f"the checkpoint /mnt/run/checkpoints/{newest} is whole: the same command goes on from it"
+    told = rf"error: the disk is full: /mnt/run\S* could not be written \(No space left on device\); {kept}"
+    assert len(re.findall(told, done.stderr)) == processes, done.stderr
     assert "Traceback" not in done.stderr
     assert f"resuming after {int(newest)} images" in done.stderr
     first, second = weights(whole), weights(tmp_path / "run")

@@ -179,7 +179,7 @@ class Run:
     def __init__(self, words: list[str], said: Path, processes: int = 1, smallest: int = 1_000_000) -> None:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(LIBRARIES)
-        self.process = context.Process(target=_execute, args=(words, str(said), processes, smallest))
+        self.process = context.Process(target=execute, args=(words, str(said), processes, smallest))
         self._said = said
         self.process.start()
 
@@ -210,7 +210,8 @@ class Run:
         return self._said.read_text()
 
 
-def _execute(words: list[str], said: str, processes: int, smallest: int) -> None:
+def execute(words: list[str], said: str, processes: int, smallest: int) -> None:
+    """Be a script, or several processes of it, which write their output and errors to a file."""
     sharding.SMALLEST = smallest  # parameters of a block of a network that is split
     os.setsid()
     file = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
