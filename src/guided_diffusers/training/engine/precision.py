@@ -127,10 +127,13 @@ def fused_attention(module: nn.Module) -> list[Any]:
     return [m for m in module.modules() if isinstance(getattr(m, "processor", None), AttnProcessor2_0)]
 
 
-def use_plain_attention(module: nn.Module) -> None:
-    """Compute attention as products and a softmax, which short sequences on a CPU are faster by."""
-    for layer in fused_attention(module):
-        layer.set_processor(AttnProcessor())
+def lay_out(module: nn.Module, way: Way) -> None:
+    """Give a network a way's layout and attention; plain attention is products and a softmax."""
+    if way.channels_last:
+        module.to(memory_format=torch.channels_last)
+    if way.attention == "plain":
+        for layer in fused_attention(module):
+            layer.set_processor(AttnProcessor())
 
 
 def autocast(accelerator: Accelerator, mixed_precision: str) -> AbstractContextManager:
@@ -210,10 +213,7 @@ def _laid_out(task: Task, way: Way) -> Iterator[None]:
     layers = [(m, m.processor) for module in task.modules.values() for m in fused_attention(module)]
     try:
         for module in task.modules.values():
-            if way.channels_last:
-                module.to(memory_format=torch.channels_last)
-            if way.attention == "plain":
-                use_plain_attention(module)
+            lay_out(module, way)
         yield
     finally:
         for parameter, data in own:

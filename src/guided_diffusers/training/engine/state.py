@@ -29,8 +29,7 @@ def training_state(
     task: Task, average: ExponentialMovingAverage, accelerator: Accelerator
 ) -> tuple[Parts, dict[str, Any]]:
     """Weights, averaged weights, optimizers and loss scale: tensors by part, and plain data."""
-    tensors: Parts = {f"modules/{name}": trained_state(module) for name, module in task.modules.items()}
-    tensors |= {f"averaged/{name}": values for name, values in average.state_dict().items()}
+    tensors = _networks(task, average)
     plain: dict[str, Any] = {"task": type(task).__name__, "optimizers": {}}
     for name, optimizer in task.optimizers.items():
         tensors[f"optimizers/{name}"], plain["optimizers"][name] = optimizer_state(optimizer)
@@ -39,17 +38,21 @@ def training_state(
     return tensors, plain
 
 
+def _networks(task: Task, average: ExponentialMovingAverage) -> Parts:
+    """Weights and averaged weights, without frozen ones, by part."""
+    parts: Parts = {f"modules/{name}": trained_state(module) for name, module in task.modules.items()}
+    return parts | {f"averaged/{name}": values for name, values in average.state_dict().items()}
+
+
 def restore_training(
     task: Task, average: ExponentialMovingAverage, accelerator: Accelerator, checkpoint: Checkpoint
 ) -> None:
     """Put back what `training_state` gave, in place; of shards, this process's."""
     plain = checkpoint.state
-    for name, module in task.modules.items():
-        own, part = module.state_dict(), f"modules/{name}"
-        checkpoint.fill(part, {key: own[key] for key in checkpoint.parts[part] if key in own})
-    for name, module in average.modules.items():
-        own, part = module.state_dict(), f"averaged/{name}"
-        checkpoint.fill(part, {key: own[key] for key in checkpoint.parts[part] if key in own})
+    for kind, modules in (("modules", task.modules), ("averaged", average.modules)):
+        for name, module in modules.items():
+            own, part = module.state_dict(), f"{kind}/{name}"
+            checkpoint.fill(part, {key: own[key] for key in checkpoint.parts[part] if key in own})
     for name, optimizer in task.optimizers.items():
         part = f"optimizers/{name}"
         tensors = room_for_state(optimizer, checkpoint.parts[part])
@@ -69,8 +72,7 @@ def check_fits(
             named.
     """
     own, optimizers = type(task).__name__, plain.get("optimizers", {})
-    networks: Parts = {f"modules/{name}": trained_state(module) for name, module in task.modules.items()}
-    networks |= {f"averaged/{name}": values for name, values in average.state_dict().items()}
+    networks = _networks(task, average)
     parts = [*networks, *(f"optimizers/{name}" for name in task.optimizers)]
     other = plain.get("task", own)
     if FORMER.get(other, other) != own:

@@ -37,7 +37,7 @@ from guided_diffusers.training.engine.log import JsonLines, Meter, flatten, in_w
 from guided_diffusers.training.engine.outputs import Outputs
 from guided_diffusers.training.engine.parallel import lost_process
 from guided_diffusers.training.engine.posthoc import PosthocAverages
-from guided_diffusers.training.engine.precision import Way, autocast, choose, settled, use_plain_attention
+from guided_diffusers.training.engine.precision import Way, autocast, choose, lay_out, settled
 from guided_diffusers.training.engine.progress import Progress, shown
 from guided_diffusers.training.engine.saver import Saver
 from guided_diffusers.training.engine.schedule import learning_rate_factor
@@ -305,12 +305,8 @@ class Trainer:
         self.autocast = partial(autocast, self.accelerator, config.mixed_precision if by_us else "no")
         if self.devices.sharded:  # what is gathered has the plain layout
             config = replace(config, channels_last=False)
-        if config.channels_last:
-            for module in self.task.modules.values():
-                module.to(memory_format=torch.channels_last)
         for module in self.task.modules.values():
-            if config.attention == "plain":
-                use_plain_attention(module)
+            lay_out(module, Way.of(config))
             if config.compile:
                 module.compile()
         self.config, self.full_config = config, with_training(self.full_config, config)
