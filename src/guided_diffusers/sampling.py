@@ -171,20 +171,22 @@ class Run:
         Returns:
             The guided prediction; where a term recurs, the last.
         """
+        if torch.is_grad_enabled():
+            with torch.no_grad():
+                return self.advance(step)
         step = step if step.condition is self.condition else replace(step, condition=self.condition)
-        with torch.no_grad():
-            recurring = [term for term in self._guided.guidance if term.recurrence > 1]
-            times = [term.recurrence for term in recurring if term.active(step)]
-            for _ in range(1, max(times, default=1)):
-                x0 = self._guided.run(replace(step, shifts_mean=False)).x0
-                noise = randn_tensor(x0.shape, self.generator, x0.device, x0.dtype)
-                step = replace(step, sample=renoised(step.sample, x0, step.level, step.following, noise))
-            prediction = self._guided.run(step)
-            output = output_of(prediction.x0, step.sample, step.level, self._prediction_type)
-            if self._with_variance:
-                output = torch.cat([output, self._variance(prediction).to(output.dtype)], dim=1)
-            shifted = {} if prediction.mean is None else {"guidance_gradient": prediction.mean}
-            self.sample = self._take_step(output, self._timestep, step.sample, **shifted)
+        terms = self._guided.guidance
+        times = [term.recurrence for term in terms if term.recurrence > 1 and term.active(step)]
+        for _ in range(1, max(times, default=1)):
+            x0 = self._guided.run(replace(step, shifts_mean=False)).x0
+            noise = randn_tensor(x0.shape, self.generator, x0.device, x0.dtype)
+            step = replace(step, sample=renoised(step.sample, x0, step.level, step.following, noise))
+        prediction = self._guided.run(step)
+        output = output_of(prediction.x0, step.sample, step.level, self._prediction_type)
+        if self._with_variance:
+            output = torch.cat([output, self._variance(prediction).to(output.dtype)], dim=1)
+        shifted = {} if prediction.mean is None else {"guidance_gradient": prediction.mean}
+        self.sample = self._take_step(output, self._timestep, step.sample, **shifted)
         self._taken = (step.level, prediction.x0)
         return prediction
 

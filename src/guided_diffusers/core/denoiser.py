@@ -6,8 +6,9 @@ sample's shape. Plain functions work. `ModelDenoiser` makes one of a network and
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
+from itertools import repeat
 from typing import Annotated, Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -112,9 +113,17 @@ class ModelDenoiser:
         with torch.inference_mode() if infer else nullcontext():
             output = self.network(seen, timestep, arguments)
         output = output if isinstance(output, Tensor) else output[0]
-        if not isinstance(output, Tensor) or output.ndim < 2 or len(output) != len(seen):
-            raise ValueError(f"the network's output is {shown(output)} for a batch of {len(seen)}")
-        return self._read(output.view(count, -1, *output.shape[1:]), sample, level)
+        extras: Iterable[Tensor | None] = repeat(None)
+        if not isinstance(output, Tensor) or output.shape != seen.shape:
+            output, extra = _split(output, seen, sample)
+            extras = extra.clone().unflatten(0, (count, -1)).unbind()
+        # The arithmetic, once for all conditions, makes plain tensors of what inference mode computed.
+        denoised: Iterable[Tensor] = denoised_of(
+            output.view(count, *sample.shape), sample, level, self.prediction_type
+        ).unbind()
+        if self.clip is not None:
+            denoised = map(self._clipped, denoised)
+        return list(map(Denoised, denoised, extras))
 
     def _dtype(self, default: torch.dtype) -> torch.dtype:
         """`dtype_of` the model, where its first parameter still is."""
@@ -123,25 +132,6 @@ class ModelDenoiser:
         if parameter is not None and parameter.dtype in _COMPUTE_DTYPES:
             return parameter.dtype
         return dtype_of(self.model, default)
-
-    def _read(self, outputs: Tensor, sample: Tensor, level: NoiseLevel) -> list[Denoised]:
-        """One answer a condition from `(conditions, batch, ...)`: the arithmetic is done once for all.
-
-        It makes plain tensors of what was computed in inference mode.
-        """
-        channels, count = sample.shape[1], outputs.shape[0]
-        extras: Sequence[Tensor | None] = [None] * count
-        if outputs.shape[2] == 2 * channels:
-            outputs, extra = outputs.split(channels, dim=2)
-            extras = extra.clone().unbind(0)
-        elif outputs.shape[1:] != sample.shape:
-            given = f"the network's output has shape {tuple(outputs.shape[1:])}"
-            allowed = "its shape, or twice its channels (learned variance)"
-            raise ValueError(f"{given} for a sample of {tuple(sample.shape)}; allowed: {allowed}")
-        denoised = denoised_of(outputs, sample, level, self.prediction_type).unbind()
-        if self.clip is not None:
-            denoised = tuple(map(self._clipped, denoised))
-        return [Denoised(x0, extra) for x0, extra in zip(denoised, extras, strict=True)]
 
     def _clipped(self, x0: Tensor) -> Tensor:
         return self.clip(x0) if callable(self.clip) else x0.clamp(-self.clip, self.clip)
@@ -171,28 +161,31 @@ class DynamicThreshold:
         return x0.clamp(-threshold, threshold) / threshold
 
 
+def _split(output: Any, seen: Tensor, sample: Tensor) -> tuple[Tensor, Tensor]:
+    """The prediction and the learned variance, of twice the channels; ValueError for any other output."""
+    if not isinstance(output, Tensor) or output.ndim < 2 or len(output) != len(seen):
+        raise ValueError(f"the network's output is {shown(output)} for a batch of {len(seen)}")
+    batch, channels, *sides = seen.shape
+    if output.shape != (batch, 2 * channels, *sides):
+        given = f"the network's output has shape {(len(sample), *output.shape[1:])}"
+        allowed = "its shape, or twice its channels (learned variance)"
+        raise ValueError(f"{given} for a sample of {tuple(sample.shape)}; allowed: {allowed}")
+    prediction, extra = output.chunk(2, dim=1)
+    return prediction, extra
+
+
 def _arguments(conditions: Sequence[Any]) -> Mapping[str, Any]:
     """The network's keyword arguments: of each a `Condition`'s, a mapping's, or none."""
     many = [{} if each is None else getattr(each, "positive", each) for each in conditions]
     for arguments in many:
         if not isinstance(arguments, _MAPPING):
             raise TypeError(f"condition is {a_kind_of(arguments)}; allowed: a Condition, or a mapping")
-    return _concatenated(many)
+    return many[0] if len(many) == 1 else _concatenated(many)
 
 
 def _concatenated(many: Sequence[Any], path: str = "") -> Any:
     """Join the arguments of several conditions along the batch; what is no tensor must be the same in all."""
     first, others = many[0], many[1:]
-    if not others:
-        return first
-    if isinstance(first, _MAPPING):
-        if not all([isinstance(other, _MAPPING) and other.keys() == first.keys() for other in others]):
-            keys = " and ".join(str(list(m)) if isinstance(m, Mapping) else shown(m) for m in many)
-            where = f"conditions of one step differ in their arguments{path and f' under {path}'}: {keys}"
-            raise ValueError(
-                f"{where}; allowed: the same in all, as Condition(positive, negative) gives them"
-            )
-        return {key: _concatenated([m[key] for m in many], f"{path}.{key}" if path else key) for key in first}
     if path in WITHOUT_A_BATCH and all(_equal(other, first) for other in others):
         return first
     if isinstance(first, Tensor):
@@ -206,6 +199,14 @@ def _concatenated(many: Sequence[Any], path: str = "") -> Any:
             raise ValueError(
                 f"condition {path!r} has shapes {listed}; they may differ in the batch only"
             ) from None
+    if isinstance(first, _MAPPING):
+        if not all([isinstance(other, _MAPPING) and other.keys() == first.keys() for other in others]):
+            keys = " and ".join(str(list(m)) if isinstance(m, Mapping) else shown(m) for m in many)
+            where = f"conditions of one step differ in their arguments{path and f' under {path}'}: {keys}"
+            raise ValueError(
+                f"{where}; allowed: the same in all, as Condition(positive, negative) gives them"
+            )
+        return {key: _concatenated([m[key] for m in many], f"{path}.{key}" if path else key) for key in first}
     if isinstance(first, list | tuple) and first and all(map(torch.is_tensor, first)):
         if any(not isinstance(other, list | tuple) or len(other) != len(first) for other in others):
             raise ValueError(f"condition {path!r} has other numbers of tensors in the conditions of one step")

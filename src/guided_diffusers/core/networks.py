@@ -167,6 +167,7 @@ class Network:
         self.calling = next(filter(None, rows), None) if names[0] == "hidden_states" else None
         known = self.calling is not None or names[:2] == ["sample", "timestep"]
         check_that(known, "model", model, _CALLED)
+        self.always = {"return_dict": False} if forward and "return_dict" in names else {}
         self.needs = {} if forward is None else dict(_needs(plain, forward))
         self.axis = 1 if self.calling is None else self.calling.channels
         self.channels = self.config.get("in_channels") if forward and self.axis else None
@@ -177,14 +178,15 @@ class Network:
         if self.calling is not None and self.calling.pack is not None and refused is None:
             sample, places, back = self.calling.pack(sample, self.config, arguments)
             arguments = {**places, **arguments}
-        if refused is None and self.needs:
+        if refused is None and not self.needs.keys() <= arguments.keys():
             refused = next(self._untold(arguments), None)
         if refused is not None:
             raise ValueError(refused)
         if self.calling is None:
-            return self.model(sample, timestep, **arguments)
+            return self.model(sample, timestep, **{**self.always, **arguments})
         timestep = torch.as_tensor(timestep, device=sample.device).expand(len(sample))
         timestep = self.calling.timestep(timestep, self.config)
+        arguments = {**self.always, **arguments}
         output = self.model(hidden_states=sample, timestep=timestep, **arguments)
         output = output if isinstance(output, Tensor) else output[0]
         output = -output if self.calling.negated else output

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
@@ -41,6 +42,8 @@ __all__ = [
     "column",
     "network_field",
 ]
+
+_AS_IT_IS = nullcontext()
 
 
 class Guidance(Declared):
@@ -75,7 +78,7 @@ class Guidance(Declared):
         """The terms of the sum; a single term is its own sum."""
         return (self,)
 
-    @property
+    @cached_property
     def idle(self) -> bool:
         """Whether the scale is neutral for every sample: the term does nothing at any step."""
         scales = self.scale if isinstance(self.scale, tuple) else (self.scale,)
@@ -163,7 +166,7 @@ class GuidanceSum(Guidance):
         """The terms, in the order they were added."""
         return self.parts
 
-    @property
+    @cached_property
     def idle(self) -> bool:
         """Whether no term does anything."""
         return all(term.idle for term in self.parts)
@@ -214,7 +217,8 @@ class Guided:
         queries = [Query(condition=step.condition)]
         for _, its in asked:
             queries += its
-        if any([query.grad for query in queries]):
+        graph = any([query.grad for query in queries])
+        if graph:
             step = replace(step, sample=step.sample.detach().requires_grad_())
         answers = iter(self._answers(step, queries))
         own = next(answers)
@@ -232,26 +236,32 @@ class Guided:
             # (2)
             corrected = term.correct(step, own, x0)
             x0 = x0 if corrected is x0 else _within(term, corrected, x0, step.level)
-        return Prediction(x0.detach(), _detached(own.extra), _detached(mean))
+        if not graph and not torch.is_grad_enabled():
+            return Prediction(x0, own.extra, mean)
+        others = (None if each is None else each.detach() for each in (own.extra, mean))
+        return Prediction(x0.detach(), *others)
 
     def _answers(self, step: Step, queries: Sequence[Query]) -> list[Denoised]:
         """Answer all queries: those of one network, view, sample and level by one forward."""
-        groups: dict[tuple[int, int, int, int], list[Query]] = {}
+        groups: dict[tuple[int, ...], dict[int, Query]] = {}
+        graphs, places = set(), []
         for query in queries:
-            network = query.network or self.denoiser
-            place = id(network), id(query.view), id(query.sample), id(query.level)
-            groups.setdefault(place, []).append(query)
-        answers: dict[int, Denoised] = {}
-        for group in groups.values():
-            its = {id(query.condition): query for query in group}
-            asked = [*its.values()]
+            network, condition = query.network or self.denoiser, id(query.condition)
+            group: tuple[int, ...] = id(network), id(query.view), id(query.sample), id(query.level)
+            groups.setdefault(group, {}).setdefault(condition, query)
+            places.append((group, condition))
+            if query.grad:
+                graphs.add(group)
+        answers: dict[tuple[tuple[int, ...], int], Denoised] = {}
+        for group, of in groups.items():
+            asked, grad = [*of.values()], group in graphs
             if callable(make := asked[0].sample):
-                sample = make(answers[id(queries[0])])
+                sample = make(answers[places[0]])
                 asked = [replace(query, sample=sample) for query in asked]
-            with torch.set_grad_enabled(any([query.grad for query in group])):
-                got = dict(zip(its, self.ask(step, asked), strict=True))
-            answers.update({id(query): got[id(query.condition)] for query in group})
-        return [answers[id(query)] for query in queries]
+            with _AS_IT_IS if grad is torch.is_grad_enabled() else torch.set_grad_enabled(grad):
+                for condition, answer in zip(of, self.ask(step, asked), strict=True):
+                    answers[group, condition] = answer
+        return [answers[place] for place in places]
 
     def ask(self, step: Step, queries: list[Query]) -> list[Denoised]:
         """The answers to queries that have all but the condition in common; a subclass may answer otherwise.
@@ -269,16 +279,12 @@ class Guided:
         network = first.network or self.denoiser
         sample = first.sample if isinstance(first.sample, Tensor) else step.sample
         level = step.level if first.level is None else first.level
-        with nullcontext() if first.view is None else first.view():
+        with _AS_IT_IS if first.view is None else first.view():
             if not hasattr(network, "batch"):
                 return [_asked(network, sample, level, condition) for condition in conditions]
             if not self.sequential:
                 return network.batch(sample, level, conditions)
             return [network.batch(sample, level, [condition])[0] for condition in conditions]
-
-
-def _detached(value: Tensor | None) -> Tensor | None:
-    return value.detach() if value is not None and value.requires_grad else value
 
 
 def _within(term: Guidance, inside: Tensor, outside: Tensor | float, level: NoiseLevel) -> Tensor:

@@ -230,7 +230,8 @@ class TextToImagePipeline(
         images, sides = given["num_images_per_prompt"], (given["height"], given["width"])
         shape = latent_shape(self.unet, self.vae_scale_factor, prompts.count, images, *sides)
         drawing = Drawing.of(given, shape, self._callback_tensor_inputs)
-        told, clip_skip = {"return_dict": False}, given["clip_skip"]
+        told: dict[str, Any] = {}
+        clip_skip = given["clip_skip"]
         if (kwargs := given["cross_attention_kwargs"]) is not None:
             inputs.check_mapping("cross_attention_kwargs", kwargs)
             read("cross_attention_kwargs.scale", kwargs.get("scale"), float | None)

@@ -200,7 +200,8 @@ def stepper(scheduler: AnyScheduler, **fixed: Any) -> Callable[..., Tensor]:
         else:
             stepped = take(output, before[0], timestep, before[1], sample, **fixed, **more)
             before[:] = stepped[1], timestep
-        return at_least_float32(check_same_shape(name, _sample_of(stepped), "the sample", sample))
+        after = stepped[0] if isinstance(stepped, tuple) else getattr(stepped, "prev_sample", stepped)
+        return at_least_float32(check_same_shape(name, after, "the sample", sample))
 
     return step
 
@@ -228,10 +229,6 @@ def step_names(scheduler: AnyScheduler) -> tuple[str, str, str]:
     """What a scheduler's `step` calls the output, the timestep and the sample."""
     taken, usual = list(inspect.signature(scheduler.step).parameters), ("model_output", "timestep", "sample")
     return usual if {*usual} <= {*taken} else (taken[0], taken[1], taken[2])
-
-
-def _sample_of(stepped: Any) -> Any:
-    return stepped[0] if isinstance(stepped, tuple) else getattr(stepped, "prev_sample", stepped)
 
 
 def place_of(scheduler: AnyScheduler, timestep: Tensor | float) -> int:
