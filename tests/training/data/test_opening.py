@@ -1,6 +1,7 @@
 """Opening data: columns by their types, files by their kinds, and one sentence for what does not open."""
 
 import io
+import os
 import sys
 import tarfile
 
@@ -178,6 +179,9 @@ def test_a_pattern_of_tar_files(tmp_path):
     data = ImageTextDataset(DataConfig(path=str(tmp_path / "*.tar"), **columns))
     assert data.first_captions() == ["text 0", "text 1"]
     assert torch.equal(data.pixels([0, 1])[:, 0, 0, 0], torch.tensor([-1.0, 1.0]))
+    os.truncate(tmp_path / "1.tar", 1024)  # behind the picture, where tarfile sees no harm
+    with pytest.raises(ValueError, match=r"1\.tar breaks off"):
+        load_image_text(DataConfig(path=str(tmp_path / "*.tar"), **columns))
 
 
 def test_a_pattern_of_pictures(tmp_path):

@@ -13,16 +13,15 @@ another number of processes, as long as that divides the number of lanes.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import fsspec
 from datasets import IterableDataset
 
 from guided_diffusers.core.checks import one_line
 from guided_diffusers.core.randomness import Stream, seed_for
+from guided_diffusers.training.data.opening import LACKS_END, has_its_end
 from guided_diffusers.training.engine.order import permutation
 
 MANY = 8
@@ -68,22 +67,12 @@ class Shards:
                 if "__url__" in cells:
                     where = f"{cells['__url__']}"
                 yield Row(cells, f"row {row} of {where}")
-            if where.endswith(".tar") and not _has_its_end(where):
-                yield Row("breaks off (it lacks the two empty blocks that end a tar)", where)
+            if where.endswith(".tar") and not has_its_end(where):
+                yield Row(LACKS_END, where)
         except MemoryError:
             raise
         except Exception as error:  # as tarfile, Arrow or the file system raises it
             yield Row(f"breaks off or cannot be read ({type(error).__name__}: {one_line(error)})", where)
-
-
-def _has_its_end(tar: str) -> bool:
-    """Whether a tar ends in two blocks of zeros; one that is cut between files tarfile takes for whole."""
-    try:
-        with fsspec.open(tar, "rb") as file:
-            file.seek(-1024, os.SEEK_END)
-            return not any(file.read())
-    except (OSError, ValueError, NotImplementedError):  # what is not a file has no end to look at
-        return True
 
 
 @dataclass(frozen=True, kw_only=True)

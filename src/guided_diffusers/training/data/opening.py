@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -51,6 +52,7 @@ BUILDERS = {
     ".tar": "webdataset",
 }
 """What of datasets reads files of a kind."""
+LACKS_END = "breaks off (it lacks the two empty blocks that end a tar)"
 
 
 def load_image_text(config: DataConfig) -> Dataset | IterableDataset:
@@ -168,6 +170,16 @@ def _load(config: DataConfig, *arguments: Any, **options: Any) -> Dataset | Iter
     return dataset
 
 
+def has_its_end(tar: str) -> bool:
+    """Whether a tar ends in two blocks of zeros; one that is cut between files tarfile takes for whole."""
+    try:
+        with fsspec.open(tar, "rb") as file:
+            file.seek(-1024, os.SEEK_END)
+            return not any(file.read())
+    except (OSError, ValueError, NotImplementedError):  # what is not a file has no end to look at
+        return True
+
+
 def _from_hub(path: str, config: DataConfig) -> Dataset | IterableDataset:
     if path.startswith((".", "/")) or (path.count("/") > 1 and "://" not in path):
         raise FileNotFoundError(f"path {config.path!r} is no folder, nor the name of a dataset on the Hub")
@@ -186,6 +198,9 @@ def _local(
 ) -> Dataset | IterableDataset:
     """What `load` opens; whatever datasets raises for files that it cannot read is one sentence."""
     try:
+        for file in files if not config.stream else ():
+            if file.endswith(".tar") and not has_its_end(os.path.join(folder, file)):
+                raise ValueError(f"{file} {LACKS_END}")
         dataset = load()
         if "__index_level_0__" in (dataset.column_names or ()) and any(
             file.endswith(".csv") for file in files
