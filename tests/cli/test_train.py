@@ -84,7 +84,7 @@ def test_the_launcher_is_chosen_by_processes(monkeypatch):
     monkeypatch.setattr(train_module, "_accelerate_is_configured", lambda: False)
     monkeypatch.setattr(train_module, "_gpus", lambda: 0)
     assert command(None, False) == command(1, False) == command(None, True) == ["s.py", "--x", "1"]
-    assert command(2, False)[:2] == ["-m", "torch.distributed.run"] and "2" in command(2, False)
+    assert command(2, False)[:2] == ["-m", "guided_diffusers.store.launch"] and "2" in command(2, False)
     monkeypatch.setattr(train_module, "_gpus", lambda: 4)
     assert command(None, False)[:2] == ["-m", "accelerate.commands.launch"] and "4" in command(None, False)
     assert command(1, False) == command(None, True) == ["s.py", "--x", "1"]

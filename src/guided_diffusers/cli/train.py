@@ -198,8 +198,9 @@ def launch_command(
     if count == 1:
         return [sys.executable, *arguments], environment
     if cpu or _gpus() == 0:
-        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-        return [*torchrun, "--nproc_per_node", str(count), *arguments], environment
+        from guided_diffusers.store.launch import launcher  # imports torch
+
+        return [*launcher(count), *arguments], environment
     plain = ["--multi_gpu", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
     return [*_ACCELERATE, *plain, "--num_processes", str(count), *arguments], environment
 

@@ -15,10 +15,13 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psutil  # as accelerate has it
 import torch
-from accelerate import PartialState
+
+if TYPE_CHECKING:
+    from accelerate import PartialState
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +49,8 @@ def processes(device: str | None = None) -> PartialState:
     Args:
         device: where it is done; None for what there is.
     """
+    from accelerate import PartialState
+
     start_processes()
     if on_cpu(device):
         share_cores()
@@ -61,13 +66,30 @@ def start_processes() -> None:
     count = _missing_processes()
     if count > 1:
         logger.warning("accelerate launch --cpu starts one process: torch's launcher starts %d", count)
-        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-        command = [*launcher, "--nproc_per_node", str(count), *sys.orig_argv[1:]]
         if _threads_are_the_launchers():
             del os.environ["OMP_NUM_THREADS"]
         sys.stdout.flush()
         sys.stderr.flush()
-        os.execv(sys.executable, command)
+        os.execv(sys.executable, [*launcher(count), *sys.orig_argv[1:]])
+
+
+def launcher(count: int) -> list[str]:
+    """The command that starts so many processes of the script behind it on this machine's CPUs."""
+    module = "guided_diffusers.store.launch"  # `main`
+    return [sys.executable, "-m", module, "--standalone", "--nproc_per_node", str(count)]
+
+
+def main() -> None:
+    """torch's launcher; where a process fails it has that one's exit code, and the processes say why."""
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.run import main as run
+
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # torch's would warn that it does; see `share_cores`
+    try:
+        run()
+    except ChildFailedError as error:
+        code = error.get_first_failure()[1].exitcode
+        sys.exit(code if code > 0 else 128 - code)
 
 
 def _missing_processes() -> int:
@@ -138,3 +160,7 @@ def _cores() -> int:
     if quota[0] != "max":
         counts.append(max(1, int(quota[0]) // int(quota[1])))
     return min(counts)
+
+
+if __name__ == "__main__":
+    main()
