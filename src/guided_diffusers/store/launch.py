@@ -153,7 +153,7 @@ def set_by_launcher(own: Mapping[str, str], parents: Mapping[str, str], words: S
 
 def _cores() -> int:
     """Physical cores that this process may use: of the machine, by its affinity and a container's quota."""
-    counts = [psutil.cpu_count(logical=False) or 1]
+    counts = [psutil.cpu_count(logical=False) or os.cpu_count() or 1]  # not every system tells physical ones
     if hasattr(os, "sched_getaffinity"):
         counts.append(len(os.sched_getaffinity(0)))
     quota = _QUOTA.read_text().split() if _QUOTA.is_file() else ["max"]
