@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import torch
     from PIL import Image
 
+    from guided_diffusers.cli.stock import StockPipeline
     from guided_diffusers.pipelines.record import ImageRecord
     from guided_diffusers.pipelines.safe import SafePipeline
     from guided_diffusers.store.provenance import Processes
@@ -61,11 +62,12 @@ def load_pipeline(
     device: str | None = None,
     revision: str | None = None,
     prompted: bool = True,
-) -> SafePipeline:
+) -> SafePipeline | StockPipeline:
     """The pipeline of a folder, a shipped checkpoint or a Hub repository (owner/name), sought in this order.
 
     It is a cascade or one of `CLASSIFIER_GUIDED` where the checkpoint says so, an ImagePipeline for it or
-    diffusers' DDPMPipeline, and else a TextToImagePipeline, which reads Stable Diffusion's folders too.
+    diffusers' DDPMPipeline, and else a TextToImagePipeline, which reads Stable Diffusion's folders too. For
+    prompts the pipelines of diffusers that training leaves of transformers are loaded as well.
 
     Args:
         checkpoint: Which.
@@ -88,7 +90,7 @@ def load_pipeline(
     check_that(whole, "checkpoint", checkpoint, "a folder with a model_index.json")
     for library in (logging, transformers_logging):
         library.disable_progress_bar()  # of loading; drawing has its own
-    pipeline = _pipeline_class(source, revision, prompted).from_pretrained(source, revision=revision)
+    pipeline = _load(source, revision, prompted)
     if scheduler is not None:
         pipeline.scheduler = make_scheduler(scheduler, pipeline.scheduler.config)
     return pipeline.to(device_of(device))
@@ -113,9 +115,10 @@ def device_of(device: str | None) -> torch.device:
     return found
 
 
-def _pipeline_class(source: Path | str, revision: str | None, prompted: bool) -> type[SafePipeline]:
+def _load(source: Path | str, revision: str | None, prompted: bool) -> SafePipeline | StockPipeline:
     import guided_diffusers
     from guided_diffusers import TextToImagePipeline
+    from guided_diffusers.cli.stock import BY_CLASS, BY_PROMPT, load_stock
     from guided_diffusers.hub.entry_point import plain_class_name
     from guided_diffusers.hub.errors import hub_errors
 
@@ -128,9 +131,12 @@ def _pipeline_class(source: Path | str, revision: str | None, prompted: bool) ->
             f"{source} holds the pipeline {name}, which draws for no prompt: load it in Python, with "
             "diffusers.DiffusionPipeline.from_pretrained"
         )
-    if name in PROMPTLESS:
-        return guided_diffusers.ImagePipeline
-    return getattr(guided_diffusers, name) if name in (CASCADE, *CLASSIFIER_GUIDED) else TextToImagePipeline
+    if prompted and name in (BY_CLASS, *BY_PROMPT):
+        return load_stock(source, revision, index)
+    cls = TextToImagePipeline
+    if name in (CASCADE, *CLASSIFIER_GUIDED, *PROMPTLESS):
+        cls = guided_diffusers.ImagePipeline if name in PROMPTLESS else getattr(guided_diffusers, name)
+    return cls.from_pretrained(source, revision=revision)
 
 
 def local_folder(checkpoint: str) -> Path | None:

@@ -6,9 +6,14 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from diffusers import DiffusionPipeline
+
 from guided_diffusers.core.checks import as_number, shown
 from guided_diffusers.guidance import ClassifierFreeGuidance, Guidance
 from guided_diffusers.guidance.base import checked_scale
+
+WAY_OF_DRAWING = "_way_of_drawing"
+"""The key of model_index.json under which a pipeline of diffusers says how it is to be called."""
 
 
 def default_guidance_config(guidance: Any, **networks: Any) -> list[dict[str, Any]] | None:
@@ -32,6 +37,21 @@ def default_guidance_config(guidance: Any, **networks: Any) -> list[dict[str, An
         check_networks(guidance, networks, "give weak_unet, or another default_guidance, such as a scale")
         guidance = Guidance.from_config(guidance, **networks)
     return guidance.to_config()
+
+
+def keep_way_of_drawing(pipeline: DiffusionPipeline, scale: float, **call: Any) -> None:
+    """Let a pipeline of diffusers keep in its model_index.json how `generate` is to call it.
+
+    Such a pipeline takes other keys for components, unless they begin with an underscore.
+
+    Args:
+        pipeline: Of a class of diffusers.
+        scale: Of its default guidance.
+        call: Further arguments.
+    """
+    pipeline.register_to_config(
+        **{WAY_OF_DRAWING: {"default_guidance": default_guidance_config(scale), **call}}
+    )
 
 
 def check_networks(config: Any, networks: Mapping[str, Any], remedy: str) -> None:

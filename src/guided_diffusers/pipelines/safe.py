@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
@@ -220,7 +221,7 @@ class SafePipeline(DiffusionPipeline):
 def _check_kind(component: Any, where: str, name: str) -> None:
     """Raise OSError for a component that is of another kind than its name says, such as a tokenizer's."""
     kinds = {"scheduler": SchedulerMixin, "tokenizer": PreTrainedTokenizerBase, "feature_extractor": object}
-    kind = kinds.get(name.removeprefix("low_res_"), torch.nn.Module)
+    kind = kinds.get(re.sub(r"^low_res_|_\d$", "", name), torch.nn.Module)
     if component is not None and not isinstance(component, kind):
         raise OSError(f"{where} is a {type(component).__name__}; allowed: a {kind.__name__}")
     if isinstance(component, PreTrainedTokenizerBase):

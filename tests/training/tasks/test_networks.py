@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import diffusers
+import numpy as np
 import pytest
 import torch
 import training_scripts
@@ -18,9 +20,11 @@ from diffusers import (
 )
 from diffusers.models.embeddings import LabelEmbedding
 from own_network import OwnDenoiser
+from PIL import Image
 from tiny_data import captioned, classed
 from torch import Tensor
 from training_scripts import BRIEF, TEXT_MODEL, assert_goes_on_to_the_same_bits, load, records
+from typer.testing import CliRunner
 
 from guided_diffusers import (
     Condition,
@@ -30,7 +34,10 @@ from guided_diffusers import (
     TextToImagePipeline,
     sampling_loop,
 )
+from guided_diffusers.cli.app import app
+from guided_diffusers.cli.drawing import load_pipeline, prompt_arguments
 from guided_diffusers.core.networks import Network
+from guided_diffusers.core.randomness import generator_for
 from guided_diffusers.guidance import ClassifierFreeGuidance
 from guided_diffusers.schedulers import prediction_type_of
 from guided_diffusers.stock import guide, prompt_condition
@@ -44,6 +51,7 @@ HEADS = {"num_attention_heads": 2, "attention_head_dim": 8, "num_layers": 1}
 CROSS = {"num_cross_attention_heads": 2, "cross_attention_head_dim": 8}
 TEXT_PART = {"model": TEXT_MODEL}
 GAMMA, STEPS, LENGTH = 3.0, 3, 12
+DRAWS = {"generator": [torch.Generator()], "guidance": ClassifierFreeGuidance(GAMMA)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,8 +113,8 @@ def remade(run: Path, script: str, *words: Any) -> Any:
     return module.make_task(training_scripts.read(module, *given), torch.device("cpu"))
 
 
-def loaded(run: Path) -> DiffusionPipeline:
-    pipeline = DiffusionPipeline.from_pretrained(run / "final")
+def loaded(run: Path, **parts: Any) -> DiffusionPipeline:
+    pipeline = DiffusionPipeline.from_pretrained(run / "final", **parts)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
@@ -161,6 +169,22 @@ def drawn_three_ways(pipeline: DiffusionPipeline, side: int) -> list[Tensor]:
     return [stock, guided, packed(ours)]
 
 
+def generated(run: Path, words: list[str], *options: Any) -> list[Image.Image]:
+    """What `generate` draws with the folder of a run, without options by the guidance that it keeps."""
+    output = run.parent / "outputs"
+    given = ["generate", *words, "--checkpoint", str(run / "final"), "--output", str(output), "--steps", "3"]
+    result = CliRunner().invoke(app, [*given, "--no-grid", "--json", *map(str, options)])
+    assert result.exit_code == 0, result.output
+    return [Image.open(each["path"]) for each in json.loads(result.stdout)["images"]]
+
+
+def assert_same_pictures(first: list[Image.Image], second: list[Image.Image]) -> None:
+    pixels = [
+        np.stack([np.asarray(each.convert("L"), dtype=int) for each in some]) for some in (first, second)
+    ]
+    assert pixels[0].std() > 0 and abs(pixels[0] - pixels[1]).max() <= 1
+
+
 @pytest.mark.parametrize(
     "name", [*(pytest.param(n, marks=[pytest.mark.slow] * c.slow) for n, c in TEXT.items())]
 )
@@ -181,6 +205,29 @@ def test_a_run_by_text_draws_the_same_in_its_stock_pipeline_and_here(
     assert not torch.allclose(stock[0], stock[1])
     for each in others:
         torch.testing.assert_close(each, stock, rtol=1e-5, atol=1e-5)
+    row, prompts = PROMPTED[name], ["a dark square", "a bright square"]
+    call = {"prompt": prompts, "negative_prompt": ["", ""], row.scale: 2.0, "max_sequence_length": LENGTH}
+    call |= {"num_inference_steps": 3, "generator": [generator_for(0, 0) for _ in prompts], **row.call}
+    assert_same_pictures(generated(run, prompts), pipeline(**call).images)
+
+
+@pytest.mark.slow
+def test_stable_diffusion_3_without_its_t5_is_trained_and_drawn(
+    images: Path, tiny_folder: Path, tmp_path: Path
+) -> None:
+    """Its two CLIPs speak alone; `text_encoder_3` is None before and after."""
+    whole = loaded(by_text("SD3Transformer2DModel", tmp_path, images, tiny_folder / "vae", 16))
+    parts = {**whole.components, "text_encoder_3": None, "tokenizer_3": None}
+    type(whole)(**parts).save_pretrained(tmp_path / "two")
+    (tmp_path / "next").mkdir()
+    text = {"pretrained": str(tmp_path / "two"), "encoder": "joint"}
+    run = by_text("SD3Transformer2DModel", tmp_path / "next", images, tiny_folder / "vae", 16, **text)
+    pipeline = loaded(run, text_encoder_3=None, tokenizer_3=None)  # diffusers wants to be told
+    assert learns(run) and pipeline.text_encoder_3 is None and pipeline.tokenizer_3 is None
+    stock, *others = drawn_three_ways(pipeline, 16)
+    for each in others:
+        torch.testing.assert_close(each, stock, rtol=1e-5, atol=1e-5)
+    assert len(generated(run, ["a dark square"])) == 1
 
 
 def test_frozen_text_encoders_say_the_same_as_those_that_are_asked_at_every_step(
@@ -310,6 +357,20 @@ def test_a_dit_by_class_draws_the_same_in_its_stock_pipeline_and_here(
     ours = sampling_loop(denoiser, pipeline.scheduler, torch.cat(noise), told, STEPS)
     torch.testing.assert_close(decoded[1], decoded[0], rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(ours, decoded[0], rtol=1e-5, atol=1e-5)
+    call |= {
+        "guidance_scale": 2.0,
+        "num_inference_steps": 3,
+        "generator": [generator_for(0, 0) for _ in "01"],
+    }
+    images = pipeline(**call).images
+    assert_same_pictures(generated(run, ["cat", "1"]), images)
+    assert_same_pictures(generated(run, ["cat"], "--guidance-scale", 2.0), images[:1])
+    refused = {"bird": "a class: its number, or one of cat, dog", "1001": "a class below 1000"}
+    for word, message in refused.items():
+        with pytest.raises(ValueError, match=message):
+            load_pipeline(str(run / "final"))(class_labels=[int(word) if word.isdecimal() else word], **DRAWS)
+    with pytest.raises(ValueError, match="a StockPipeline takes no negative prompt"):
+        prompt_arguments(load_pipeline(str(run / "final")), ["cat"], "dog")
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ from guided_diffusers.core.declared import Share
 from guided_diffusers.core.randomness import Stream, seed_for
 from guided_diffusers.likelihood.bound import estimated_bound
 from guided_diffusers.pipelines import TextToImagePipeline
+from guided_diffusers.pipelines.default_guidance import keep_way_of_drawing
 from guided_diffusers.pipelines.image import ImagePipeline
 from guided_diffusers.training.data.rows import StreamedLabels
 from guided_diffusers.training.engine.config import option
@@ -271,6 +272,7 @@ class Labels(Conditioning):
             names = dict(enumerate((self.classes.names or []) if self.classes is not None else []))
             pipeline = DiTPipeline(modules["transformer"], self.vae, scheduler, names)
             pipeline.register_to_config(id2label=names)  # it reads them from its folder, and writes none
+            keep_way_of_drawing(pipeline, self.validation.guidance_scale)
             return pipeline
         if self.labels is None and self.vae is None and type(modules["unet"]) is UNet2DModel:
             return DDPMPipeline(modules["unet"], scheduler)

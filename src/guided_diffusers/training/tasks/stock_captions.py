@@ -19,6 +19,7 @@ from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
 from guided_diffusers.core.condition import MAX_CONTEXT
+from guided_diffusers.pipelines.default_guidance import keep_way_of_drawing
 from guided_diffusers.stock.prompted import Prompted, encoded
 from guided_diffusers.training.data.cache import cached_rows, fingerprint
 from guided_diffusers.training.data.dataset import ImageTextDataset
@@ -97,11 +98,13 @@ class StockCaptions(PromptConditioning):
         return {name: value[inverse] for name, value in told.items()}
 
     def pipeline(self, modules: Mapping[str, nn.Module], scheduler: Any) -> DiffusionPipeline:
-        """The pipeline of diffusers."""
+        """The pipeline of diffusers; its model_index.json says how the pictures are drawn."""
         vae = self.stock.vae
         if self.row.shifts and vae.config.shift_factor is None:  # which means 0, and the pipeline adds it
             vae.register_to_config(shift_factor=0.0)
-        return type(self.stock)(**{**self.stock.components, **modules, "scheduler": scheduler})
+        pipeline = type(self.stock)(**{**self.stock.components, **modules, "scheduler": scheduler})
+        keep_way_of_drawing(pipeline, self.drawing.guidance_scale, max_sequence_length=self.length)
+        return pipeline
 
     def pictures(self) -> tuple[dict[str, Any], int, int]:
         """A row of pictures a prompt, with guidance."""
@@ -158,6 +161,9 @@ def make_stock_captions(
             "texts have %d tokens: a call of %s has to be given max_sequence_length=%d (a plain one has %d)",
             *(length, row.pipeline, length, row.length),
         )
+    if lacking := [f"{name}=None" for name in row.encoders if parts[name] is None]:
+        lacking += [tokenizer_of(name) for name in lacking]
+        logger.warning("%s.from_pretrained has to be given %s", row.pipeline, ", ".join(lacking))
     frozen, known = text.encoder == "frozen", None
     if frozen:
         for encoder in text_encoders(row, parts).values():
