@@ -3,6 +3,7 @@
 import argparse
 import importlib
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -102,27 +103,30 @@ def test_training_step(load_script, data):
     assert script.measure(arguments)["over_bare_step"]["ratio"]["count"] == 2
 
 
-def test_training_summary_adds_up(load_script):
-    """Parts and the rest make up a step, save what a thread did beside it; warm-up steps do not count."""
-    script = load_script("speed/training_speed")
-    steps = [{"backward": 9.0}] * 2 + [{"backward": 0.3, "data (beside)": 5.0}] * 3
-    run = {"ends": [0.0, 9.0, 9.5, 10.0, 10.5], "steps": steps}
-    summary = script.summary([run], argparse.Namespace(warmup_steps=1, batch_size=8))
+def test_training_speed_counts_the_steps_of_turns(load_script, tmp_path):
+    """Steps outside a turn, or cut by its edges, count not; parts and the rest make up a step."""
+    script, turns = load_script("speed/training_speed"), load_script("speed/turns")
+    one = turns.Script("ours", ["true"], {}, tmp_path / "ours.jsonl")
+    other = turns.Script("theirs", ["true"], {}, tmp_path / "theirs.jsonl")
+    parts = {"backward": 0.3, "data (beside)": 5.0}
+    for each, step in ((one, 0.5), (other, 1.0)):
+        ends = [1.0 + step * number for number in range(9)]
+        lines = [json.dumps({"end": end, "parts": parts if end > 2 else {"backward": 9.0}}) for end in ends]
+        each.timings.write_text("\n".join(lines))
+        each.turns.extend([turns.Turn(1.9, 4.1), turns.Turn(2.9, 5.1)])
+    summary = script.summary(one, batch_size=8)
     assert summary["images_per_second"] == 16
     assert summary["step_ms"] == {"backward": 300, "data (beside)": 5000, "the rest": 200}
+    assert turns.step_pairs(other, one).ratio().value == 2
 
 
-def test_stand_in_transforms(load_script):
-    transforms = load_script("speed/torchvision_stand_in")
-    pixels = torch.arange(4 * 6, dtype=torch.uint8).reshape(4, 6)
-    chain = [
-        transforms.Resize(4),
-        transforms.CenterCrop(4),
-        transforms.ToTensor(),
-        transforms.Normalize([0.5], [0.5]),
-    ]
-    image = transforms.Compose(chain)(PILImage.fromarray(pixels.numpy()))
-    torch.testing.assert_close(image, (pixels[None, :, 1:5].float() / 127.5 - 1))
+def test_stopwatch_counts_a_part_within_itself_once(load_script, tmp_path):
+    stopwatch = load_script("speed/stopwatch").Stopwatch(tmp_path / "steps.jsonl")
+    sleep = stopwatch.timed("forward", lambda: time.sleep(0.05))
+    stopwatch.timed("forward", sleep)()
+    stopwatch.timed("optimizer", lambda: None)()
+    (line,) = (tmp_path / "steps.jsonl").read_text().splitlines()
+    assert 0.05 <= json.loads(line)["parts"]["forward"] < 0.1
 
 
 def test_checkpoint_is_measured_and_described(load_script, run_script, data, tmp_path):
