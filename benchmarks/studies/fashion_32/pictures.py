@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from PIL import Image
+from process_pictures import forward_process, loss_figure, losses_by_level, reverse_process
 from torch import Tensor
 
 from guided_diffusers import (
@@ -32,12 +33,6 @@ from guided_diffusers.evaluation import read_images
 from guided_diffusers.evaluation.features import extract_features, feature_network
 from guided_diffusers.evaluation.labelled import captions_by_class, default_guidance, generate
 from guided_diffusers.evaluation.nearest import closest_pairs, memorisation
-from guided_diffusers.evaluation.pictures import (
-    forward_process,
-    loss_figure,
-    losses_by_level,
-    reverse_process,
-)
 from guided_diffusers.schedulers import process_of
 from guided_diffusers.schedulers.adapt import prediction_type_of
 

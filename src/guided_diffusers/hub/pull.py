@@ -7,7 +7,6 @@ the Hub says they are, the folder gets its name.
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 from collections.abc import Collection
 from pathlib import Path, PurePosixPath
@@ -17,6 +16,7 @@ from huggingface_hub import HfApi, constants, get_cached_repo_tree, snapshot_dow
 from huggingface_hub.errors import CachedRepoTreeNotFoundError
 
 from guided_diffusers.hub.errors import HubError, hub_errors
+from guided_diffusers.store.hashes import file_hash
 from guided_diffusers.store.safety import check_checkpoint, check_path
 from guided_diffusers.store.weight_files import PICKLE_SUFFIXES
 
@@ -112,12 +112,7 @@ def _verify(folder: Path, files: list[Any], repo_id: str) -> None:
     for file in files:
         path = folder / file.rfilename
         size = path.stat().st_size if path.is_file() else None
-        whole = size == file.size and (file.lfs is None or _sha256(path) == file.lfs.sha256)
+        whole = size == file.size and (file.lfs is None or file_hash(path) == file.lfs.sha256)
         if not whole:
             path.unlink(missing_ok=True)
             raise HubError(f"{repo_id}: {file.rfilename} did not arrive whole: pull again")
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

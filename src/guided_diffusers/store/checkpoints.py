@@ -7,6 +7,8 @@ import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from guided_diffusers.store.hashes import file_hash, json_hash
+
 _FOLDER = Path(__file__).parents[1] / "checkpoints_data"
 
 
@@ -84,7 +86,7 @@ def _digest(path: Path) -> str:
     if path.name == "model_index.json":
         index = json.loads(path.read_text(encoding="utf-8"))
         plain = {name: value for name, value in index.items() if not name.startswith("_")}
-        return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+        return json_hash(plain)
     if path.name == "tokenizer_config.json":
         from guided_diffusers.store.config_safety import read_json
 
@@ -93,8 +95,7 @@ def _digest(path: Path) -> str:
             # As transformers writes it, so that a file that had no words keeps its hash.
             text = json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
             return hashlib.sha256(text.encode()).hexdigest()
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return file_hash(path)
 
 
 _DECIDING = (".json", ".safetensors", ".txt", ".model")

@@ -30,6 +30,7 @@ from tqdm import tqdm
 from guided_diffusers.core.condition import encode_text, tokenize
 from guided_diffusers.models import latents
 from guided_diffusers.store.files import cache_folder, new_array, write_json_atomically
+from guided_diffusers.store.hashes import json_hash
 from guided_diffusers.store.provenance import differences
 from guided_diffusers.store.weight_files import weight_bytes
 from guided_diffusers.training.data.dataset import ImageTextDataset
@@ -251,4 +252,4 @@ def _compute(
 
 def short_hash(*parts: object) -> str:
     """The name of a file by what JSON can hold, 32 letters."""
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
+    return json_hash(parts)[:32]

@@ -9,8 +9,6 @@ Images are decoded once, into a memory-mapped uint8 file that is keyed by what m
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import os
 from collections.abc import Sequence
@@ -30,6 +28,7 @@ from guided_diffusers.core.declared import Count, Declared, Whole
 from guided_diffusers.core.randomness import seed_for
 from guided_diffusers.store.columns import captions_of
 from guided_diffusers.store.files import cache_folder, new_array, write_array_atomically
+from guided_diffusers.store.hashes import json_hash
 from guided_diffusers.training.data.column_types import class_names
 from guided_diffusers.training.data.decoding import decode_cell
 from guided_diffusers.training.data.opening import load_image_text
@@ -122,15 +121,15 @@ class ImageTextDataset:
         check_that(config.buckets is None, "data.buckets", config.buckets, "null where this is trained")
         self.config, self._size = config, size or (config.resolution, config.resolution)
         self._dataset = load_image_text(config) if dataset is None else dataset
-        self.fingerprint = _hash(
-            version=DECODING_VERSION,
-            dataset=self._dataset._fingerprint,
-            image_column=config.image_column,
-            resolution=config.resolution if size is None else size,
-            channels=config.channels,
-            on_corrupt="skip" if config.skips else "raise",
-            **({} if config.crop is None else {"crop": config.crop}),
-        )
+        made_of = {
+            "version": DECODING_VERSION,
+            "dataset": self._dataset._fingerprint,
+            "image_column": config.image_column,
+            "resolution": config.resolution if size is None else size,
+            "channels": config.channels,
+            "on_corrupt": "skip" if config.skips else "raise",
+        }
+        self.fingerprint = json_hash(made_of | ({} if config.crop is None else {"crop": config.crop}))
         stem = cache_folder(config.cache_dir) / f"pixels-{self.fingerprint[:32]}"
         if not stem.with_suffix(".rows.npy").is_file():
             self._decode(stem)
@@ -138,7 +137,7 @@ class ImageTextDataset:
         rows = np.load(stem.with_suffix(".rows.npy"))
         self._images = len(rows)
         self.rows = np.tile(rows, 2) if config.mirror else rows
-        self.fingerprint = _hash(pixels=self.fingerprint, mirror=config.mirror)
+        self.fingerprint = json_hash({"pixels": self.fingerprint, "mirror": config.mirror})
         self._captions, self._caption_names = None, None
         if config.caption_column is not None:
             self._captions = self._dataset.select_columns([config.caption_column])
@@ -290,7 +289,3 @@ def named_captions(cell: Any, names: list[str]) -> Any:  # noqa: ANN401 (a cell 
     if isinstance(cell, list):
         return [named_captions(one, names) for one in cell]
     return names[cell] if isinstance(cell, int) and 0 <= cell < len(names) else None
-
-
-def _hash(**parts: Any) -> str:  # noqa: ANN401 (anything that JSON can hold)
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

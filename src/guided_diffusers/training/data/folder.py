@@ -15,9 +15,7 @@ folders (a leading dot) and folders with two leading underscores are passed over
 
 from __future__ import annotations
 
-import hashlib
 import io
-import json
 import logging
 import os
 import re
@@ -31,6 +29,7 @@ from datasets.arrow_reader import ReadInstruction
 
 from guided_diffusers.core.checks import check_that
 from guided_diffusers.store.files import visible_files
+from guided_diffusers.store.hashes import json_hash
 from guided_diffusers.store.image_reader import is_picture
 from guided_diffusers.store.reading import read_json_lines, read_parquet, read_utf8, reading_as
 
@@ -159,7 +158,7 @@ def _rows(path: str, files: list[str], labels: list[str] | None, names: list[str
         table = table.append_column("label", pa.array([names.index(label) for label in labels]))
         features["label"] = ClassLabel(names=names)
     paths = [os.path.join(path, file) for file in metadata] + table["image"].to_pylist()
-    key = hashlib.sha256(json.dumps([names, table.column_names, *map(_state, paths)]).encode()).hexdigest()
+    key = json_hash([names, table.column_names, *map(_state, paths)])
     return Dataset(table, info=DatasetInfo(features=features), fingerprint=key[:32])
 
 

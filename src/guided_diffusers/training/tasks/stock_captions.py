@@ -6,8 +6,6 @@ are asked by the pipeline's own `encode_prompt` (`stock.prompted`), so that it d
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +19,7 @@ from torch import Tensor, nn
 from guided_diffusers.core.condition import MAX_CONTEXT
 from guided_diffusers.pipelines.default_guidance import keep_way_of_drawing
 from guided_diffusers.stock.prompted import Prompted, encoded
+from guided_diffusers.store.hashes import json_hash
 from guided_diffusers.training.data.cache import cached_rows, fingerprint
 from guided_diffusers.training.data.dataset import ImageTextDataset
 from guided_diffusers.training.data.stream import ImageTextStream
@@ -193,9 +192,9 @@ def frozen_rows(
     """What the frozen text encoders of a pipeline, on the device, say of texts, computed now or cached."""
     made_of = {"length": str(length), "pipeline": row.pipeline}
     for name, encoder in text_encoders(row, stock.components).items():
-        ids = json.dumps(getattr(stock, tokenizer_of(name))(texts, verbose=False).input_ids)
+        ids = getattr(stock, tokenizer_of(name))(texts, verbose=False).input_ids
         made_of[name] = fingerprint(encoder)
-        made_of[tokenizer_of(name)] = hashlib.sha256(ids.encode()).hexdigest()
+        made_of[tokenizer_of(name)] = json_hash(ids)
 
     @torch.no_grad()
     def encode(some: Sequence[str]) -> dict[str, Tensor]:
