@@ -275,27 +275,17 @@ class TestRefusals:
         assert "2 unexpected: extra, conv.weight" in message
         assert "1 of another shape: out.0.bias (7,) for (32,)" in message
 
-    def test_a_wrong_width_counts_all_and_shows_the_first(self):
-        config, weights, _ = golden("adm_unet_new_order")
-        with pytest.raises(
-            ValueError, match=r"\d+ of another shape: .*\(128, 32\) for \(256, 64\), .*\.\.\."
-        ):
-            adm_unet(weights, {**config, "num_channels": 64})
-
     def test_a_classifier_is_no_denoiser(self):
         config, _, _ = golden("adm_unet_new_order")
         _, weights, _ = golden("adm_classifier_attention")
         with pytest.raises(ValueError, match="missing: .*unexpected: "):
             adm_unet(weights, config)
 
-    def test_an_unconditional_configuration_of_a_conditional_checkpoint(self):
-        config, weights, _ = golden("adm_unet_new_order")
-        with pytest.raises(ValueError, match="1 unexpected: label_emb.weight"):
-            adm_unet(weights, {**config, "class_cond": False})
-
     @pytest.mark.parametrize(
         ("change", "reason"),
         [
+            ({"num_channels": 64}, r"\d+ of another shape: .*\(128, 32\) for \(256, 64\), .*\.\.\."),
+            ({"class_cond": False}, "1 unexpected: label_emb.weight"),
             ({"num_chanels": 32}, r"keys of config is \['num_chanels'\]; allowed: "),
             ({"num_channels": "wide"}, "num_channels is 'wide'; allowed: a int"),
             ({"use_new_attention_order": "maybe"}, "use_new_attention_order is 'maybe'"),

@@ -1,12 +1,10 @@
 """The bound's terms against an independent implementation's values, and the laws of the hybrid loss."""
 
-import json
 import math
-from pathlib import Path
 
 import pytest
 import torch
-from safetensors import safe_open
+from gaussian_goldens import CONFIG, TENSORS, ddpm_for, output_for
 
 from guided_diffusers.core.distributions import discretised_log_likelihood, gaussian_kl
 from guided_diffusers.likelihood.variational import (
@@ -17,36 +15,15 @@ from guided_diffusers.likelihood.variational import (
 from guided_diffusers.losses import add_noise
 from guided_diffusers.schedulers import GuidedDDPMScheduler
 
-FILE = Path(__file__).parents[1] / "goldens" / "gaussian_diffusion.safetensors"
-SCHEDULES = {"linear": "linear", "cosine": "squaredcos_cap_v2"}
-
-with safe_open(FILE, "pt") as opened:
-    CONFIG = json.loads(opened.metadata()["config"])
-    TENSORS = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
 CASES = [case for case in CONFIG["cases"] if not case["key"].startswith("ddim")]
 CLEAN = [pytest.param(case, id=case["key"]) for case in CASES if case["index"] == 0]
 BETWEEN = [pytest.param(case, id=case["key"]) for case in CASES if case["index"] > 0]
 
 
-def scheduler_for(case):
-    scheduler = GuidedDDPMScheduler(
-        beta_schedule=SCHEDULES[case["schedule"]],
-        variance_type=case["variance"],
-        timestep_spacing="linspace",
-    )
-    scheduler.set_timesteps(int(case["spacing"]))
-    return scheduler
-
-
-def output_for(case, sample):
-    output = torch.tanh(torch.einsum("oc,bchw->bohw", TENSORS["W"], sample) + case["timestep"] / 1000)
-    return output if case["variance"] == "learned_range" else output[:, :3]
-
-
 def bits_for(case):
     x0, sample = (TENSORS[f"{case['key']}.{name}"] for name in ("x0", "sample"))
     timestep = torch.full((len(x0),), case["timestep"])
-    return bound_term(scheduler_for(case), output_for(case, sample), x0, sample, timestep)
+    return bound_term(ddpm_for(case), output_for(case, sample), x0, sample, timestep)
 
 
 def published_log_likelihood(x0, mean, log_variance):
@@ -77,7 +54,7 @@ def test_the_decoder_equals_the_published_implementations(case):
     """
     x0, sample = (TENSORS[f"{case['key']}.{name}"] for name in ("x0", "sample"))
     expected = TENSORS[f"{case['key']}.vb_bits_per_dim"]
-    scheduler, output = scheduler_for(case), output_for(case, sample)
+    scheduler, output = ddpm_for(case), output_for(case, sample)
     mean, _, _ = scheduler.reverse(output, case["timestep"], sample)
     log_variance = scheduler.log_variance(case["timestep"], output[:, 3:] if output.shape[1] == 6 else None)
     nats = -published_log_likelihood(x0, mean, log_variance.float()).flatten(1).mean(1)

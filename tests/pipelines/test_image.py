@@ -2,25 +2,10 @@
 
 import pytest
 import torch
-from diffusers import DDPMPipeline, EulerDiscreteScheduler, UNet2DModel
+from diffusers import DDPMPipeline, EulerDiscreteScheduler
+from tiny_classifier import tiny_image_unet as unet
 
 from guided_diffusers import GuidedDDIMScheduler, GuidedDDPMScheduler, ImagePipeline
-
-
-def unet(channels=1, outputs=None, **overrides):
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return UNet2DModel(
-            sample_size=8,
-            in_channels=channels,
-            out_channels=outputs or channels,
-            block_out_channels=(8, 8),
-            down_block_types=("DownBlock2D", "DownBlock2D"),
-            up_block_types=("UpBlock2D", "UpBlock2D"),
-            layers_per_block=1,
-            norm_num_groups=4,
-            **overrides,
-        ).eval()
 
 
 def drawn(pipeline, steps=4, **kwargs):

@@ -1,22 +1,15 @@
 """The schedulers against values of an independent, published implementation (tests/goldens/README.md)."""
 
-import json
 import math
-from pathlib import Path
 
 import pytest
 import torch
-from safetensors import safe_open
+from gaussian_goldens import CONFIG, TENSORS, ddpm_for, output_for
 
 from guided_diffusers.core.prediction import from_denoised, to_denoised
 from guided_diffusers.schedulers import GuidedDDIMScheduler, GuidedDDPMScheduler
 
-FILE = Path(__file__).parent.parent / "goldens" / "gaussian_diffusion.safetensors"
-SCHEDULES = {"linear": "linear", "cosine": "squaredcos_cap_v2"}
-
-with safe_open(FILE, "pt") as opened:
-    CASES = json.loads(opened.metadata()["config"])["cases"]
-    TENSORS = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+CASES = CONFIG["cases"]
 REVERSE = [pytest.param(case, id=case["key"]) for case in CASES if not case["key"].startswith("ddim")]
 DDIM = [pytest.param(case, id=case["key"]) for case in CASES if case["key"].startswith("ddim")]
 
@@ -33,21 +26,6 @@ def assert_within(bound, actual, expected):
     torch.testing.assert_close(actual, expected, atol=bound, rtol=0)
 
 
-def ddpm_for(case):
-    scheduler = GuidedDDPMScheduler(
-        beta_schedule=SCHEDULES[case["schedule"]],
-        variance_type=case["variance"],
-        timestep_spacing="linspace",
-    )
-    scheduler.set_timesteps(int(case["spacing"]))
-    return scheduler
-
-
-def output_for(case):
-    output = network(golden(case, "sample"), case["timestep"])
-    return output if case["variance"] == "learned_range" else output[:, :3]
-
-
 def test_every_case_is_here():
     assert (len(REVERSE), len(DDIM)) == (48, 8)
 
@@ -60,7 +38,9 @@ def test_timesteps(case):
 
 @pytest.mark.parametrize("case", REVERSE)
 def test_reverse_step(case):
-    mean, variance, x0 = ddpm_for(case).reverse(output_for(case), case["timestep"], golden(case, "sample"))
+    mean, variance, x0 = ddpm_for(case).reverse(
+        output_for(case, golden(case, "sample")), case["timestep"], golden(case, "sample")
+    )
     assert_within(2e-6, mean, golden(case, "mean"))
     assert_within(2e-6, variance, golden(case, "variance"))
     assert_within(2e-5, x0, golden(case, "pred_xstart"))
@@ -78,7 +58,7 @@ def test_algorithm_1(case):
     """The step's draw less its noise, which an unguided draw from the same generator shows."""
     scheduler, sample = ddpm_for(case), golden(case, "sample")
     gradient = 2 * torch.sin(sample)
-    arguments = (output_for(case), case["timestep"], sample)
+    arguments = (output_for(case, golden(case, "sample")), case["timestep"], sample)
     mean, variance, _ = scheduler.reverse(*arguments)
     draws = [
         scheduler.step(
@@ -94,7 +74,7 @@ def test_algorithm_1(case):
 def test_variational_bound(case):
     """KL(posterior || reverse step) from the log-variances; at the clean end the bound is a likelihood."""
     scheduler, sample, timestep = ddpm_for(case), golden(case, "sample"), case["timestep"]
-    output = output_for(case)
+    output = output_for(case, golden(case, "sample"))
     true_mean, _ = scheduler.posterior(golden(case, "x0"), sample, timestep)
     mean, _, _ = scheduler.reverse(output, timestep, sample)
     true_log = GuidedDDPMScheduler.from_config(scheduler.config, variance_type="fixed_small")

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from itertools import repeat
-from typing import Annotated, Any, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Annotated, Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -43,14 +43,6 @@ class Denoiser(Protocol):
 
     def __call__(self, sample: Tensor, level: NoiseLevel, condition: Any = None) -> Tensor | Denoised:
         """Estimate x_0, of the shape of `sample`, `(batch, ...)`."""
-
-
-@runtime_checkable
-class BatchDenoiser(Protocol):
-    """A denoiser that answers several conditions on one sample with one forward."""
-
-    def batch(self, sample: Tensor, level: NoiseLevel, conditions: Sequence[Any]) -> list[Denoised]:
-        """One answer a condition, each of the shape of `sample`."""
 
 
 def as_denoised(answer: Tensor | Denoised) -> Denoised:
