@@ -11,6 +11,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -87,7 +88,8 @@ class Script:
 
 @contextlib.contextmanager
 def in_turns(scripts: Sequence[Script]) -> Iterator[None]:
-    """End all of them, whatever happens."""
+    """End all of them, whatever happens to this process."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))
     try:
         yield
     finally:

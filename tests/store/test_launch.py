@@ -1,5 +1,8 @@
-"""With how many threads a process computes where a launcher has set one for it."""
+"""With how many threads a process computes where a launcher has set one for it, and what memory it keeps."""
 
+import os
+import platform
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +12,7 @@ import pytest
 import torch
 
 from guided_diffusers.store import launch
-from guided_diffusers.store.launch import set_by_launcher, share_cores
+from guided_diffusers.store.launch import keep_freed_memory, set_by_launcher, share_cores
 
 ONE = {"OMP_NUM_THREADS": "1"}
 ACCELERATE = ["python", "/bin/accelerate", "launch", "train.py"]
@@ -58,3 +61,14 @@ def test_accelerate_does_not_leave_a_process_with_one_thread(tmp_path, monkeypat
     )
     command = [str(Path(sys.executable).with_name("accelerate")), "launch", "--quiet", str(script)]
     subprocess.run(command, check=True, timeout=300)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="what is set is glibc's")
+@pytest.mark.skipif(bool(os.environ.get("LD_PRELOAD")), reason="another allocator has its own ways")
+def test_freed_memory_is_kept_for_the_next_step() -> None:
+    """The pages of a tensor of 16 MB, 4,096 of 4 KB, are asked for at the start and not every time."""
+    keep_freed_memory()
+    asked = [
+        resource.getrusage(resource.RUSAGE_SELF).ru_minflt for _ in range(16) if len(torch.ones(4 << 20))
+    ]
+    assert asked[-1] - asked[7] < 4096

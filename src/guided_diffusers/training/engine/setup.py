@@ -17,7 +17,7 @@ from torch import nn
 
 from guided_diffusers import schedulers
 from guided_diffusers.core.checks import check_that
-from guided_diffusers.store.launch import on_cpu, share_cores, start_processes
+from guided_diffusers.store.launch import keep_freed_memory, on_cpu, share_cores, start_processes
 from guided_diffusers.training.engine.config import TrainingConfig, check_arguments
 
 
@@ -53,7 +53,7 @@ def make_accelerator(config: TrainingConfig) -> Accelerator:
     """The process group, device, precision and trackers that the configuration asks for.
 
     Under `accelerate launch --cpu` with several processes, see `launch.start_processes`; on a CPU
-    `launch.share_cores` sets the number of threads.
+    `launch.share_cores` sets the number of threads, and `launch.keep_freed_memory` how glibc keeps memory.
 
     Raises:
         ValueError: accelerate is set to split networks in a way that is not ours.
@@ -64,6 +64,7 @@ def make_accelerator(config: TrainingConfig) -> Accelerator:
     start_processes()
     if on_cpu():
         share_cores()
+        keep_freed_memory()
     return Accelerator(
         cpu=on_cpu(),
         mixed_precision="no" if config.mixed_precision == "auto" else config.mixed_precision,
