@@ -103,10 +103,11 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--turns", type=int, default=20, help="of each")
     parser.add_argument("--turn-seconds", type=float, default=3.0)
     parser.add_argument("--rows", type=int, default=2000, help="rows of the training data that are used")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=None, help="default: 2; with --defaults their own")
     parser.add_argument("--defaults", action="store_true", help="as the READMEs begin them")
     parser.add_argument("--output", type=Path, default=None, help="JSON file; printed where absent")
     arguments, arguments.ours = parser.parse_known_args()
+    arguments.threads = arguments.threads or (None if arguments.defaults else 2)
     return arguments
 
 
@@ -119,7 +120,7 @@ def measured(arguments: argparse.Namespace, ours: Script, theirs: Script) -> dic
         "defaults": arguments.defaults,
         "options": arguments.ours,
         "batch_size": arguments.batch_size,
-        "threads": None if arguments.defaults else arguments.threads,
+        "threads": arguments.threads,
         "machine": machine(),
         "cache_seconds": round(ours.steps()[0]["parts"].get("caches", 0), 2),
         **{script.name: summary(script, arguments.batch_size) for script in (ours, theirs)},
@@ -301,7 +302,7 @@ def begun(
         "PYTHONPATH": os.pathsep.join(str(place) for place in places if place),
         "DIT_CHECKOUT": str(arguments.checkout),
     }
-    threads = {} if arguments.defaults else {"OMP_NUM_THREADS": str(arguments.threads)}
+    threads = {} if arguments.threads is None else {"OMP_NUM_THREADS": str(arguments.threads)}
     environment.pop("OMP_NUM_THREADS", None)
     return Script(name, command, environment | threads, folder / f"{name}.jsonl")
 
