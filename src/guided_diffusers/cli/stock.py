@@ -103,7 +103,7 @@ class StockPipeline(GuidedMixin):
         """A class's number."""
         if isinstance(label, int):
             count = self.base.transformer.config.num_embeds_ada_norm
-            check_that(label < count, "prompt", label, f"a class below {count}")
+            check_that(0 <= label < count, "prompt", label, f"a class from 0 and below {count}")
             return label
         names = self.base.labels
         allowed = f"a class: its number, or one of {', '.join(names)}" if names else "a class by its number"
