@@ -48,6 +48,21 @@ TEXTS = {
 }
 
 
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string()])
+def test_files_of_other_columns_beside_those_that_are_read(tmp_path, stream, kind):
+    for number, more in enumerate([{"width": [8]}, {"source": ["a page"], "height": [8]}]):
+        columns = {**more, "image": [png()], "text": pa.array([f"picture {number}"], kind)}
+        pq.write_table(pa.table(columns), tmp_path / f"train-{number}.parquet")
+    for path in (tmp_path, tmp_path / "train-*.parquet"):
+        config = DataConfig(path=str(path), resolution=8, channels=1, stream=stream)
+        rows = list(load_image_text(config))
+        assert [row["text"] for row in rows] == ["picture 0", "picture 1"]
+        assert [sorted(row) for row in rows] == [["image", "text"]] * 2
+    with pytest.raises(ValueError, match="caption_column is 'source'; allowed: .*'image', 'text'"):
+        load_image_text(DataConfig(path=str(tmp_path), resolution=8, caption_column="source"))
+
+
 @pytest.mark.parametrize("name", TEXTS)
 def test_texts_are_captions(opened, name):
     kind, cells, expected = TEXTS[name]

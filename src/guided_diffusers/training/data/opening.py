@@ -273,8 +273,16 @@ def _files(files: list[str], split: str, config: DataConfig) -> Dataset | Iterab
     options: dict[str, Any] = {}
     if ".parquet" in kinds:
         schemas = [_schema(file) for file in files]
-        if plain_schema(schemas[0]) != schemas[0]:
-            options["features"] = Features.from_arrow_schema(plain_schema(schemas[0]))
+        first = plain_schema(schemas[0])
+        columns = [name for name in first.names if all(name in schema.names for schema in schemas)]
+        if others := sorted({name for schema in schemas for name in schema.names}.difference(columns)):
+            logger.info(
+                "%r: columns that not every file has are left out: %s", config.path, ", ".join(others)
+            )
+            options["columns"] = columns
+        if first != schemas[0]:
+            features = Features.from_arrow_schema(first)
+            options["features"] = Features({name: features[name] for name in columns})
     here = [os.path.abspath(file) for file in files]
     listed = DataFilesList(here, [(str(os.stat(file).st_mtime_ns),) for file in here])
     return _load(config, builders.pop(), data_files=DataFilesDict({split: listed}), **options)
