@@ -52,7 +52,10 @@ def test_a_description_is_of_what_the_network_is_told():
     }
     flow = {"kind": "flow", "num_train_timesteps": 1000}
     assert describe_process(diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)) == flow
-    assert describe_process(diffusers.DPMSolverMultistepScheduler(use_flow_sigmas=True)) == flow
+    solver = diffusers.DPMSolverMultistepScheduler(use_flow_sigmas=True)
+    assert describe_process(solver) == flow
+    euler = diffusers.EulerDiscreteScheduler.from_config(solver.config)  # keeps the key, and ignores it
+    assert describe_process(euler)["kind"] == "variance_preserving"
     assert describe_process(diffusers.LTXEulerAncestralRFScheduler()) == flow
     assert describe_process(diffusers.EDMEulerScheduler(sigma_data=0.7)) == {"kind": "edm", "sigma_data": 0.7}
 

@@ -159,7 +159,9 @@ def process_kind(scheduler: AnyScheduler) -> str:
     if family is None:
         own = f"scheduler is a {type(scheduler).__name__}, whose process is not known"
         raise ValueError(f"{own}: give it an attribute `process`, as describe_process gives one")
-    return "flow" if config_of(scheduler, "use_flow_sigmas") else family.process
+    known = inspect.signature(type(scheduler).__init__).parameters  # made from another's, it keeps its keys
+    flow = config_of(scheduler, "use_flow_sigmas") and "use_flow_sigmas" in known
+    return "flow" if flow else family.process
 
 
 def run_timesteps(scheduler: AnyScheduler) -> Sequence[Any] | Tensor:
