@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import shutil
@@ -10,14 +9,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
-import pyarrow as arrow
-import pyarrow.parquet as parquet
 import pytest
 import torch
 import yaml
 from PIL import Image
-from tiny_data import SLICE, png
+from tiny_data import SLICE, small_slice
 
 from guided_diffusers.evaluation import Judge, JudgeConfig, save_judge
 
@@ -77,12 +73,7 @@ def test_a_checkpoint_is_drawn_and_measured(run, tmp_path, tiny_folder, judge, s
 @pytest.fixture
 def small(tmp_path):
     """The slice of real data at the tiny pipeline's 16 x 16 pixels."""
-    rows = parquet.read_table(SLICE).to_pylist()
-    for row in rows:
-        pixels = Image.open(io.BytesIO(row["image"]["bytes"])).resize((16, 16))
-        row["image"] = {"bytes": png(np.asarray(pixels))}
-    parquet.write_table(arrow.Table.from_pylist(rows), tmp_path / "small.parquet")
-    return tmp_path / "small.parquet"
+    return small_slice(tmp_path / "small.parquet")
 
 
 @pytest.fixture

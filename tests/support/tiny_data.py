@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as arrow
 import pyarrow.parquet as pq
 from datasets import Dataset, Features, Value
 from datasets import Image as ImageFeature
@@ -42,6 +43,16 @@ def slices(folder: Path) -> Path:
     for split in ("train", "test"):
         (folder / f"{split}.parquet").write_bytes(SLICE.read_bytes())
     return folder
+
+
+def small_slice(path: Path) -> Path:
+    """The slice of real data at the tiny pipelines' 16 x 16 pixels, written there."""
+    rows = pq.read_table(SLICE).to_pylist()
+    for row in rows:
+        pixels = Image.open(io.BytesIO(row["image"]["bytes"])).resize((16, 16))
+        row["image"] = {"bytes": png(np.asarray(pixels))}
+    pq.write_table(arrow.Table.from_pylist(rows), path)
+    return path
 
 
 def parquet(path: Path, pixels: Any, **columns: Sequence[Any]) -> None:

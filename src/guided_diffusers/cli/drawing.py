@@ -66,8 +66,8 @@ def load_pipeline(
     """The pipeline of a folder, a shipped checkpoint or a Hub repository (owner/name), sought in this order.
 
     It is a cascade or one of `CLASSIFIER_GUIDED` where the checkpoint says so, an ImagePipeline for it or
-    diffusers' DDPMPipeline, and else a TextToImagePipeline, which reads Stable Diffusion's folders too. For
-    prompts the pipelines of diffusers that training leaves of transformers are loaded as well.
+    diffusers' DDPMPipeline, a StockPipeline for those of diffusers that training leaves of transformers, and
+    else a TextToImagePipeline, which reads Stable Diffusion's folders too.
 
     Args:
         checkpoint: Which.
@@ -92,7 +92,7 @@ def load_pipeline(
         library.disable_progress_bar()  # of loading; drawing has its own
     pipeline = _load(source, revision, prompted)
     if scheduler is not None:
-        pipeline.scheduler = make_scheduler(scheduler, pipeline.scheduler.config)
+        pipeline.scheduler = make_scheduler(scheduler, pipeline.scheduler)
     return pipeline.to(device_of(device))
 
 
@@ -131,7 +131,7 @@ def _load(source: Path | str, revision: str | None, prompted: bool) -> SafePipel
             f"{source} holds the pipeline {name}, which draws for no prompt: load it in Python, with "
             "diffusers.DiffusionPipeline.from_pretrained"
         )
-    if prompted and name in (BY_CLASS, *BY_PROMPT):
+    if name in (BY_CLASS, *BY_PROMPT):
         return load_stock(source, revision, index)
     cls = TextToImagePipeline
     if name in (CASCADE, *CLASSIFIER_GUIDED, *PROMPTLESS):
@@ -179,11 +179,24 @@ def check_scheduler_name(name: str | None) -> str | None:
     return name
 
 
-def make_scheduler(name: str, config: dict[str, Any]) -> Any:
-    """The scheduler that the command line calls `name`, with the noise schedule of `config`."""
-    path, overrides = SCHEDULERS[name]
+def make_scheduler(name: str, own: Any) -> Any:
+    """The scheduler that the command line calls `name`, in the place of a checkpoint's own.
+
+    Raises:
+        ValueError: No such name, or one that does not know the noise process of the checkpoint's own.
+    """
+    from guided_diffusers.core.checks import check_choice, check_that
+    from guided_diffusers.schedulers import process_of
+
+    path, overrides = SCHEDULERS[check_choice("scheduler", name, [*SCHEDULERS])]
     library, class_name = path.split(".")
-    return getattr(import_module(library), class_name).from_config(config, **overrides)
+    made = getattr(import_module(library), class_name).from_config(own.config, **overrides)
+    allowed = (
+        f"the checkpoint's own, {type(own).__name__} (no --scheduler, or in a sweep `own`), or another of "
+        f"its noise process, and {class_name} has another one"
+    )
+    check_that(process_of(made) == process_of(own), "scheduler", name, allowed)
+    return made
 
 
 def draw_call(
@@ -249,7 +262,8 @@ def prompt_arguments(pipeline: SafePipeline, texts: list[str], negative: str | N
     from guided_diffusers.core.checks import check_that
 
     taken = inspect.signature(getattr(pipeline, "base", pipeline).__call__).parameters
-    fits, name = negative is None or "negative_prompt" in taken, type(pipeline).__name__
+    fits = negative is None or "negative_prompt" in taken
+    name = type(getattr(pipeline, "stock", pipeline)).__name__
     check_that(fits, "negative_prompt", negative, f"None: a {name} takes no negative prompt")
     if "class_labels" in taken and "prompt" not in taken:
         return {"class_labels": [int(text) if text.isdecimal() else text for text in texts]}

@@ -172,6 +172,7 @@ def _drawn(
         seed=seed,
     )
     sampler = PipelineSampler(pipeline, make_scheduler)
+    sampler.check(point)
     prompts = sampler.prompts(real, count)
     with tqdm(total=count, unit="image", disable=not sys.stderr.isatty()) as progress:
         generate_images(

@@ -51,7 +51,7 @@ def sweep(
     data = read_images(spec.data)
     sampler = _sampler(spec, device)
     for point in points_of(spec):
-        sampler.guidance(point)  # before anything is drawn, what no point can be drawn with
+        sampler.check(point)  # before anything is drawn, what no point can be drawn with
     metrics = _metrics(spec, data, sampler)
 
     def on_point(record: Any, number: int, count: int) -> None:
@@ -86,12 +86,16 @@ def line(record: Any, distance: str) -> str:
 
 
 def _sampler(spec: SweepSpec, device: str | None) -> PipelineSampler:
+    from guided_diffusers.core.checks import check_that
     from guided_diffusers.evaluation.sweep import PipelineSampler
     from guided_diffusers.hub.component import load_network
 
     pipeline = load_pipeline(spec.checkpoint, device=device, prompted=False)
     weak = None
     if spec.weak is not None:
+        stock = getattr(pipeline, "stock", None)
+        allowed = f"none, for a {type(stock).__name__} is guided by no second network: leave it out"
+        check_that(stock is None, "weak", spec.weak, allowed)
         weak = load_network(type(pipeline.unet), f"{spec.checkpoint}/{spec.weak}", spec.weak)
         weak = weak.to(pipeline.device).eval()
     return PipelineSampler(pipeline, make_scheduler, weak)
@@ -127,17 +131,24 @@ def _adopt(results: dict[str, Any], folder: Path) -> Path:
         ValueError: No winner, one that needs a weak network that the checkpoint does not bring, or a
             checkpoint of a pipeline that takes no guidance.
     """
+    from guided_diffusers.cli.stock import BY_CLASS, BY_PROMPT
+    from guided_diffusers.hub.inventory import WAY_OF_DRAWING
     from guided_diffusers.store.files import write_json_atomically
 
     if "verdict" not in results:
         raise ValueError("the sweep has no finals, so there is no winner to adopt: add `finals` to its file")
     guidance, weak = results["verdict"]["winner"]["guidance"], results["spec"]["weak"]
     path = folder / "model_index.json"
-    index = {**json.loads(path.read_text()), "default_guidance": guidance}
+    index = json.loads(path.read_text())
+    stock = index["_class_name"] in (BY_CLASS, *BY_PROMPT)
+    if stock:
+        index[WAY_OF_DRAWING] = {**index.get(WAY_OF_DRAWING, {}), "default_guidance": guidance}
+    else:
+        index["default_guidance"] = guidance
     if index["_class_name"] in PROMPTLESS:
         raise ValueError(f"{folder} holds the pipeline {index['_class_name']}, which takes no guidance")
     if any(term["term"] == "AutoGuidance" for term in guidance):
-        if index["_class_name"] in CLASSIFIER_GUIDED:
+        if stock or index["_class_name"] in CLASSIFIER_GUIDED:
             raise ValueError(f"the winner guides by {weak!r}, and {index['_class_name']} has no weak network")
         if weak != WEAK_COMPONENT or not (folder / weak).is_dir():
             raise ValueError(f"the winner guides by {weak!r}: bring it in a folder {WEAK_COMPONENT}")

@@ -15,6 +15,8 @@ from guided_diffusers.store.config_safety import components_of, read_json
 from guided_diffusers.store.weight_files import safetensors_header, weights_kind
 
 INDEX = "model_index.json"
+WAY_OF_DRAWING = "_way_of_drawing"
+"""The key of model_index.json under which a pipeline of diffusers says how it is to be called."""
 _BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 _SCHEDULE = (
@@ -54,7 +56,7 @@ def inventory(folder: str | Path) -> dict[str, Any]:
         if stages := [name for name in _pairs(index, folder) if (folder / name / INDEX).is_file()]:
             return _of_stages({name: inventory(folder / name) for name in stages}, plain_class_name(index))
         components = [_component(folder / name, name, *pair) for name, pair in _pairs(index, folder).items()]
-        name, guidance = plain_class_name(index), index.get("default_guidance")
+        name, guidance = plain_class_name(index), index.get(WAY_OF_DRAWING, index).get("default_guidance")
     elif (folder / "config.json").is_file():
         config = read_json(folder / "config.json")
         name, guidance = config.get("_class_name") or (config.get("architectures") or [None])[0], None
@@ -140,13 +142,14 @@ def _schedule(folder: Path) -> dict[str, Any] | None:
 
 def _image_size(folder: Path) -> int | list[int] | None:
     """Pixels of a side (or of height and width) of what the pipeline draws by default."""
-    configs = {part: folder / part / "config.json" for part in ("unet", "vae")}
-    if not configs["unet"].is_file():
-        return None
-    size = read_json(configs["unet"]).get("sample_size")
-    if size is None or not configs["vae"].is_file():
+    configs = [folder / part / "config.json" for part in ("unet", "transformer")]
+    sizes = [read_json(config).get("sample_size") for config in configs if config.is_file()]
+    size, vae = sizes[0] if sizes else None, folder / "vae" / "config.json"
+    if size is None or not vae.is_file():
         return size
-    factor = 2 ** (len(read_json(configs["vae"]).get("block_out_channels", [0])) - 1)
+    read = read_json(vae)
+    blocks = read.get("block_out_channels") or read.get("encoder_block_out_channels", [0])
+    factor = 2 ** (len(blocks) - 1)
     return [side * factor for side in size] if isinstance(size, list) else size * factor
 
 

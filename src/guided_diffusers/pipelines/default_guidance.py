@@ -11,9 +11,7 @@ from diffusers import DiffusionPipeline
 from guided_diffusers.core.checks import as_number, shown
 from guided_diffusers.guidance import ClassifierFreeGuidance, Guidance
 from guided_diffusers.guidance.base import checked_scale
-
-WAY_OF_DRAWING = "_way_of_drawing"
-"""The key of model_index.json under which a pipeline of diffusers says how it is to be called."""
+from guided_diffusers.hub.inventory import WAY_OF_DRAWING
 
 
 def default_guidance_config(guidance: Any, **networks: Any) -> list[dict[str, Any]] | None:

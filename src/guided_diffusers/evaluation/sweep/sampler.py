@@ -24,15 +24,15 @@ OWN_SCHEDULER = "own"
 
 
 class PipelineSampler:
-    """Draws the points of a sweep with any pipeline of this package that has a denoiser.
+    """Draws the points of a sweep with any pipeline that has a denoiser and is called as those here are.
 
     What an image is asked to show follows from the pipeline's arguments: `prompt` is a caption of the data,
     `class_labels` the class. ImagePipeline takes no guidance, so its points have none.
 
     Args:
         pipeline: Draws; its scheduler is replaced by each point's, but for one of the name "own".
-        make_scheduler: `(name, config) -> scheduler`, the config being that of the pipeline's own; None where
-            all points are under the pipeline's own.
+        make_scheduler: `(name, own) -> scheduler`, own being the pipeline's; None where all points are under
+            that.
         weak: The weak network of autoguidance; None for the pipeline's own, where it has one.
     """
 
@@ -47,7 +47,8 @@ class PipelineSampler:
         self._make_scheduler, self._own = make_scheduler, pipeline.scheduler
         self._parameters = inspect.signature(getattr(pipeline, "base", pipeline).__call__).parameters
         classes = self._parameters.get("class_labels")
-        knows_classes = getattr(pipeline.unet, "class_embedding", None) is not None
+        unet = getattr(pipeline, "unet", None)
+        knows_classes = getattr(unet, "class_embedding", None) is not None
         self.takes_text = "prompt" in self._parameters
         self.takes_class = classes is not None and (knows_classes or classes.default is classes.empty)
 
@@ -61,15 +62,12 @@ class PipelineSampler:
 
     def sample(self, point: Point, prompts: Prompts, indices: Sequence[int]) -> Tensor:
         """Images of the global indices, `(len(indices), c, h, w)` uint8, each from its own generator."""
-        own = point.scheduler == OWN_SCHEDULER
-        self.pipeline.scheduler = (
-            self._own if own else self._make_scheduler(point.scheduler, self._own.config)
-        )
+        self._set_scheduler(point)
         told: dict[str, Any] = {}
         if self.takes_text:
             told["prompt"] = [prompts.texts[index] for index in indices]
         if self.takes_class:
-            told["class_labels"] = prompts.labels[list(indices)]
+            told["class_labels"] = prompts.labels[list(indices)].tolist()
         if "batch_size" in self._parameters:
             told["batch_size"] = len(indices)
         if "guidance" in self._parameters:
@@ -81,6 +79,15 @@ class PipelineSampler:
             output_type="pt",
         ).images
         return (images * 255).round().to(torch.uint8).cpu()
+
+    def check(self, point: Point) -> None:
+        """Raise ValueError for a point that the pipeline cannot draw, before anything is drawn."""
+        self.guidance(point)
+        self._set_scheduler(point)
+
+    def _set_scheduler(self, point: Point) -> None:
+        own = point.scheduler == OWN_SCHEDULER
+        self.pipeline.scheduler = self._own if own else self._make_scheduler(point.scheduler, self._own)
 
     def guidance(self, point: Point) -> Guidance:
         """The guidance of a point, with the pipeline's own networks and the weak one where a term needs one.
@@ -118,4 +125,5 @@ class PipelineSampler:
         for stage in getattr(self.pipeline, "stages", ())[1:]:  # what no point replaces
             settings = [{**stage.config}, {**stage.scheduler.config}]
             digest.update(repr([sorted(each.items(), key=str) for each in settings]).encode())
-        return {"pipeline": type(self.pipeline).__name__, "weights": digest.hexdigest()[:16]}
+        name = type(getattr(self.pipeline, "stock", self.pipeline)).__name__
+        return {"pipeline": name, "weights": digest.hexdigest()[:16]}

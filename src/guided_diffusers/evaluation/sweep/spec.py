@@ -92,7 +92,7 @@ class SweepSpec(Declared):
         data: Real images with captions: a parquet file or a folder.
         arms: By name.
         weak: Subfolder of the checkpoint with the weak network of autoguidance.
-        schedulers: Names as of `guided-diffusers generate --scheduler`.
+        schedulers: Names as of `guided-diffusers generate --scheduler`, or "own", the checkpoint's.
         steps: Numbers of steps.
         images: Images a point.
         seed: Of the first seed set.
