@@ -38,6 +38,8 @@ from guided_diffusers.cli.app import app
 from guided_diffusers.cli.drawing import load_pipeline, prompt_arguments
 from guided_diffusers.core.networks import Network
 from guided_diffusers.core.randomness import generator_for
+from guided_diffusers.evaluation.prompts import Prompts
+from guided_diffusers.evaluation.sweep import PipelineSampler, Point
 from guided_diffusers.guidance import ClassifierFreeGuidance
 from guided_diffusers.schedulers import prediction_type_of
 from guided_diffusers.stock import guide, prompt_condition
@@ -208,7 +210,14 @@ def test_a_run_by_text_draws_the_same_in_its_stock_pipeline_and_here(
     row, prompts = PROMPTED[name], ["a dark square", "a bright square"]
     call = {"prompt": prompts, "negative_prompt": ["", ""], row.scale: 2.0, "max_sequence_length": LENGTH}
     call |= {"num_inference_steps": 3, "generator": [generator_for(0, 0) for _ in prompts], **row.call}
-    assert_same_pictures(generated(run, prompts), pipeline(**call).images)
+    images = pipeline(**call).images
+    assert_same_pictures(generated(run, prompts), images)
+    sampler = PipelineSampler(load_pipeline(str(run / "final"), prompted=False))  # of `evaluate` and `sweep`
+    own = sampler.pipeline.config.default_guidance
+    point = Point(arm="own", guidance=own, scheduler="own", steps=3, images=1, seed=0)
+    (measured,) = sampler.sample(point, Prompts(texts=prompts[:1]), [0])
+    assert_same_pictures([Image.fromarray(measured[0].numpy())], images[:1])
+    assert sampler.compute(point, Prompts(texts=prompts)).forwards["transformer"] == 6
 
 
 @pytest.mark.slow
