@@ -22,8 +22,9 @@ from torch import Tensor
 from guided_diffusers import TextToImagePipeline
 from guided_diffusers.core.randomness import generator_for
 from guided_diffusers.evaluation import feature_network, read_images
-from guided_diffusers.evaluation.distances import kernel_distance
+from guided_diffusers.evaluation.bootstrap import kernel_estimate
 from guided_diffusers.evaluation.features import extract_features
+from guided_diffusers.evaluation.reference import Reference
 from guided_diffusers.evaluation.runs import machine, write_json
 from guided_diffusers.training.engine.reconstruct import kept_averages, reconstruct
 
@@ -47,7 +48,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="JSON; beside it a picture, .png")
     arguments = parser.parse_args()
     real, network = read_images(arguments.data, limit=arguments.real), feature_network(arguments.features)
-    reference = extract_features(network, real.images)
+    reference = Reference(extract_features(network, real.images))
     captions = [options[0] for options in real.captions[: arguments.images]]
     last = max(position for position, _ in kept_averages(arguments.run))
     rows: list[dict[str, Any]] = []
@@ -58,7 +59,7 @@ def main() -> None:
                 record = reconstruct(arguments.run, length, folder, position)
                 drawn = extract_features(network, draw(folder, captions, arguments))
             row = {"images": position, "length": length, "error": record["profile_error"]}
-            rows.append({**row, "kernel_distance": kernel_distance(reference, drawn)})
+            rows.append({**row, "kernel_distance": kernel_estimate(reference, drawn).to_dict()})
             print(json.dumps(rows[-1]), flush=True)
     places = ("run", "data", "output")
     options = {name: str(value) for name, value in vars(arguments).items() if name not in places}
@@ -91,8 +92,14 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
     for position in sorted({row["images"] for row in rows}):
-        points = [(row["length"], row["kernel_distance"]) for row in rows if row["images"] == position]
-        axes.plot(*zip(*points, strict=True), marker="o", label=f"after {position:,} images")
+        mine = [row for row in rows if row["images"] == position]
+        distances = [row["kernel_distance"] for row in mine]
+        lengths, values = [row["length"] for row in mine], [each["value"] for each in distances]
+        ends = [
+            [each["value"] - each["low"] for each in distances],
+            [each["high"] - each["value"] for each in distances],
+        ]
+        axes.errorbar(lengths, values, ends, marker="o", capsize=3, label=f"after {position:,} images")
     axes.set(xlabel="length of the average, sigma_rel", ylabel="kernel distance", xscale="log")
     axes.set_xticks(LENGTHS, [f"{length:g}" for length in LENGTHS], minor=False)
     axes.minorticks_off()
