@@ -1,5 +1,7 @@
 """The report: the same figures as the functions, names with the network, intervals that cover."""
 
+import math
+
 import pytest
 import torch
 
@@ -44,6 +46,16 @@ def test_only_the_standards_network_is_called_fid():
 def test_below_ten_thousand_images_it_warns():
     with pytest.warns(UserWarning, match=r"FD-net of 9 images is biased.*KD-net"):
         distance_report(features(9), features(9, seed=1), "net", resamples=2)
+
+
+@pytest.mark.parametrize("count", [3, 4])
+def test_a_kernel_interval_of_few_images_is_finite(count):
+    """Resamples of one image alone, which have no pair, are left out; two images have no other pair."""
+    real = Reference(features(50, 4, seed=1))
+    estimate = kernel_estimate(real, features(count, 4, seed=2))
+    assert -math.inf < estimate.low < estimate.value < estimate.high < math.inf
+    with pytest.raises(ValueError, match="generated .*; allowed: at least three images"):
+        kernel_estimate(real, features(2, 4, seed=2))
 
 
 @pytest.mark.slow

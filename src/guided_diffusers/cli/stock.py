@@ -100,7 +100,9 @@ class StockTextPipeline(StockPipeline):
     def __init__(self, stock: DiffusionPipeline, index: Mapping[str, Any]) -> None:
         self.row = BY_PROMPT[plain_class_name(index)]
         super().__init__(stock, index, self.row.scale, self.row.prepares)
-        self.length = index.get(WAY_OF_DRAWING, {}).get("max_sequence_length", self.row.length)
+        kept = index.get(WAY_OF_DRAWING, {})
+        own = {"max_sequence_length": self.row.length}
+        self.told = own | {name: kept[name] for name in (*own, "height", "width") if name in kept}
 
     def __call__(
         self,
@@ -123,7 +125,7 @@ class StockTextPipeline(StockPipeline):
             num_inference_steps,
             prompt=list(prompt),
             negative_prompt=null,
-            max_sequence_length=self.length,
+            **self.told,
             generator=generator,
             output_type=output_type,
             **self.row.call,

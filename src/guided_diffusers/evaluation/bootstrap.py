@@ -38,9 +38,13 @@ def kernel_estimate(
         resamples: Bootstrap resamples.
         seed: Of the resampling.
         confidence: The interval's coverage.
+
+    Raises:
+        ValueError: Fewer than three images.
     """
     generated = generated.double()
     count, d = generated.shape
+    check_that(count > 2, "generated", generated, "at least three images: resamples of two are the same pair")
     gram = (generated @ generated.T / d + 1) ** 3
     gram.fill_diagonal_(0)
     cross = real.kernel_with(generated) if cross is None else cross
@@ -50,7 +54,9 @@ def kernel_estimate(
         within = ((weights @ gram) * weights).sum(1) / pairs
         return real.kernel_mean + within - 2 * (weights @ cross) / weights.sum(1)
 
-    values = torch.cat([distance(part) for part in _counts(count, resamples, seed).split(200)])
+    counts = _counts(count, resamples, seed)
+    counts = counts[counts.amax(1) < count]  # of an image alone there is no pair
+    values = torch.cat([distance(part) for part in counts.split(200)])
     value = distance(torch.ones(1, count, dtype=torch.float64)).item()
     return _around(value, values, count, confidence)
 

@@ -210,7 +210,7 @@ def test_a_run_by_text_draws_the_same_in_its_stock_pipeline_and_here(
     row, prompts = PROMPTED[name], ["a dark square", "a bright square"]
     call = {"prompt": prompts, "negative_prompt": ["", ""], row.scale: 2.0, "max_sequence_length": LENGTH}
     call |= {"num_inference_steps": 3, "generator": [generator_for(0, 0) for _ in prompts], **row.call}
-    images = pipeline(**call).images
+    images = pipeline(**call, height=side, width=side).images  # FluxPipeline's own size is another
     assert_same_pictures(generated(run, prompts), images)
     sampler = PipelineSampler(load_pipeline(str(run / "final"), prompted=False))  # of `evaluate` and `sweep`
     own = sampler.pipeline.config.default_guidance

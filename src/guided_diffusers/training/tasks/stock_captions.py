@@ -62,12 +62,14 @@ class StockCaptions(PromptConditioning):
         stock: the pipeline, with the networks that are trained.
         row: how it tells its transformer.
         length: tokens of a text, `max_sequence_length`.
+        resolution: pixels of a side, at which it draws: FluxPipeline's own default is not of the network.
         frozen: what the text encoders say; None where they are asked at every step.
     """
 
     stock: DiffusionPipeline
     row: Prompted
     length: int
+    resolution: int
     frozen: FrozenRows | None
 
     @property
@@ -102,8 +104,13 @@ class StockCaptions(PromptConditioning):
         if self.row.shifts and vae.config.shift_factor is None:  # which means 0, and the pipeline adds it
             vae.register_to_config(shift_factor=0.0)
         pipeline = type(self.stock)(**{**self.stock.components, **modules, "scheduler": scheduler})
-        keep_way_of_drawing(pipeline, self.drawing.guidance_scale, max_sequence_length=self.length)
+        keep_way_of_drawing(pipeline, self.drawing.guidance_scale, **self._call)
         return pipeline
+
+    @property
+    def _call(self) -> dict[str, int]:
+        """What a call is given that draws as was trained."""
+        return {"max_sequence_length": self.length, "height": self.resolution, "width": self.resolution}
 
     def pictures(self) -> tuple[dict[str, Any], int, int]:
         """A row of pictures a prompt, with guidance."""
@@ -111,7 +118,7 @@ class StockCaptions(PromptConditioning):
         arguments |= {
             "negative_prompt": [""] * len(arguments["prompt"]),
             self.row.scale: self.drawing.guidance_scale,
-            "max_sequence_length": self.length,
+            **self._call,
             **self.row.call,
         }
         return arguments, count, columns
@@ -174,6 +181,7 @@ def make_stock_captions(
         row=row,
         captions=lambda indices, positions: data.captions(indices, positions, training.seed),
         length=length,
+        resolution=data.config.resolution,
         frozen=known,
         joint=not frozen,
         dropout=dropout,
