@@ -243,7 +243,9 @@ def test_a_plain_autoencoder_has_no_divergence_and_no_noise(data):
 SHIPPED = ["fashion_vae_vector", "fashion_vae_spatial", "fashion_autoencoder_plain"]
 
 
-@pytest.mark.parametrize("config", SHIPPED)
+@pytest.mark.parametrize(
+    "config", [SHIPPED[0], *(pytest.param(n, marks=pytest.mark.slow) for n in SHIPPED[1:])]
+)
 def test_the_shipped_configurations_train_save_and_resume_to_the_bit(train, data, config):
     def run(name, *words):
         return train(f"{config}/{name}", *words, config=config)

@@ -94,7 +94,7 @@ def test_it_learns_classes_that_can_be_told_apart(run):
 @pytest.mark.parametrize(
     ("tree", "more"),
     [
-        (None, ("--random_crop", "2", "--label_smoothing", "0.1")),
+        pytest.param(None, ("--random_crop", "2", "--label_smoothing", "0.1"), marks=pytest.mark.slow),
         (None, ("--linear_probe", "--num_labels", "20")),
         (NOISE_AWARE_TREE, ("--random_crop", "1", "--classifier.dropout", "0.2")),
     ],

@@ -105,7 +105,7 @@ def test_noise_aware_it_tells_captions_apart_where_the_noise_lets_it(run):
 
 @pytest.mark.parametrize(
     ("tree", "more"),
-    [(CLEAN, ()), (NOISE_AWARE, ("--image.dropout", "0.2"))],
+    [pytest.param(CLEAN, (), marks=pytest.mark.slow), (NOISE_AWARE, ("--image.dropout", "0.2"))],
     ids=["clean", "noise-aware"],
 )
 def test_the_same_command_goes_on_to_the_same_bits(run, tree, more):

@@ -120,9 +120,9 @@ def test_a_run_of_pixels_ends_in_a_pipeline_of_diffusers_that_draws_in_a_fresh_p
     [
         ("text", ""),
         ("text", f"{TEXT_HYBRID} --timesteps importance --scheduler.num_train_timesteps 3"),
-        ("images", ""),
-        ("images", HYBRID),
-        ("images", BOUND),
+        pytest.param("images", "", marks=pytest.mark.slow),
+        pytest.param("images", HYBRID, marks=pytest.mark.slow),
+        pytest.param("images", BOUND, marks=pytest.mark.slow),
         ("images", "--label_column label --class_dropout 0.3 --levels log_normal --weighting min_snr"),
     ],
 )
@@ -135,7 +135,10 @@ def test_the_same_command_goes_on_to_the_same_bits(run, kind, line):
 
 @pytest.mark.parametrize(
     ("kind", "task", "newer"),
-    [("text", "TextToImageTask", "objective"), ("images", "UnconditionalTask", "denoising")],
+    [
+        ("text", "TextToImageTask", "objective"),
+        pytest.param("images", "UnconditionalTask", "denoising", marks=pytest.mark.slow),
+    ],
 )
 def test_a_run_of_an_older_version_goes_on_without_a_word(run, caplog, kind, task, newer):
     whole = run(kind, "", "whole", *SHORT.split())

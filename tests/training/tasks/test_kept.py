@@ -113,7 +113,9 @@ def test_a_run_without_a_checkpoint_begins_with_the_captions_that_there_are(run:
     assert known_words(exported_tokenizer(folder)) == {"a", "zebra", "horse"}
 
 
-@pytest.mark.parametrize("exported", [True, False], ids=["exported", "not exported"])
+@pytest.mark.parametrize(
+    "exported", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["exported", "not exported"]
+)
 def test_a_run_of_an_older_version_goes_on(
     run: Any, tmp_path: Path, exported: bool, caplog: pytest.LogCaptureFixture
 ):
