@@ -10,17 +10,7 @@ import hashlib
 import re
 from collections.abc import Sequence
 
-STYLES_IN_WORDS = {
-    "noto": ("a noto emoji", "a google noto emoji"),
-    "twemoji": ("a twemoji", "a flat twemoji"),
-    "fluent 3d": ("a 3d emoji", "a fluent 3d emoji"),
-    "openmoji": ("an openmoji", "an outlined openmoji"),
-    "fluent": ("a fluent emoji", "a glossy fluent emoji"),
-    "fluent flat": ("a flat fluent emoji", "a fluent flat emoji"),
-    "emojione": ("an emojione", "a flat emojione"),
-    "streamline": ("a streamline emoji", "an outlined streamline emoji"),
-}
-"""How captions speak of a style; the first is that of a row's first caption."""
+from _emoji_styles import STYLES_IN_WORDS
 
 TEMPLATES = (
     "{style} of {a_name} on white",

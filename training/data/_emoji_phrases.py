@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from _emoji_names import STYLES_IN_WORDS, in_style, spoken, with_article, with_colour
+from _emoji_names import in_style, spoken, with_article, with_colour
+from _emoji_styles import STYLES_IN_WORDS
 
 PLACES = {
     "left": ("to the left of", "to the right of"),

@@ -110,3 +110,15 @@ LARGE_STYLES = {
     ),
 }
 """The styles at 256 pixels; those that `STYLES` has too keep their names, and so their splits."""
+
+STYLES_IN_WORDS = {
+    "noto": ("a noto emoji", "a google noto emoji"),
+    "twemoji": ("a twemoji", "a flat twemoji"),
+    "fluent 3d": ("a 3d emoji", "a fluent 3d emoji"),
+    "openmoji": ("an openmoji", "an outlined openmoji"),
+    "fluent": ("a fluent emoji", "a glossy fluent emoji"),
+    "fluent flat": ("a flat fluent emoji", "a fluent flat emoji"),
+    "emojione": ("an emojione", "a flat emojione"),
+    "streamline": ("a streamline emoji", "an outlined streamline emoji"),
+}
+"""How captions speak of a style; the first is that of a row's first caption."""

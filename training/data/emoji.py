@@ -131,15 +131,13 @@ def main() -> None:
     parser.add_argument("--size", type=int, choices=SIZES, help="the eight sets at so many pixels a side")
     parser.add_argument("--fetch", action="store_true", help="npm pack what --source lacks (160 MB at most)")
     arguments = parser.parse_args()
-    styles = STYLES if arguments.size is None else LARGE_STYLES
+    large = arguments.size is not None
+    styles = LARGE_STYLES if large else STYLES
     if arguments.fetch:
         fetch(arguments.source, styles.values())
-    if arguments.size is None:
-        splits, dropped = build(arguments.source)
-    else:
-        splits, dropped = build_large(arguments.source, arguments.size)
+    splits, dropped = build_large(arguments.source, arguments.size) if large else build(arguments.source)
     arguments.output.mkdir(parents=True, exist_ok=True)
-    features = FEATURES if arguments.size is None else LARGE_FEATURES
+    features = LARGE_FEATURES if large else FEATURES
     for name, rows in splits.items():
         Dataset.from_list(rows, features=features).to_parquet(arguments.output / f"{name}.parquet")
         counts = Counter(row["style"] for row in rows)
