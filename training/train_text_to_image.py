@@ -18,6 +18,7 @@ from torch import nn
 from guided_diffusers.hub.component import load_network
 from guided_diffusers.models.latents import latent_channels, latent_shape, spatial_factor
 from guided_diffusers.models.parts import check_sample, check_text_width
+from guided_diffusers.models.patched_unet import PatchedUNet2DConditionModel
 from guided_diffusers.stock.prompted import PROMPTED
 from guided_diffusers.training.data.buckets import images_of, open_data
 from guided_diffusers.training.data.dataset import DataConfig
@@ -53,7 +54,9 @@ class TextToImageConfig:
     prior: PriorConfig = field(default_factory=PriorConfig)
     autoencoder: str | None = option(None, "a trained one: folder, fashion-32 or Hub id")
     text: TextConfig = field(default_factory=TextConfig)
-    unet: dict[str, Any] = arguments("UNet2DConditionModel's arguments", UNet2DConditionModel)
+    unet: dict[str, Any] = arguments(
+        "UNet2DConditionModel's arguments, or patch_size beside them", PatchedUNet2DConditionModel
+    )
     denoiser: dict[str, Any] = denoiser_field("UNet2DConditionModel", *PROMPTED)
     unet_pretrained: str | None = option(None, "folder or Hub id of a UNet2DConditionModel to start from")
     scheduler: str = option("GuidedDDIMScheduler", "class of ours or of diffusers, saved for sampling")

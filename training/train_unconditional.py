@@ -19,6 +19,7 @@ from guided_diffusers.core.checks import check_that
 from guided_diffusers.hub.component import load_network
 from guided_diffusers.models.latents import latent_channels, latent_shape, spatial_factor
 from guided_diffusers.models.parts import check_sample
+from guided_diffusers.models.patched_unet import PatchedUNet2DModel
 from guided_diffusers.training.data.dataset import DataConfig
 from guided_diffusers.training.data.images import Images, image_arguments, load_autoencoder
 from guided_diffusers.training.data.labels import class_labels
@@ -48,7 +49,9 @@ class UnconditionalConfig:
     data: DataConfig
     label_column: str | None = option(None, "column of class numbers or names; null: unconditional")
     autoencoder: str | None = option(None, "folder, fashion-32 or Hub id; null: pixels")
-    unet: dict[str, Any] = arguments("UNet2DModel's arguments", UNet2DModel)
+    unet: dict[str, Any] = arguments(
+        "UNet2DModel's arguments, or patch_size beside them", PatchedUNet2DModel
+    )
     denoiser: dict[str, Any] = denoiser_field("UNet2DModel", "DiTTransformer2DModel")
     unet_pretrained: str | None = option(None, "folder or Hub id of a UNet2DModel to start from")
     scheduler_class: str = option("GuidedDDPMScheduler", "class of ours or of diffusers, saved for sampling")

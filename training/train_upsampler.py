@@ -18,6 +18,11 @@ from guided_diffusers.core.declared import AtLeast
 from guided_diffusers.hub.component import load_network
 from guided_diffusers.models.latents import spatial_factor
 from guided_diffusers.models.parts import check_text_width
+from guided_diffusers.models.patched_unet import (
+    PatchedUNet2DConditionModel,
+    PatchedUNet2DModel,
+    unet_class,
+)
 from guided_diffusers.models.super_resolution import Channels
 from guided_diffusers.training.data.crops import Crops
 from guided_diffusers.training.data.dataset import DataConfig
@@ -60,7 +65,9 @@ class UpsamplerConfig:
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
     text: TextConfig = field(default_factory=TextConfig)
     unet: dict[str, Any] = arguments(
-        "UNet2DModel's arguments, with captions UNet2DConditionModel's", UNet2DModel, UNet2DConditionModel
+        "UNet2DModel's arguments, with captions UNet2DConditionModel's, or patch_size beside them",
+        PatchedUNet2DModel,
+        PatchedUNet2DConditionModel,
     )
     unet_pretrained: str | None = option(None, "folder or Hub id of a network to start from")
     scheduler: str = option("GuidedDDIMScheduler", "class of ours or of diffusers, saved for sampling")
@@ -87,7 +94,7 @@ def make_unet(config: UpsamplerConfig, vae: Any, encoder: Any, classes: int | No
         sizes["num_class_embeds"] = classes + (config.denoising.caption_dropout > 0)
     elif told and "num_class_embeds" not in config.unet:
         sizes["class_embed_type"] = "timestep"
-    return cls(**{**sizes, **config.unet})
+    return unet_class(cls, config.unet)(**{**sizes, **config.unet})
 
 
 def make_task(config: UpsamplerConfig, device: torch.device) -> DenoisingTask:

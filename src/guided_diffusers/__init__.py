@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from guided_diffusers.models.image_classifier import ImageClassifier
     from guided_diffusers.models.noise_aware_classifier import NoiseAwareClassifier
     from guided_diffusers.models.noise_aware_clip import NoiseAwareCLIP
+    from guided_diffusers.models.patched_unet import PatchedUNet2DConditionModel, PatchedUNet2DModel
     from guided_diffusers.pipelines.cascade import CascadePipeline
     from guided_diffusers.pipelines.classifier_guided import ClassifierGuidedPipeline
     from guided_diffusers.pipelines.classifier_guided_text_to_image import ClassifierGuidedTextToImagePipeline
@@ -53,6 +54,8 @@ __all__ = [
     "NoiseAwareCLIP",
     "NoiseAwareClassifier",
     "NoiseLevel",
+    "PatchedUNet2DConditionModel",
+    "PatchedUNet2DModel",
     "TextToImagePipeline",
     "UpsamplePipeline",
     "VAEPipeline",
@@ -81,6 +84,8 @@ _HOME = {
     "NoiseAwareCLIP": "guided_diffusers.models.noise_aware_clip",
     "NoiseAwareClassifier": "guided_diffusers.models.noise_aware_classifier",
     "NoiseLevel": "guided_diffusers.core.noise",
+    "PatchedUNet2DConditionModel": "guided_diffusers.models.patched_unet",
+    "PatchedUNet2DModel": "guided_diffusers.models.patched_unet",
     "TextToImagePipeline": "guided_diffusers.pipelines.text_to_image",
     "UpsamplePipeline": "guided_diffusers.pipelines.upsample",
     "VAEPipeline": "guided_diffusers.pipelines.vae",

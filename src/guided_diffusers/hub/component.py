@@ -66,7 +66,7 @@ def load_network(cls: type[Model], name: str, component: str) -> Model:
     """A network of diffusers from safetensors, whose weights are those of its class.
 
     Args:
-        cls: The network's class.
+        cls: The network's class, or what it is derived from.
         name: See `find_component`.
         component: See `find_component`.
 
@@ -74,11 +74,12 @@ def load_network(cls: type[Model], name: str, component: str) -> Model:
         ValueError: It is of another class.
         OSError: It cannot be loaded; in one line.
     """
-    where = find_component(name, component, (cls.__name__,))
-    kind = class_of(where)
-    if kind not in (None, cls.__name__):
-        raise ValueError(f"{name} is of class {kind}; allowed: {cls.__name__}")
-    return load_whole(cls, where, name)
+    classes = {each.__name__: each for each in (cls, *cls.__subclasses__())}
+    where = find_component(name, component, tuple(classes))
+    kind = class_of(where) or cls.__name__
+    if kind not in classes:
+        raise ValueError(f"{name} is of class {kind}; allowed: {', '.join(classes)}")
+    return load_whole(classes[kind], where, name)
 
 
 def load_whole(cls: type[Model], where: dict[str, str], name: str) -> Model:

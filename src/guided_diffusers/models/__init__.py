@@ -5,6 +5,7 @@ from guided_diffusers.models.autoencoder import VariationalAutoencoder, Variatio
 from guided_diffusers.models.image_classifier import ImageClassifier
 from guided_diffusers.models.noise_aware_classifier import NoiseAwareClassifier
 from guided_diffusers.models.noise_aware_clip import NoiseAwareCLIP
+from guided_diffusers.models.patched_unet import PatchedUNet2DConditionModel, PatchedUNet2DModel
 from guided_diffusers.models.safe import SafeWeightsMixin
 
 __all__ = [
@@ -12,6 +13,8 @@ __all__ = [
     "ImageClassifier",
     "NoiseAwareCLIP",
     "NoiseAwareClassifier",
+    "PatchedUNet2DConditionModel",
+    "PatchedUNet2DModel",
     "SafeWeightsMixin",
     "VariationalAutoencoder",
     "VariationalAutoencoderOutput",

@@ -29,6 +29,7 @@ from torch import nn
 from guided_diffusers.core.checks import check_that, shown
 from guided_diffusers.core.declared import unknown
 from guided_diffusers.core.networks import Network
+from guided_diffusers.models.patched_unet import unet_class
 from guided_diffusers.training.engine.config import check_arguments
 
 _SAMPLE = {"sample_size": "side", "in_channels": "channels", "out_channels": "outputs"}
@@ -123,7 +124,7 @@ def make_network(
     Args:
         denoiser: `class` and `arguments`; empty: a UNet.
         unet: The UNet's arguments.
-        usual: The UNet's class.
+        usual: The UNet's class of diffusers.
         sizes: What other parts fix, by the names of `FIXED`.
 
     Raises:
@@ -131,7 +132,7 @@ def make_network(
             that can be saved and loaded.
     """
     if not denoiser:
-        return usual(**{**_fixed(ARGUMENTS[usual.__name__], sizes), **unet})
+        return unet_class(usual, unet)(**{**_fixed(ARGUMENTS[usual.__name__], sizes), **unet})
     check_that(not unet, "unet", shown(dict(unet)), "nothing beside denoiser.class, which says the network")
     cls, given = class_named(denoiser["class"]), dict(denoiser.get("arguments") or {})
     parameters = inspect.signature(cls).parameters
