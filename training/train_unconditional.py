@@ -49,9 +49,7 @@ class UnconditionalConfig:
     data: DataConfig
     label_column: str | None = option(None, "column of class numbers or names; null: unconditional")
     autoencoder: str | None = option(None, "folder, fashion-32 or Hub id; null: pixels")
-    unet: dict[str, Any] = arguments(
-        "UNet2DModel's arguments, or patch_size beside them", PatchedUNet2DModel
-    )
+    unet: dict[str, Any] = arguments("UNet2DModel's arguments, or patch_size beside them", PatchedUNet2DModel)
     denoiser: dict[str, Any] = denoiser_field("UNet2DModel", "DiTTransformer2DModel")
     unet_pretrained: str | None = option(None, "folder or Hub id of a UNet2DModel to start from")
     scheduler_class: str = option("GuidedDDPMScheduler", "class of ours or of diffusers, saved for sampling")

@@ -19,6 +19,7 @@ from guided_diffusers import (
     ImageClassifier,
     ImagePipeline,
     NoiseAwareClassifier,
+    PatchedUNet2DModel,
     TextToImagePipeline,
     VAEPipeline,
 )
@@ -97,6 +98,13 @@ def adm_unet() -> ADMUNet2DModel:
     ).eval()
 
 
+def patched_unet() -> PatchedUNet2DModel:
+    """Of grey images of 8x8, on patches of 2x2."""
+    blocks = {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2}
+    sizes = {"sample_size": 8, "in_channels": 1, "out_channels": 1, "patch_size": 2, "add_attention": False}
+    return PatchedUNet2DModel(**sizes, **blocks, **BLOCKS).eval()
+
+
 PIPELINES: dict[str, Callable[..., Any]] = {
     "TextToImagePipeline": text_to_image,
     "ImagePipeline": images,
@@ -112,6 +120,7 @@ MODELS: dict[str, Callable[..., Any]] = {
     "ImageClassifier": image_classifier,
     "NoiseAwareCLIP": lambda: tiny_clip(process=describe_process(scheduler())),
     "ADMUNet2DModel": adm_unet,
+    "PatchedUNet2DModel": patched_unet,
 }
 
 

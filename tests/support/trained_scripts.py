@@ -80,7 +80,11 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "text-to-image": ("train_text_to_image.py", {**TEXT_TO_IMAGE, "text": TEXT}),
     "text-to-image-frozen": (
         "train_text_to_image.py",
-        {**TEXT_TO_IMAGE, "text": {"encoder": "frozen", "pretrained": str(pretrained("fashion-32"))}},
+        {
+            **TEXT_TO_IMAGE,
+            "text": {"encoder": "frozen", "pretrained": str(pretrained("fashion-32"))},
+            "unet": {**TEXT_TO_IMAGE["unet"], "patch_size": 2},
+        },
     ),
     "streamed": (
         "train_text_to_image.py",

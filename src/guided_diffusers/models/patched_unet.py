@@ -2,7 +2,7 @@
 
 Each level of a UNet costs about as much as the next, which has a fourth of the places and twice the channels.
 On patches of 2 x 2 the largest level is not there at all, while the widths of the others stay: a network for
-16 x 16 latents then trains some 2.5 times as fast on a CPU, and one for pixels some 1.8 times. Only the first
+16 x 16 latents then trains some 2.5 times as fast on a CPU, an upsampler of pixels 1.5 times. Only the first
 and the last convolution are others than in the class of diffusers; blocks, names of weights and forward stay.
 
 References:
@@ -66,8 +66,8 @@ class PatchedUNet2DModel(SafeWeightsMixin, _PatchedMixin, UNet2DModel):
     Args:
         patch_size: p, the side of a patch; the sides of a sample are multiples of it.
 
-    Every other argument is UNet2DModel's, by name; `in_channels`, `out_channels` and `sample_size` are those of
-    the sample, not of its patches.
+    Every other argument is UNet2DModel's, by name; `in_channels`, `out_channels` and `sample_size` are
+    those of the sample, not of its patches.
     """
 
     def __init__(self, **arguments: Any) -> None:
@@ -82,8 +82,8 @@ class PatchedUNet2DConditionModel(SafeWeightsMixin, _PatchedMixin, UNet2DConditi
     Args:
         patch_size: p, the side of a patch; the sides of a sample are multiples of it.
 
-    Every other argument is UNet2DConditionModel's, by name; `in_channels`, `out_channels` and `sample_size` are
-    those of the sample, not of its patches.
+    Every other argument is UNet2DConditionModel's, by name; `in_channels`, `out_channels` and `sample_size`
+    are those of the sample, not of its patches.
     """
 
     def __init__(self, **arguments: Any) -> None:
@@ -96,5 +96,5 @@ _PATCHED = {UNet2DModel: PatchedUNet2DModel, UNet2DConditionModel: PatchedUNet2D
 
 
 def unet_class(stock: type[nn.Module], arguments: Mapping[str, Any]) -> type[nn.Module]:
-    """The class of a UNet with these arguments: the stock one, or, with a `patch_size`, its sibling on patches."""
+    """The class of a UNet with these arguments: the stock one; with a `patch_size`, its sibling."""
     return _PATCHED[stock] if "patch_size" in arguments else stock

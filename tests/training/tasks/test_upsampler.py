@@ -40,7 +40,8 @@ MODES = {
     "captions": CAPTIONS,
     "latents": {**CAPTIONS, "autoencoder": "fashion-32/vae"},
     "classes": {"told": "classes", "label_column": "label", "denoising": {"caption_dropout": 0.2}},
-    "without augmentation": {"augmentation": {"max_level": 0, "blur": 0.5}, "crop": None},
+    "without augmentation": {"augmentation": {"max_level": 0, "blur": 0.5}, "crop": None}
+    | {"unet": {**BLOCKS, **PLAIN, "patch_size": 2}},
 }
 
 
@@ -84,6 +85,7 @@ def test_a_run_ends_in_a_pipeline_that_makes_pictures_large(run, mode):
     config = pipeline.config
     assert (config.scale, config.image_size, config.num_inference_steps) == (4, 32, 2)
     assert (pipeline.augmentation is None) == (mode == "without augmentation")
+    assert pipeline.unet.config.get("patch_size") == (2 if mode == "without augmentation" else None)
     assert config.augmentation_level == (0 if mode == "without augmentation" else 50)
     if mode != "classes":
         assert Image.open(folder / "validation" / "000000000048.png").size == (128, 32)
