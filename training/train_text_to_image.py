@@ -16,7 +16,7 @@ from diffusers import UNet2DConditionModel
 from torch import nn
 
 from guided_diffusers.hub.component import load_network
-from guided_diffusers.models.latents import latent_channels, latent_shape, spatial_factor
+from guided_diffusers.models.latents import sample_shape
 from guided_diffusers.models.parts import check_sample, check_text_width
 from guided_diffusers.models.patched_unet import PatchedUNet2DConditionModel
 from guided_diffusers.stock.prompted import PROMPTED
@@ -45,14 +45,14 @@ from guided_diffusers.training.tasks.text import TextConfig
 
 @dataclass(frozen=True, kw_only=True)
 class TextToImageConfig:
-    """Train a latent denoiser on images with captions."""
+    """Train a denoiser on images with captions, in latents or pixels."""
 
     training: TrainingConfig
     data: DataConfig
     pretrained: str | None = option(None, "folder or Hub id of a pipeline to start from, with all its parts")
     lora: LoraConfig = field(default_factory=LoraConfig)
     prior: PriorConfig = field(default_factory=PriorConfig)
-    autoencoder: str | None = option(None, "a trained one: folder, fashion-32 or Hub id")
+    autoencoder: str | None = option(None, "a trained one: folder, fashion-32 or Hub id; null: pixels")
     text: TextConfig = field(default_factory=TextConfig)
     unet: dict[str, Any] = arguments(
         "UNet2DConditionModel's arguments, or patch_size beside them", PatchedUNet2DConditionModel
@@ -76,7 +76,7 @@ def make_unet(config: TextToImageConfig, vae: Any, text: int, pooled: int | None
     if config.unet_pretrained is not None:
         cls = class_named(config.denoiser["class"]) if config.denoiser else UNet2DConditionModel
         return load_network(cls, config.unet_pretrained, "transformer" if config.denoiser else "unet")
-    side, channels = config.data.resolution // spatial_factor(vae), latent_channels(vae.config)
+    channels, side, _ = sample_shape(vae, config.data.channels, config.data.resolution)
     sizes = sample_sizes(side, channels, learned) | {"text": text, "pooled": pooled}
     return make_network(config.denoiser, config.unet, UNet2DConditionModel, sizes)
 
@@ -94,9 +94,8 @@ def make_task(config: TextToImageConfig, device: torch.device) -> DenoisingTask:
         condition = make_captions(data, config.text, config.training, vae, device, **told)
         text_encoder = condition.components["text_encoder"]
         unet = make_unet(config, vae, text_encoder.config.hidden_size, None, learned)
-        check_sample(
-            unet, "unet", latent_shape(vae, *(config.data.resolution,) * 2), "the autoencoder's latent"
-        )
+        of = "the pixels" if vae is None else "the autoencoder's latent"
+        check_sample(unet, "unet", sample_shape(vae, config.data.channels, config.data.resolution), of)
         check_text_width(unet, text_encoder)
     else:
         parts = {"vae": vae, "scheduler": scheduler}
@@ -106,7 +105,7 @@ def make_task(config: TextToImageConfig, device: torch.device) -> DenoisingTask:
         )
         unet = condition.stock.transformer
     objective = Objective(config.objective, config.denoising, scheduler)
-    images = images_of(data, vae.to(device), config.training.batch_size)
+    images = images_of(data, None if vae is None else vae.to(device), config.training.batch_size)
     measures = make_measures(config.measures, config.data, config.training.seed)
     parts = (unet, images, condition, objective, config.training, measures)
     return with_prior(config, make_denoising_task(config.lora, *parts), device)

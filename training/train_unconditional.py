@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from guided_diffusers.core.checks import check_that
 from guided_diffusers.hub.component import load_network
-from guided_diffusers.models.latents import latent_channels, latent_shape, spatial_factor
+from guided_diffusers.models.latents import latent_shape, sample_shape
 from guided_diffusers.models.parts import check_sample
 from guided_diffusers.models.patched_unet import PatchedUNet2DModel
 from guided_diffusers.training.data.dataset import DataConfig
@@ -75,9 +75,8 @@ def make_unet(config: UnconditionalConfig, vae: Any, learned: bool, classes: int
     if config.unet_pretrained is not None:
         check_that(not config.denoiser, "denoiser", config.denoiser, "nothing beside unet_pretrained")
         return load_network(UNet2DModel, config.unet_pretrained, "unet")
-    factor = 1 if vae is None else spatial_factor(vae)
-    channels = config.data.channels if vae is None else latent_channels(vae.config)
-    sizes = sample_sizes(config.data.resolution // factor, channels, learned) | {"classes": classes}
+    channels, side, _ = sample_shape(vae, config.data.channels, config.data.resolution)
+    sizes = sample_sizes(side, channels, learned) | {"classes": classes}
     return make_network(config.denoiser, config.unet, UNet2DModel, sizes)
 
 

@@ -19,7 +19,7 @@ from diffusers import (
 from tiny import CONTEXT, LATENT, WIDTH, stable_diffusion_schedule, tiny_components, tiny_unet
 from torch import Tensor
 
-from guided_diffusers import ModelDenoiser, TextToImagePipeline, noise_level
+from guided_diffusers import Condition, ModelDenoiser, TextToImagePipeline, noise_level, sampling_loop
 from guided_diffusers.guidance import (
     AutoGuidance,
     ClassifierFreeGuidance,
@@ -342,6 +342,31 @@ def test_clip_sample_is_switched_off_in_a_copy() -> None:
     scheduler = stable_diffusion_schedule(DDIMScheduler)
     pipe = TextToImagePipeline(**tiny_components(scheduler=scheduler))
     assert scheduler.config.clip_sample and not pipe.scheduler.config.clip_sample
+
+
+def test_without_an_autoencoder_pixels_are_drawn_and_clipped_before_guidance(tmp_path: Path) -> None:
+    unet, scheduler = tiny_unet(in_channels=1, out_channels=1), stable_diffusion_schedule(DDIMScheduler)
+    pipe = TextToImagePipeline(**tiny_components(vae=None, unet=unet, scheduler=scheduler))
+    pipe.save_pretrained(tmp_path)
+    pipe = TextToImagePipeline.from_pretrained(tmp_path)
+    pipe.set_progress_bar_config(disable=True)
+    assert pipe.vae is None and pipe.vae_scale_factor == 1 and pipe.scheduler.config.clip_sample
+    noise = torch.randn(1, 1, *LATENT[1:], generator=torch.Generator().manual_seed(0))
+    drawn = latents_of(pipe, guidance_scale=3.0)
+    null, told = (pipe.encode_prompt(words, "cpu", 1, False)[0] for words in ("", "a boot"))
+    condition = Condition({"encoder_hidden_states": told}, {"encoder_hidden_states": null})
+    unclipped = DDIMScheduler.from_config(scheduler.config, clip_sample=False)
+    denoiser = ClassifierFreeGuidance(3.0)(ModelDenoiser(pipe.unet, "epsilon", clip=1.0))
+    torch.testing.assert_close(drawn, sampling_loop(denoiser, unclipped, noise, condition, 4))
+    pictures = latents_of(pipe, guidance_scale=3.0, output_type="pt", height=16)
+    assert pictures.shape == (1, 1, 16, LATENT[2]) and 0 <= pictures.min() < pictures.max() <= 1
+
+
+def test_latents_without_an_autoencoder_stay_latents(pipeline: TextToImagePipeline) -> None:
+    pipeline.vae = None
+    assert latents_of(pipeline).shape == (1, *LATENT)
+    with pytest.raises(ValueError, match="output_type is 'pil'; allowed: \"latent\", as vae is None"):
+        pipeline("a boot")
 
 
 def test_half_precision_network_keeps_latents_in_float32(pipeline: TextToImagePipeline) -> None:

@@ -113,6 +113,15 @@ def latent_shape(vae: Any, height: int, width: int) -> tuple[int, int, int]:
     return (latent_channels(vae.config), *shrunk(height, width, spatial_factor(vae)))
 
 
+def sample_shape(vae: Any, channels: int, side: int) -> tuple[int, int, int]:
+    """The shape of what a denoiser draws of square images: of their latent, or without a vae their own.
+
+    Raises:
+        ValueError: A side that does not divide evenly.
+    """
+    return (channels, side, side) if vae is None else latent_shape(vae, side, side)
+
+
 def shrunk(height: int, width: int, factor: int) -> tuple[int, int]:
     """The sides divided by a factor; ValueError where they do not divide evenly."""
     fits = height % factor == width % factor == 0

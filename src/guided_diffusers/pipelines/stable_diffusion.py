@@ -9,11 +9,13 @@ import torch
 from diffusers.configuration_utils import FrozenDict
 from torch import Tensor
 
-from guided_diffusers.core.checks import check_int
+from guided_diffusers.core.checks import check_int, check_that
 from guided_diffusers.core.declared import read
 from guided_diffusers.core.denoiser import ModelDenoiser, dtype_of, has_offloading_hooks
 from guided_diffusers.core.randomness import as_generators
 from guided_diffusers.models.latents import decode
+from guided_diffusers.models.parts import draws_pixels
+from guided_diffusers.pipelines.clipping import clip_before_guidance
 from guided_diffusers.pipelines.drawing import noise_of
 from guided_diffusers.pipelines.prompts import PromptEncoder, Prompts
 from guided_diffusers.schedulers.adapt import prediction_type_of, row_of
@@ -132,7 +134,7 @@ class StableDiffusionMethods:
     def _decode(self, sample: Tensor, output_type: str, generator: Any) -> tuple[Any, list[bool] | None]:
         if output_type == "latent":
             return sample, None
-        image = decode(self.vae, sample, generator)
+        image = sample if self.vae is None else decode(self.vae, sample, generator)
         flagged = None
         if self.safety_checker is not None:
             pictures = self.image_processor.postprocess(image, output_type="pil")
@@ -145,6 +147,17 @@ class StableDiffusionMethods:
             image, output_type=output_type, do_denormalize=denormalize
         ), flagged
 
+    def _check_decodes(self, output_type: str) -> None:
+        """Raise ValueError where latents are to become images and there is no autoencoder."""
+        decodes = self.vae is not None or draws_pixels(self.unet, None) or output_type == "latent"
+        check_that(decodes, "output_type", output_type, '"latent", as vae is None')
+
+    def _clipping(self) -> tuple[Any, Any]:
+        """The scheduler of a drawing and the `clip` of its denoiser: pixels are clipped before guidance."""
+        if not draws_pixels(self.unet, self.vae):
+            return self.scheduler, None
+        return clip_before_guidance(self.scheduler, latents=False)
+
     def _denoiser(self) -> ModelDenoiser:
         """The network as a denoiser: the one made last, where nothing that it was made of has changed."""
         made_of = (
@@ -154,7 +167,7 @@ class StableDiffusionMethods:
         )
         kept = self._kept
         if kept is None or any(old is not new for old, new in zip(kept[1], made_of, strict=True)):
-            kept = ModelDenoiser(self.unet, row_of(self.scheduler)), made_of
+            kept = ModelDenoiser(self.unet, row_of(self.scheduler), self._clipping()[1]), made_of
             if isinstance(made_of[1], FrozenDict):  # of one's own scheduler it may change in place
                 self._kept = kept
         return kept[0]

@@ -26,7 +26,7 @@ from guided_diffusers.core.denoiser import dtype_of
 from guided_diffusers.core.networks import guidance_embedding, needed_arguments
 from guided_diffusers.guidance import Guidance, GuidanceInterval
 from guided_diffusers.models.latents import spatial_factor
-from guided_diffusers.models.parts import check_text_width, check_vae, check_weak
+from guided_diffusers.models.parts import check_text_width, check_vae, check_weak, draws_pixels
 from guided_diffusers.pipelines import inputs
 from guided_diffusers.pipelines.adapters import AdaptersMixin
 from guided_diffusers.pipelines.default_guidance import default_guidance_config
@@ -50,13 +50,15 @@ class TextToImagePipeline(
     what the formula says (0 is unconditional), and latents stay in float32 whatever the network's dtype.
 
     Args:
-        vae: `VariationalAutoencoder`, `AutoencoderKL` or another of `models.latents.IMAGE_AUTOENCODERS`.
+        vae: `VariationalAutoencoder`, `AutoencoderKL` or another of `models.latents.IMAGE_AUTOENCODERS`; None
+            for a network of 1 or 3 channels, which draws pixels in [-1, 1].
         text_encoder: `CLIPTextModel`, or another of transformers whose output has `last_hidden_state`, such
             as `T5EncoderModel`. Padding is hidden from it where its configuration says `use_attention_mask`.
         tokenizer: Its tokenizer; prompts are padded and cut to its `model_max_length`.
         unet: `UNet2DConditionModel`.
         scheduler: Any of `guided_diffusers.schedulers.SUPPORTED_SCHEDULERS`. A `clip_sample` in its
-            configuration, which would clip latents after guidance, is switched off in a copy.
+            configuration, which would clip latents after guidance, is switched off in a copy; pixels are
+            clipped before guidance.
         safety_checker: As in Stable Diffusion; may be None.
         feature_extractor: As in Stable Diffusion; may be None unless there is a safety checker.
         image_encoder: Of an IP-Adapter; may be None.
@@ -72,7 +74,7 @@ class TextToImagePipeline(
     """
 
     model_cpu_offload_seq = "text_encoder->image_encoder->unet->vae"
-    _optional_components = ["safety_checker", "feature_extractor", "image_encoder", "weak_unet"]
+    _optional_components = ["vae", "safety_checker", "feature_extractor", "image_encoder", "weak_unet"]
     _exclude_from_cpu_offload = ["safety_checker"]
     _callback_tensor_inputs = ["latents", "prompt_embeds", "negative_prompt_embeds"]
 
@@ -95,7 +97,8 @@ class TextToImagePipeline(
             raise ValueError(
                 "safety_checker was given without feature_extractor: give both, or safety_checker=None"
             )
-        if scheduler is not None and config_of(scheduler, "clip_sample"):
+        pixels = draws_pixels(unet, vae)
+        if scheduler is not None and not pixels and config_of(scheduler, "clip_sample"):
             scheduler = type(scheduler).from_config(scheduler.config, clip_sample=False)
         self.register_modules(
             vae=vae,
@@ -115,7 +118,7 @@ class TextToImagePipeline(
                 default_guidance, **({} if weak_unet is None else {"weak": weak_unet})
             ),
         )
-        self.vae_scale_factor = spatial_factor(vae) if vae is not None else 8
+        self.vae_scale_factor = spatial_factor(vae) if vae is not None else 1 if pixels else 8
         self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor)
 
     def _check_parts(self) -> None:
@@ -230,6 +233,7 @@ class TextToImagePipeline(
         images, sides = given["num_images_per_prompt"], (given["height"], given["width"])
         shape = latent_shape(self.unet, self.vae_scale_factor, prompts.count, images, *sides)
         drawing = Drawing.of(given, shape, self._callback_tensor_inputs)
+        self._check_decodes(drawing.output_type)
         told: dict[str, Any] = {}
         clip_skip = given["clip_skip"]
         if (kwargs := given["cross_attention_kwargs"]) is not None:
@@ -271,7 +275,8 @@ class TextToImagePipeline(
             )
         device, denoiser = self._execution_device, self._denoiser()
         dtype = dtype_of(self.unet, torch.float32)
-        run = drawing.run(denoiser, self.scheduler, shape, dtype, device, call.guidance)
+        scheduler, _ = self._clipping()
+        run = drawing.run(denoiser, scheduler, shape, dtype, device, call.guidance)
         if (width := self.unet.config.get("time_cond_proj_dim")) is not None:
             told["timestep_cond"] = guidance_embedding(call.scale, shape[0], width).to(device, dtype)
         self._cross_attention_kwargs = told.get("cross_attention_kwargs")

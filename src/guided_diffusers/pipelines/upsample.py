@@ -278,7 +278,8 @@ class UpsamplePipeline(GuidedMixin, SafePipeline):
     @property
     def _unit(self) -> int:
         """Sides of a sample that the network takes are multiples of this."""
-        return 2 ** (len(self.unet.config.block_out_channels) - 1)
+        config = self.unet.config
+        return 2 ** (len(config.block_out_channels) - 1) * config.get("patch_size", 1)
 
     def _denoiser(self, network: Any, clip: Any = None) -> ModelDenoiser:
         return ModelDenoiser(SuperResolutionNetwork(network), prediction_type_of(self.scheduler), clip)

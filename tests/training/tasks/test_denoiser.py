@@ -13,9 +13,11 @@ import yaml
 from diffusers import DDPMPipeline, DiffusionPipeline
 from PIL import Image
 from tiny_data import SLICE
+from tiny_upsampler import tiny_upsampler
 from training_scripts import BRIEF, assert_goes_on_to_the_same_bits, load, records, same, weights
 
 from guided_diffusers import (
+    CascadePipeline,
     Condition,
     GuidedDDPMScheduler,
     ModelDenoiser,
@@ -261,3 +263,18 @@ def test_a_dropped_class_is_the_last_one_and_guides(run):
 def test_an_unknown_scheduler_is_named(run):
     with pytest.raises(ValueError, match="scheduler is 'DDXMScheduler'"):
         run("text", "--scheduler DDXMScheduler")
+
+
+def test_a_run_with_text_in_pixels_is_the_base_of_a_cascade(run, tmp_path):
+    line = f"{SHORT} --autoencoder null --data.resolution 16 --unet.patch_size 2"
+    folder = run("text", line)
+    pipeline = loaded(folder)
+    assert type(pipeline) is TextToImagePipeline and pipeline.vae is None
+    call = {"num_inference_steps": 2, "output_type": "pt", "guidance_scale": 2.0}
+    drawn = pipeline("a dark square", generator=torch.Generator().manual_seed(1), **call).images
+    assert drawn.shape == (1, 1, 16, 16)
+    CascadePipeline([pipeline, tiny_upsampler(image_size=64)]).save_pretrained(tmp_path / "cascade")
+    cascade = DiffusionPipeline.from_pretrained(tmp_path / "cascade")
+    cascade.set_progress_bar_config(disable=True)
+    generator = torch.Generator().manual_seed(1)
+    assert cascade("a dark square", generator=generator, **call).images.shape == (1, 1, 64, 64)

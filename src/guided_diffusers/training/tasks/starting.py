@@ -38,16 +38,16 @@ TAKEN = ("unet", "transformer", "vae", "text_encoder", "tokenizer", "scheduler")
 
 
 def check_start(config: Any) -> None:
-    """Check what training starts from: a pipeline, or an autoencoder and what is trained anew.
+    """Check what training starts from: a pipeline, or parts and what is trained anew.
 
     Args:
         config: a script's, with `pretrained`, those of REPLACED, and `text`.
 
     Raises:
-        ValueError: neither is given, or a key beside `pretrained` that the pipeline has the part of.
+        ValueError: an adapter without what it adapts, or a key beside `pretrained` that the pipeline has the
+            part of.
     """
     if config.pretrained is None:
-        check_that(config.autoencoder is not None, "autoencoder", None, "a trained one, or `pretrained`")
         check_frozen(config.text)
         whole = config.unet_pretrained is not None and config.text.pretrained is not None
         allowed = "0 without `pretrained`: there is nothing to adapt"
@@ -75,12 +75,14 @@ def parts_of(config: Config) -> Config:
     name = config.pretrained
     if name is None:
         return config
-    kind = _index(pipeline_source(name)).get("transformer", (None, None))[1]
+    index = _index(pipeline_source(name))
+    kind, vae = (index.get(part, (None, None))[1] for part in ("transformer", "vae"))
     allowed = f"a UNet2DConditionModel, {', '.join(PROMPTED)}"
     check_that(kind is None or kind in PROMPTED, f"the transformer of {name}", kind, allowed)
     network = {} if kind is None else {"denoiser": {"class": kind}}
     text = replace(config.text, pretrained=name, subfolders=True)
-    return replace(config, pretrained=None, autoencoder=name, unet_pretrained=name, text=text, **network)
+    parts = {"autoencoder": vae and name, "unet_pretrained": name, "text": text, **network}
+    return replace(config, pretrained=None, **parts)
 
 
 def starting_scheduler(config: Any) -> Any:
