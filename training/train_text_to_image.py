@@ -94,7 +94,7 @@ def make_task(config: TextToImageConfig, device: torch.device) -> DenoisingTask:
         condition = make_captions(data, config.text, config.training, vae, device, **told)
         text_encoder = condition.components["text_encoder"]
         unet = make_unet(config, vae, text_encoder.config.hidden_size, None, learned)
-        of = "the pixels" if vae is None else "the autoencoder's latent"
+        of = "an image" if vae is None else "the autoencoder's latent"
         check_sample(unet, "unet", sample_shape(vae, config.data.channels, config.data.resolution), of)
         check_text_width(unet, text_encoder)
     else:

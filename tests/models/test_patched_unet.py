@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMPipeline, DiffusionPipeline, UNet2DConditionModel, UNet2DModel
-from tiny import WIDTH, tiny_components, tiny_unet
+from tiny import LATENT, WIDTH, tiny_components, tiny_unet
 from tiny_upsampler import tiny_upsampler_unet
 from torch import nn
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle
@@ -15,6 +15,7 @@ from guided_diffusers.hub.component import load_network
 
 PLAIN = {UNet2DModel: tiny_upsampler_unet, UNet2DConditionModel: tiny_unet}
 PATCHED = {UNet2DModel: PatchedUNet2DModel, UNet2DConditionModel: PatchedUNet2DConditionModel}
+CONFIG = {name: value for name, value in tiny_unet().config.items() if not name.startswith(("_", "conv_"))}
 TOLD = {
     UNet2DModel: {"class_labels": torch.tensor([3, 5])},
     UNet2DConditionModel: {"encoder_hidden_states": torch.linspace(-1, 1, 2 * 3 * WIDTH).view(2, 3, WIDTH)},
@@ -49,6 +50,29 @@ def test_sides_that_are_no_multiples_of_a_patch_are_refused(stock: type) -> None
         network(torch.randn(2, network.config.in_channels, 16, 18), 7, **TOLD[stock])
     with pytest.raises(ValueError, match="patch_size"):
         patched(stock, 0)
+    with pytest.raises(ValueError, match="sample_size is .*; allowed: a multiple of 3, the patch_size"):
+        patched(stock, 3)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4])
+def test_patches_that_do_not_halve_evenly_are_drawn_too(size: int) -> None:
+    network = PatchedUNet2DConditionModel(**{**CONFIG, "sample_size": None, "patch_size": size}).eval()
+    for side in (5, 6, 7):
+        sample = torch.randn(2, LATENT[0], side * size, 4 * size)
+        assert network(sample, 7, **TOLD[UNet2DConditionModel]).sample.shape == sample.shape
+
+
+def test_kernels_are_those_of_the_configuration() -> None:
+    network = PatchedUNet2DConditionModel(**CONFIG, conv_in_kernel=5, conv_out_kernel=1)
+    assert (network.conv_in[1].kernel_size, network.conv_out[0].kernel_size) == ((5, 5), (1, 1))
+
+
+def test_a_pipeline_refuses_sides_of_half_patches() -> None:
+    pipeline = TextToImagePipeline(
+        **tiny_components(unet=patched(UNet2DConditionModel, 4)), requires_safety_checker=False
+    )
+    with pytest.raises(ValueError, match="height is 12; allowed: a positive multiple of 8"):
+        pipeline("a boot", height=12)
 
 
 @pytest.mark.parametrize("stock", PLAIN)

@@ -346,7 +346,7 @@ def test_clip_sample_is_switched_off_in_a_copy() -> None:
 
 def test_without_an_autoencoder_pixels_are_drawn_and_clipped_before_guidance(tmp_path: Path) -> None:
     unet, scheduler = tiny_unet(in_channels=1, out_channels=1), stable_diffusion_schedule(DDIMScheduler)
-    pipe = TextToImagePipeline(**tiny_components(vae=None, unet=unet, scheduler=scheduler))
+    pipe = TextToImagePipeline(**tiny_components(vae=None, unet=unet, scheduler=scheduler), pixels=True)
     pipe.save_pretrained(tmp_path)
     pipe = TextToImagePipeline.from_pretrained(tmp_path)
     pipe.set_progress_bar_config(disable=True)
@@ -360,11 +360,17 @@ def test_without_an_autoencoder_pixels_are_drawn_and_clipped_before_guidance(tmp
     torch.testing.assert_close(drawn, sampling_loop(denoiser, unclipped, noise, condition, 4))
     pictures = latents_of(pipe, guidance_scale=3.0, output_type="pt", height=16)
     assert pictures.shape == (1, 1, 16, LATENT[2]) and 0 <= pictures.min() < pictures.max() <= 1
+    pipe.weak_unet = unet
+    assert pipe.weak_denoiser is not None and pipe.weak_denoiser.clip == 1.0
+    with pytest.raises(ValueError, match="vae is .*; allowed: None with pixels"):
+        TextToImagePipeline(**tiny_components(), pixels=True)
 
 
-def test_latents_without_an_autoencoder_stay_latents(pipeline: TextToImagePipeline) -> None:
-    pipeline.vae = None
-    assert latents_of(pipeline).shape == (1, *LATENT)
+@pytest.mark.parametrize("channels", [LATENT[0], 3])
+def test_latents_without_an_autoencoder_stay_latents(channels: int) -> None:
+    unet = tiny_unet(in_channels=channels, out_channels=channels)
+    pipeline = TextToImagePipeline(**tiny_components(unet=unet, vae=None))
+    assert latents_of(pipeline).shape == (1, channels, *LATENT[1:])
     with pytest.raises(ValueError, match="output_type is 'pil'; allowed: \"latent\", as vae is None"):
         pipeline("a boot")
 

@@ -1,8 +1,8 @@
 """Pixels, cascade, latents: what each way around the U-Net problem costs and gives, a row a checkpoint.
 
-    python benchmarks/studies/cascade/ways.py --data data/emoji-128 --judge runs/emoji_judge/final
+    python benchmarks/studies/cascade/ways.py --data data/noto-128 --judge runs/emoji_judge/final
         --arm pixels=runs/ways_pixels/final cascade=runs/ways_cascade latents=runs/ways_latents/final
-        --steps pixels=12 cascade=20 latents=25 --drawn cache/ways --output ways.json
+        --steps pixels=14 cascade=20 latents=25 --drawn cache/ways --output ways.json
         --figure docs/images/ways.png --grid docs/images/ways-grid.png
 
 Every checkpoint draws the same captions with the same seeds, at its own steps unless --steps says how many of
@@ -61,7 +61,9 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=None)
     parser.add_argument("--one", default=None, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    arms = dict(each.split("=", 1) for each in arguments.arm)
+    arms, steps = (dict(each.split("=", 1) for each in given) for given in (arguments.arm, arguments.steps))
+    if unknown := [*(steps.keys() - arms.keys())]:
+        parser.error(f"--steps has {', '.join(unknown)}; allowed: {', '.join(arms)}")
     if arguments.one is not None:
         print("RESULT", json.dumps(measure(arguments.one, arms[arguments.one], arguments)))
         return
@@ -170,9 +172,10 @@ def figure(arms: dict[str, dict[str, Any]]) -> Any:
     shown = new_figure(9, 3)
     names = list(arms)
     panels = {"kernel distance": "distance", "agreement": "agreement"}
+    panels = {title: key for title, key in panels.items() if all(key in row for row in arms.values())}
     axes = shown.subplots(1, 1 + len(panels))
     for axis, (title, key) in zip(axes, panels.items(), strict=False):
-        found = [arms[name].get(key, {"value": 0, "low": 0, "high": 0}) for name in names]
+        found = [arms[name][key] for name in names]
         below, above = ([abs(each["value"] - each[end]) for each in found] for end in ("low", "high"))
         axis.bar(names, [each["value"] for each in found], yerr=[below, above], capsize=3)
         axis.set_title(title)
@@ -187,7 +190,8 @@ def grid(arms: dict[str, str], arguments: argparse.Namespace) -> Any:
     drawn = [torch.from_numpy(np.load(arguments.drawn / f"{name}.npy"))[:8] for name in arms]
     shown = zip(pixels_of(data, rows[:8]), *drawn, strict=True)
     labels = [data.first_captions()[row] for row in rows[:8]]
-    return labelled_grid([to_pictures(torch.stack(each)) for each in shown], labels, 128, ["real", *arms])
+    pictures = [to_pictures(torch.stack(each)) for each in shown]
+    return labelled_grid(pictures, labels, arguments.resolution, ["real", *arms])
 
 
 if __name__ == "__main__":

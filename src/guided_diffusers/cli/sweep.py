@@ -88,7 +88,7 @@ def line(record: Any, distance: str) -> str:
 def _sampler(spec: SweepSpec, device: str | None) -> PipelineSampler:
     from guided_diffusers.core.checks import check_that
     from guided_diffusers.evaluation.sweep import PipelineSampler
-    from guided_diffusers.hub.component import load_network
+    from guided_diffusers.hub.component import load_network, stock_class
 
     pipeline = load_pipeline(spec.checkpoint, device=device, prompted=False)
     weak = None
@@ -96,7 +96,7 @@ def _sampler(spec: SweepSpec, device: str | None) -> PipelineSampler:
         stock = getattr(pipeline, "stock", None)
         allowed = f"none, for a {type(stock).__name__} is guided by no second network: leave it out"
         check_that(stock is None, "weak", spec.weak, allowed)
-        weak = load_network(type(pipeline.unet), f"{spec.checkpoint}/{spec.weak}", spec.weak)
+        weak = load_network(stock_class(pipeline.unet), f"{spec.checkpoint}/{spec.weak}", spec.weak)
         weak = weak.to(pipeline.device).eval()
     return PipelineSampler(pipeline, make_scheduler, weak)
 
@@ -131,7 +131,10 @@ def _adopt(results: dict[str, Any], folder: Path) -> Path:
         ValueError: No winner, one that needs a weak network that the checkpoint does not bring, or a
             checkpoint of a pipeline that takes no guidance.
     """
+    import diffusers
+
     from guided_diffusers.cli.stock import BY_CLASS, BY_PROMPT
+    from guided_diffusers.hub.entry_point import LIBRARY
     from guided_diffusers.hub.inventory import WAY_OF_DRAWING
     from guided_diffusers.store.files import write_json_atomically
 
@@ -153,6 +156,7 @@ def _adopt(results: dict[str, Any], folder: Path) -> Path:
         if weak != WEAK_COMPONENT or not (folder / weak).is_dir():
             raise ValueError(f"the winner guides by {weak!r}: bring it in a folder {WEAK_COMPONENT}")
         config = json.loads((folder / weak / "config.json").read_text())
-        index[WEAK_COMPONENT] = ["diffusers", config["_class_name"]]
+        library = "diffusers" if hasattr(diffusers, config["_class_name"]) else LIBRARY
+        index[WEAK_COMPONENT] = [library, config["_class_name"]]
     write_json_atomically(path, index)
     return path

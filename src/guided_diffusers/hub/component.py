@@ -11,6 +11,7 @@ from diffusers.configuration_utils import ConfigMixin
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
 
+from guided_diffusers.hub.entry_point import LIBRARY
 from guided_diffusers.hub.errors import hub_errors
 from guided_diffusers.store.checkpoints import component_source, pick_component
 from guided_diffusers.store.safety import check_complete, refused_in_one_line
@@ -66,7 +67,7 @@ def load_network(cls: type[Model], name: str, component: str) -> Model:
     """A network of diffusers from safetensors, whose weights are those of its class.
 
     Args:
-        cls: The network's class, or what it is derived from.
+        cls: The network's class of diffusers; one of ours that is derived from it will do too.
         name: See `find_component`.
         component: See `find_component`.
 
@@ -74,12 +75,19 @@ def load_network(cls: type[Model], name: str, component: str) -> Model:
         ValueError: It is of another class.
         OSError: It cannot be loaded; in one line.
     """
-    classes = {each.__name__: each for each in (cls, *cls.__subclasses__())}
+    ours = (each for each in cls.__subclasses__() if each.__module__.startswith(f"{LIBRARY}."))
+    classes = {each.__name__: each for each in (cls, *ours)}
     where = find_component(name, component, tuple(classes))
     kind = class_of(where) or cls.__name__
     if kind not in classes:
         raise ValueError(f"{name} is of class {kind}; allowed: {', '.join(classes)}")
     return load_whole(classes[kind], where, name)
+
+
+def stock_class(network: ModelMixin) -> type[ModelMixin]:
+    """The class of diffusers that a network is of, or derived from; its own where there is none."""
+    kinds = (each for each in type(network).__mro__ if each.__module__.startswith("diffusers."))
+    return next(kinds, type(network))
 
 
 def load_whole(cls: type[Model], where: dict[str, str], name: str) -> Model:

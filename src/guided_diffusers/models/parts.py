@@ -23,11 +23,6 @@ def check_vae(unet: Any, vae: Any) -> None:
         )
 
 
-def draws_pixels(unet: Any, vae: Any) -> bool:
-    """Whether a denoiser is of pixels: without an autoencoder, of the channels of grey or colour pictures."""
-    return vae is None and unet is not None and unet.config.get("in_channels") in (1, 3)
-
-
 def check_text_width(unet: Any, text_encoder: Any) -> None:
     """Raise ValueError where a denoiser attends to embeddings of another width than a text encoder's."""
     if unet is None or text_encoder is None:

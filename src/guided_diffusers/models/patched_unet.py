@@ -15,6 +15,7 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 from diffusers import UNet2DConditionModel, UNet2DModel
 from torch import Tensor, nn
 
@@ -44,13 +45,20 @@ class _PatchedMixin:
         super().__init__(**arguments)
         size = check_int("patch_size", patch_size, 1)
         self.register_to_config(patch_size=size)  # type: ignore[attr-defined]
-        first, last, kernel = self.conv_in, self.conv_out, {"kernel_size": 3, "padding": 1}
-        self.conv_in = nn.Sequential(
-            Patches(size), nn.Conv2d(first.in_channels * size**2, first.out_channels, **kernel)
-        )
-        self.conv_out = nn.Sequential(
-            nn.Conv2d(last.in_channels, last.out_channels * size**2, **kernel), nn.PixelShuffle(size)
-        )
+        sides = self.config.sample_size
+        whole = sides is None or all(side % size == 0 for side in np.atleast_1d(sides))
+        check_that(whole, "sample_size", sides, f"a multiple of {size}, the patch_size")
+        seen, drawn = (self.config[name] * size**2 for name in ("in_channels", "out_channels"))
+        first, last = self.conv_in, self.conv_out
+        self.conv_in = nn.Sequential(Patches(size), _like(first, seen, first.out_channels))
+        self.conv_out = nn.Sequential(_like(last, last.in_channels, drawn), nn.PixelShuffle(size))
+        # By 2^num_upsamplers the forward of diffusers knows which sides do not halve evenly: the patches'.
+        self.num_upsamplers = getattr(self, "num_upsamplers", 0) + size.bit_length()
+
+
+def _like(layer: nn.Conv2d, channels: int, outputs: int) -> nn.Conv2d:
+    """A new convolution of other channels."""
+    return nn.Conv2d(channels, outputs, layer.kernel_size, padding=layer.padding)
 
 
 def _with_patch_size(cls: type) -> inspect.Signature:

@@ -197,7 +197,7 @@ def latent_shape(
     images = checked_images(prompts, times)
     for name, side in (("height", height), ("width", width)):
         if side is not None:
-            inputs.check_size(name, side, factor)
+            inputs.check_size(name, side, factor * unet.config.get("patch_size", 1))
     rows, columns = (None, None) if height and width else sample_sides(unet, "give height and width")
     rows, columns = height // factor if height else rows, width // factor if width else columns
     return images, unet.config.in_channels, rows, columns  # type: ignore[return-value]

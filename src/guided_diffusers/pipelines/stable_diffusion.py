@@ -9,12 +9,11 @@ import torch
 from diffusers.configuration_utils import FrozenDict
 from torch import Tensor
 
-from guided_diffusers.core.checks import check_int, check_that
+from guided_diffusers.core.checks import check_int
 from guided_diffusers.core.declared import read
 from guided_diffusers.core.denoiser import ModelDenoiser, dtype_of, has_offloading_hooks
 from guided_diffusers.core.randomness import as_generators
 from guided_diffusers.models.latents import decode
-from guided_diffusers.models.parts import draws_pixels
 from guided_diffusers.pipelines.clipping import clip_before_guidance
 from guided_diffusers.pipelines.drawing import noise_of
 from guided_diffusers.pipelines.prompts import PromptEncoder, Prompts
@@ -24,6 +23,7 @@ from guided_diffusers.schedulers.adapt import prediction_type_of, row_of
 class StableDiffusionMethods:
     """Methods of a pipeline that has Stable Diffusion's components."""
 
+    config: Any
     unet: Any
     vae: Any
     tokenizer: Any
@@ -66,7 +66,8 @@ class StableDiffusionMethods:
         """The weak network as `AutoGuidance` takes it; None where the checkpoint has none."""
         if self.weak_unet is None:
             return None
-        return ModelDenoiser(self.weak_unet, prediction_type_of(self.scheduler))
+        clip = clip_before_guidance(self.scheduler, latents=False)[1] if self.config.pixels else None
+        return ModelDenoiser(self.weak_unet, prediction_type_of(self.scheduler), clip)
 
     def encode_prompt(
         self,
@@ -147,27 +148,22 @@ class StableDiffusionMethods:
             image, output_type=output_type, do_denormalize=denormalize
         ), flagged
 
-    def _check_decodes(self, output_type: str) -> None:
-        """Raise ValueError where latents are to become images and there is no autoencoder."""
-        decodes = self.vae is not None or draws_pixels(self.unet, None) or output_type == "latent"
-        check_that(decodes, "output_type", output_type, '"latent", as vae is None')
+    def _denoiser(self) -> tuple[ModelDenoiser, Any]:
+        """The network as a denoiser, and the scheduler of a drawing; of pixels the former clips.
 
-    def _clipping(self) -> tuple[Any, Any]:
-        """The scheduler of a drawing and the `clip` of its denoiser: pixels are clipped before guidance."""
-        if not draws_pixels(self.unet, self.vae):
-            return self.scheduler, None
-        return clip_before_guidance(self.scheduler, latents=False)
-
-    def _denoiser(self) -> ModelDenoiser:
-        """The network as a denoiser: the one made last, where nothing that it was made of has changed."""
+        The denoiser is the one made last, where nothing that it was made of has changed.
+        """
         made_of = (
             self.unet.config,
             getattr(self.scheduler, "config", None),
             has_offloading_hooks(self.unet),
         )
+        scheduler, clip = (
+            clip_before_guidance(self.scheduler, False) if self.config.pixels else (self.scheduler, None)
+        )
         kept = self._kept
         if kept is None or any(old is not new for old, new in zip(kept[1], made_of, strict=True)):
-            kept = ModelDenoiser(self.unet, row_of(self.scheduler), self._clipping()[1]), made_of
+            kept = ModelDenoiser(self.unet, row_of(self.scheduler), clip), made_of
             if isinstance(made_of[1], FrozenDict):  # of one's own scheduler it may change in place
                 self._kept = kept
-        return kept[0]
+        return kept[0], scheduler

@@ -20,13 +20,13 @@ from diffusers.utils import logging
 from torch import Tensor
 from transformers import CLIPVisionModelWithProjection, PreTrainedModel, PreTrainedTokenizerBase
 
-from guided_diffusers.core.checks import check_number
+from guided_diffusers.core.checks import check_number, check_that
 from guided_diffusers.core.declared import read
 from guided_diffusers.core.denoiser import dtype_of
 from guided_diffusers.core.networks import guidance_embedding, needed_arguments
 from guided_diffusers.guidance import Guidance, GuidanceInterval
 from guided_diffusers.models.latents import spatial_factor
-from guided_diffusers.models.parts import check_text_width, check_vae, check_weak, draws_pixels
+from guided_diffusers.models.parts import check_text_width, check_vae, check_weak
 from guided_diffusers.pipelines import inputs
 from guided_diffusers.pipelines.adapters import AdaptersMixin
 from guided_diffusers.pipelines.default_guidance import default_guidance_config
@@ -51,14 +51,14 @@ class TextToImagePipeline(
 
     Args:
         vae: `VariationalAutoencoder`, `AutoencoderKL` or another of `models.latents.IMAGE_AUTOENCODERS`; None
-            for a network of 1 or 3 channels, which draws pixels in [-1, 1].
+            for pixels, or to draw latents alone.
         text_encoder: `CLIPTextModel`, or another of transformers whose output has `last_hidden_state`, such
             as `T5EncoderModel`. Padding is hidden from it where its configuration says `use_attention_mask`.
         tokenizer: Its tokenizer; prompts are padded and cut to its `model_max_length`.
         unet: `UNet2DConditionModel`.
         scheduler: Any of `guided_diffusers.schedulers.SUPPORTED_SCHEDULERS`. A `clip_sample` in its
-            configuration, which would clip latents after guidance, is switched off in a copy; pixels are
-            clipped before guidance.
+            configuration, which would clip latents after guidance, is switched off in a copy; with `pixels`
+            it clips before guidance.
         safety_checker: As in Stable Diffusion; may be None.
         feature_extractor: As in Stable Diffusion; may be None unless there is a safety checker.
         image_encoder: Of an IP-Adapter; may be None.
@@ -66,11 +66,12 @@ class TextToImagePipeline(
         weak_unet: The weak network of autoguidance, such as a snapshot of the same training; None for none.
         default_guidance: The guidance of a call that names none: a Guidance, its `to_config()` value, or a
             scale.
+        pixels: The network draws pixels in [-1, 1], without a vae; kept with the checkpoint.
 
     Raises:
-        ValueError: A safety checker without feature extractor, components that do not fit each other, or a
-            default guidance that is none; at a call and in `from_pretrained`, a network that has to be told
-            what this pipeline does not tell it, such as that of Stable Diffusion XL.
+        ValueError: `pixels` with a vae, a safety checker without feature extractor, components that do not
+            fit each other, or a default guidance that is none; at a call and in `from_pretrained`, a network
+            that has to be told what this pipeline does not tell it, such as that of Stable Diffusion XL.
     """
 
     model_cpu_offload_seq = "text_encoder->image_encoder->unet->vae"
@@ -91,13 +92,14 @@ class TextToImagePipeline(
         requires_safety_checker: bool = True,
         default_guidance: Any = None,
         weak_unet: UNet2DConditionModel = None,
+        pixels: bool = False,
     ) -> None:
         super().__init__()
         if safety_checker is not None and feature_extractor is None:
             raise ValueError(
                 "safety_checker was given without feature_extractor: give both, or safety_checker=None"
             )
-        pixels = draws_pixels(unet, vae)
+        check_that(not (read("pixels", pixels, bool) and vae is not None), "vae", vae, "None with pixels")
         if scheduler is not None and not pixels and config_of(scheduler, "clip_sample"):
             scheduler = type(scheduler).from_config(scheduler.config, clip_sample=False)
         self.register_modules(
@@ -114,6 +116,7 @@ class TextToImagePipeline(
         self._check_parts()
         self.register_to_config(
             requires_safety_checker=requires_safety_checker,
+            pixels=pixels,
             default_guidance=default_guidance_config(
                 default_guidance, **({} if weak_unet is None else {"weak": weak_unet})
             ),
@@ -233,7 +236,8 @@ class TextToImagePipeline(
         images, sides = given["num_images_per_prompt"], (given["height"], given["width"])
         shape = latent_shape(self.unet, self.vae_scale_factor, prompts.count, images, *sides)
         drawing = Drawing.of(given, shape, self._callback_tensor_inputs)
-        self._check_decodes(drawing.output_type)
+        if self.vae is None and not self.config.pixels and drawing.output_type != "latent":
+            raise ValueError(f'output_type is {drawing.output_type!r}; allowed: "latent", as vae is None')
         told: dict[str, Any] = {}
         clip_skip = given["clip_skip"]
         if (kwargs := given["cross_attention_kwargs"]) is not None:
@@ -273,9 +277,8 @@ class TextToImagePipeline(
             logger.warning(
                 "negative_prompt has no part in this call: its guidance does nothing at this scale"
             )
-        device, denoiser = self._execution_device, self._denoiser()
+        device, (denoiser, scheduler) = self._execution_device, self._denoiser()
         dtype = dtype_of(self.unet, torch.float32)
-        scheduler, _ = self._clipping()
         run = drawing.run(denoiser, scheduler, shape, dtype, device, call.guidance)
         if (width := self.unet.config.get("time_cond_proj_dim")) is not None:
             told["timestep_cond"] = guidance_embedding(call.scale, shape[0], width).to(device, dtype)

@@ -142,7 +142,9 @@ class UpsamplePipeline(GuidedMixin, SafePipeline):
     @property
     def weak_denoiser(self) -> ModelDenoiser | None:
         """The weak network as `AutoGuidance` takes it; None where the checkpoint has none."""
-        return None if self.weak_unet is None else self._denoiser(self.weak_unet)
+        if self.weak_unet is None:
+            return None
+        return self._denoiser(self.weak_unet, clip_before_guidance(self.scheduler, self.vae is not None)[1])
 
     def call_guidance(self, guidance_scale: Any = None, guidance_interval: Any = None) -> Guidance:
         """As always; without a default, a network without text is not guided."""

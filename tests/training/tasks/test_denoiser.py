@@ -269,7 +269,7 @@ def test_a_run_with_text_in_pixels_is_the_base_of_a_cascade(run, tmp_path):
     line = f"{SHORT} --autoencoder null --data.resolution 16 --unet.patch_size 2"
     folder = run("text", line)
     pipeline = loaded(folder)
-    assert type(pipeline) is TextToImagePipeline and pipeline.vae is None
+    assert type(pipeline) is TextToImagePipeline and pipeline.vae is None and pipeline.config.pixels
     call = {"num_inference_steps": 2, "output_type": "pt", "guidance_scale": 2.0}
     drawn = pipeline("a dark square", generator=torch.Generator().manual_seed(1), **call).images
     assert drawn.shape == (1, 1, 16, 16)

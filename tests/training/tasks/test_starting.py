@@ -82,7 +82,9 @@ def test_everything_of_a_stock_pipeline_is_taken_and_trained(stock, run):
 
 def test_a_pipeline_of_pixels_is_taken_without_an_autoencoder(run, tmp_path):
     unet = tiny_unet(in_channels=1, out_channels=1, sample_size=16)
-    TextToImagePipeline(**tiny_components(vae=None, unet=unet)).save_pretrained(tmp_path / "began")
+    TextToImagePipeline(**tiny_components(vae=None, unet=unet), pixels=True).save_pretrained(
+        tmp_path / "began"
+    )
     ended = TextToImagePipeline.from_pretrained(run("run", "--pretrained", tmp_path / "began") / "final")
     assert ended.vae is None and drawn(ended).shape == (1, 1, 16, 16)
     pairs = zip(ended.unet.parameters(), unet.parameters(), strict=True)

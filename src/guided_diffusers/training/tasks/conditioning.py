@@ -191,6 +191,7 @@ class Captions(PromptConditioning):
     def pipeline(self, modules: Mapping[str, nn.Module], scheduler: Any) -> TextToImagePipeline:
         """With the guidance of the pictures as its default."""
         options = {"requires_safety_checker": False, "default_guidance": self.drawing.guidance_scale}
+        options["pixels"] = self.components["vae"] is None
         return TextToImagePipeline(**{**self.components, **modules, "scheduler": scheduler}, **options)
 
 

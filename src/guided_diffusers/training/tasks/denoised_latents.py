@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from guided_diffusers.core.checks import check_that
 from guided_diffusers.core.condition import Condition
 from guided_diffusers.core.denoiser import ModelDenoiser
 from guided_diffusers.core.randomness import Stream, randn_for, seed_for
@@ -40,6 +41,7 @@ class DenoisedLatents:
     def __init__(self, pipeline: TextToImagePipeline, maximum: float, seed: int) -> None:
         if not maximum > 0:
             raise ValueError(f"maximum is {maximum}; allowed: above 0, in sigma / alpha")
+        check_that(pipeline.vae is not None, "the denoiser's vae", None, "one: it draws pixels")
         self.maximum, self.seed = maximum, seed
         self.process = process_of(pipeline.scheduler)
         self.statistics = raw_statistics(pipeline.vae.config)
