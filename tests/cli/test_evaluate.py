@@ -13,6 +13,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from tiny import tiny_unet
 from tiny_data import SLICE, small_slice
 
 from guided_diffusers.evaluation import Judge, JudgeConfig, save_judge
@@ -166,8 +167,9 @@ def test_a_checkpoint_of_classes_is_drawn_for_the_classes_of_the_data(run, tmp_p
     assert results["compute"]["backwards"] == {"classifier": 2.0}  # the classifier at scale 1, its default
 
 
-def test_a_winner_by_autoguidance_is_adopted_with_its_weak_network(tmp_path, tiny_folder):
-    from guided_diffusers import TextToImagePipeline
+@pytest.mark.parametrize("patches", [False, True])
+def test_a_winner_by_autoguidance_is_adopted_with_its_weak_network(tmp_path, tiny_folder, patches):
+    from guided_diffusers import PatchedUNet2DConditionModel, TextToImagePipeline
     from guided_diffusers.cli.sweep import _adopt
     from guided_diffusers.guidance import AutoGuidance
 
@@ -177,6 +179,10 @@ def test_a_winner_by_autoguidance_is_adopted_with_its_weak_network(tmp_path, tin
     with pytest.raises(ValueError, match="bring it in a folder weak_unet"):
         _adopt(results, checkpoint)
     shutil.copytree(checkpoint / "unet", checkpoint / "weak_unet")
+    if patches:
+        config = {**tiny_unet().config, "patch_size": 2}
+        weak = PatchedUNet2DConditionModel(**{n: each for n, each in config.items() if n[0] != "_"})
+        weak.save_pretrained(checkpoint / "weak_unet")
     _adopt(results, checkpoint)
     pipeline = TextToImagePipeline.from_pretrained(checkpoint)
     pipeline.set_progress_bar_config(disable=True)
