@@ -41,7 +41,7 @@ class Patches(nn.PixelUnshuffle):
 class _PatchedMixin:
     """Before the class of a UNet among the bases: `conv_in` and `conv_out` on patches."""
 
-    def __init__(self, *, patch_size: int = 2, **arguments: Any) -> None:
+    def __init__(self, *, patch_size: int, **arguments: Any) -> None:
         super().__init__(**arguments)
         size = check_int("patch_size", patch_size, 1)
         self.register_to_config(patch_size=size)  # type: ignore[attr-defined]
@@ -78,8 +78,8 @@ class PatchedUNet2DModel(SafeWeightsMixin, _PatchedMixin, UNet2DModel):
     those of the sample, not of its patches.
     """
 
-    def __init__(self, **arguments: Any) -> None:
-        super().__init__(**arguments)
+    def __init__(self, *, patch_size: int = 2, **arguments: Any) -> None:
+        super().__init__(patch_size=patch_size, **arguments)
 
     __init__.__signature__ = _with_patch_size(UNet2DModel)  # type: ignore[attr-defined]
 
@@ -94,8 +94,8 @@ class PatchedUNet2DConditionModel(SafeWeightsMixin, _PatchedMixin, UNet2DConditi
     are those of the sample, not of its patches.
     """
 
-    def __init__(self, **arguments: Any) -> None:
-        super().__init__(**arguments)
+    def __init__(self, *, patch_size: int = 2, **arguments: Any) -> None:
+        super().__init__(patch_size=patch_size, **arguments)
 
     __init__.__signature__ = _with_patch_size(UNet2DConditionModel)  # type: ignore[attr-defined]
 
