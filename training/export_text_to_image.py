@@ -38,7 +38,7 @@ def main() -> None:
     if arguments.autoencoder is not None:
         vae = VariationalAutoencoder.from_pretrained(**find_component(str(arguments.autoencoder), "vae"))
     pipeline = TextToImagePipeline(
-        vae=vae and vae.half(),
+        vae=None if vae is None else vae.half(),
         pixels=trained.config.pixels,
         text_encoder=trained.text_encoder.float(),
         tokenizer=trained.tokenizer,

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from guided_diffusers.core.checks import check_that
 from guided_diffusers.hub.component import load_network
-from guided_diffusers.models.latents import latent_shape, sample_shape
+from guided_diffusers.models.latents import sample_shape
 from guided_diffusers.models.parts import check_sample
 from guided_diffusers.models.patched_unet import PatchedUNet2DModel
 from guided_diffusers.training.data.dataset import DataConfig
@@ -103,7 +103,7 @@ def make_task(config: UnconditionalConfig, device: torch.device) -> DenoisingTas
         logging.info("classes: %s", ", ".join(f"{number} {name}" for number, name in enumerate(names)))
     scheduler = config.make_scheduler()
     unet = make_unet(config, vae, learned_variance(scheduler), None if classes is None else classes.count)
-    shape = data.shape if vae is None else latent_shape(vae, *data.shape[1:])
+    shape = sample_shape(vae, *data.shape[:2])
     check_sample(unet, "unet", shape, "the image" if vae is None else "the autoencoder's latent")
     condition = Labels(
         labels=labels,

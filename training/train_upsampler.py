@@ -16,13 +16,9 @@ from diffusers import UNet2DConditionModel, UNet2DModel
 
 from guided_diffusers.core.declared import AtLeast
 from guided_diffusers.hub.component import load_network
-from guided_diffusers.models.latents import spatial_factor
+from guided_diffusers.models.latents import sample_shape, spatial_factor
 from guided_diffusers.models.parts import check_text_width
-from guided_diffusers.models.patched_unet import (
-    PatchedUNet2DConditionModel,
-    PatchedUNet2DModel,
-    unet_class,
-)
+from guided_diffusers.models.patched_unet import PatchedUNet2DConditionModel, PatchedUNet2DModel, unet_class
 from guided_diffusers.models.super_resolution import Channels
 from guided_diffusers.training.data.crops import Crops
 from guided_diffusers.training.data.dataset import DataConfig
@@ -65,9 +61,7 @@ class UpsamplerConfig:
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
     text: TextConfig = field(default_factory=TextConfig)
     unet: dict[str, Any] = arguments(
-        "UNet2DModel's arguments, with captions UNet2DConditionModel's, or patch_size beside them",
-        PatchedUNet2DModel,
-        PatchedUNet2DConditionModel,
+        "UNet2D(Condition)Model's arguments and patch_size", PatchedUNet2DModel, PatchedUNet2DConditionModel
     )
     unet_pretrained: str | None = option(None, "folder or Hub id of a network to start from")
     scheduler: str = option("GuidedDDIMScheduler", "class of ours or of diffusers, saved for sampling")
@@ -82,10 +76,10 @@ def make_unet(config: UpsamplerConfig, vae: Any, encoder: Any, classes: int | No
     cls = UNet2DModel if encoder is None else UNet2DConditionModel
     if config.unet_pretrained is not None:
         return load_network(cls, config.unet_pretrained, "unet")
-    told, factor = config.augmentation.max_level > 0, 1 if vae is None else spatial_factor(vae)
-    channels = config.data.channels if vae is None else vae.config.latent_channels
+    told = config.augmentation.max_level > 0
+    channels, side, _ = sample_shape(vae, config.data.channels, config.data.resolution)
     sizes = {
-        "sample_size": config.data.resolution // factor,
+        "sample_size": side,
         "in_channels": channels + config.data.channels + (told and classes is not None),
         "out_channels": channels * (2 if learned else 1),
         **({} if encoder is None else {"cross_attention_dim": encoder.config.hidden_size}),

@@ -185,7 +185,7 @@ def figure(arms: dict[str, dict[str, Any]]) -> Any:
 
 
 def grid(arms: dict[str, str], arguments: argparse.Namespace) -> Any:
-    """Eight captions, spread over those asked for: a real picture, and one of each way."""
+    """The first eight captions: a real picture, and one of each way."""
     data, rows, _ = opened(arguments)
     drawn = [torch.from_numpy(np.load(arguments.drawn / f"{name}.npy"))[:8] for name in arms]
     shown = zip(pixels_of(data, rows[:8]), *drawn, strict=True)

@@ -116,6 +116,14 @@ def latent_shape(vae: Any, height: int, width: int) -> tuple[int, int, int]:
 def sample_shape(vae: Any, channels: int, side: int) -> tuple[int, int, int]:
     """The shape of what a denoiser draws of square images: of their latent, or without a vae their own.
 
+    Args:
+        vae: An autoencoder; None for none.
+        channels: Of an image.
+        side: Of an image, in pixels.
+
+    Returns:
+        (channels, h, w).
+
     Raises:
         ValueError: A side that does not divide evenly.
     """

@@ -17,25 +17,10 @@ from typing import Any
 
 import numpy as np
 from diffusers import UNet2DConditionModel, UNet2DModel
-from torch import Tensor, nn
+from torch import nn
 
 from guided_diffusers.core.checks import check_int, check_that
 from guided_diffusers.models.safe import SafeWeightsMixin
-
-
-class Patches(nn.PixelUnshuffle):
-    """`(batch, channels, height, width)` as `(batch, channels p^2, height / p, width / p)`."""
-
-    def forward(self, sample: Tensor) -> Tensor:
-        """The patches as channels.
-
-        Raises:
-            ValueError: Sides that are no multiples of p.
-        """
-        size = self.downscale_factor
-        whole = all(side % size == 0 for side in sample.shape[2:])
-        check_that(whole, "sample", sample, f"sides that are multiples of {size}, the network's patch_size")
-        return super().forward(sample)
 
 
 class _PatchedMixin:
@@ -50,7 +35,7 @@ class _PatchedMixin:
         check_that(whole, "sample_size", sides, f"a multiple of {size}, the patch_size")
         seen, drawn = (self.config[name] * size**2 for name in ("in_channels", "out_channels"))
         first, last = self.conv_in, self.conv_out
-        self.conv_in = nn.Sequential(Patches(size), _like(first, seen, first.out_channels))
+        self.conv_in = nn.Sequential(nn.PixelUnshuffle(size), _like(first, seen, first.out_channels))
         self.conv_out = nn.Sequential(_like(last, last.in_channels, drawn), nn.PixelShuffle(size))
         # By 2^num_upsamplers the forward of diffusers knows which sides do not halve evenly: the patches'.
         self.num_upsamplers = getattr(self, "num_upsamplers", 0) + size.bit_length()

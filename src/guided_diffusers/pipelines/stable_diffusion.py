@@ -66,8 +66,7 @@ class StableDiffusionMethods:
         """The weak network as `AutoGuidance` takes it; None where the checkpoint has none."""
         if self.weak_unet is None:
             return None
-        clip = clip_before_guidance(self.scheduler, latents=False)[1] if self.config.pixels else None
-        return ModelDenoiser(self.weak_unet, prediction_type_of(self.scheduler), clip)
+        return ModelDenoiser(self.weak_unet, prediction_type_of(self.scheduler), self._denoiser()[0].clip)
 
     def encode_prompt(
         self,
